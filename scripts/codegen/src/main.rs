@@ -1,0 +1,37 @@
+//! Regenerates what is generated and checked in. Run through `scripts/regen`.
+//!
+//! `codegen proto ROOT` writes the messages of assigner/wire and the gRPC services of assigner.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["proto", root] => proto(Path::new(root)),
+        _ => bail!("usage: codegen proto ROOT"),
+    }
+}
+
+/// Messages go to assigner/wire, which knows no tonic; services go to assigner and name those messages.
+fn proto(root: &Path) -> Result<()> {
+    let folder = root.join("assigner/wire/proto");
+    let descriptors =
+        protox::compile([folder.join("acb.proto")], [&folder]).context("compile acb.proto")?;
+
+    let messages = root.join("assigner/wire/src/generated");
+    std::fs::create_dir_all(&messages)?;
+    prost_build::Config::new()
+        .out_dir(&messages)
+        .compile_fds(descriptors.clone())
+        .context("generate messages")?;
+
+    let services = root.join("assigner/src/generated");
+    std::fs::create_dir_all(&services)?;
+    tonic_prost_build::configure()
+        .out_dir(&services)
+        .extern_path(".acb.v1", "::acb_wire::v1")
+        .compile_fds(descriptors)
+        .context("generate services")?;
+    Ok(())
+}
