@@ -1,1 +1,6 @@
-//! Placeholder.
+//! End-to-end tests of slurm-acb, the benchmarks and the quickstart: what runs the product's
+//! programs and looks at them from outside.
+//!
+//! Owns: [`lab`], a private Slurm. Does not own: the workloads, the software GPU.
+
+pub mod lab;
