@@ -1,2 +1,378 @@
-//! Placeholder.
-fn main() {}
+//! A program that alternates CPU phases and GPU phases and checks its data in every round.
+//!
+//! Owns: the workload of the benchmarks, and its record: one line of JSON a round on stdout. Does not
+//! own: the arithmetic ([`acb_workloads::reference`]), the lengths of phases ([`acb_workloads::timing`]).
+//!
+//! A CPU phase lasts from the end of a GPU phase until the GPU is wanted, checking and printing
+//! included. A GPU phase copies data in, runs kernels, and copies data out. Half of the data comes
+//! from the host in each round; the other half stays on the GPU, where a lost or mixed-up byte
+//! would be seen in the next round.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use acb_workloads::clock;
+use acb_workloads::driver::{Context, DevicePtr, Driver, DriverError, Kernel};
+use acb_workloads::kernels;
+use acb_workloads::reference::{self, Steps, splitmix64};
+use acb_workloads::timing::{Spread, Times};
+use clap::Parser;
+use serde::Serialize;
+
+/// Exit code when the data is not what the kernels should have left behind.
+const WRONG_DATA: u8 = 3;
+
+/// Alternates CPU phases and GPU phases, checks its data, and prints one line of JSON a round
+#[derive(Debug, Parser)]
+#[command(
+    name = "phases",
+    version,
+    after_help = "Exit code: 0 all data right; 1 a CUDA call failed; 2 wrong options; 3 wrong data."
+)]
+struct Options {
+    /// Rounds to run (default: 10, or no limit with --duration)
+    #[arg(long, value_name = "N")]
+    rounds: Option<u64>,
+    /// Start no round after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// Mean length of a CPU phase
+    #[arg(long, value_name = "MS", default_value = "50", value_parser = milliseconds)]
+    cpu_ms: Duration,
+    /// Mean length of the kernels of a GPU phase, together; copies come on top
+    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
+    gpu_ms: Duration,
+    /// Spread of both lengths, standard deviation over mean: 0, 0.5 or 1
+    #[arg(long, value_name = "CV", default_value = "0")]
+    cv: Spread,
+    /// Seed of the data and of the lengths; the task's rank is added to it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Device memory to allocate on each GPU; K, M, G for powers of 1024
+    #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = bytes)]
+    bytes: u64,
+    /// How much of it to use in each round
+    #[arg(long, value_name = "BYTES", default_value = "1M", value_parser = bytes)]
+    touch: u64,
+    /// Kernels in a GPU phase
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    kernels: u32,
+    /// GPUs to use at the same time
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    gpus: u32,
+    /// Wait so long before the first CPU phase
+    #[arg(long, value_name = "MS", default_value = "0", value_parser = milliseconds)]
+    start_offset: Duration,
+    /// Compute in the CPU phases, for that much CPU time, instead of sleeping
+    #[arg(long)]
+    burn: bool,
+    /// Name in the record (default: client-RANK, with Slurm's rank of the task)
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// The record of one round; times are CLOCK_MONOTONIC in nanoseconds.
+#[derive(Debug, Serialize)]
+struct Round<'a> {
+    name: &'a str,
+    pid: u32,
+    round: u64,
+    cpu_start_ns: u64,
+    gpu_wanted_ns: u64,
+    /// The first operation on every GPU was completed.
+    gpu_got_ns: u64,
+    gpu_done_ns: u64,
+    ok: bool,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let rank = std::env::var("SLURM_PROCID").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let name = options.name.clone().unwrap_or_else(|| format!("client-{rank}"));
+    match run(&options, rank, &name) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(WRONG_DATA),
+        Err(error) => {
+            eprintln!("phases: {name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs all rounds; false at the first wrong word.
+fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
+    anyhow::ensure!(
+        options.touch >= 16 && options.touch <= options.bytes,
+        "--touch {} is not between 16 and --bytes {}",
+        options.touch,
+        options.bytes
+    );
+    let seed = options.seed.wrapping_add(rank);
+    let mut times = Times::new(seed, options.cv);
+    let driver = Driver::open("libcuda.so.1")?;
+    driver.init()?;
+    let found = driver.device_count()?;
+    anyhow::ensure!(found >= options.gpus, "--gpus {}: the driver shows {found}", options.gpus);
+    let mut gpus = (0..options.gpus)
+        .map(|ordinal| Gpu::new(&driver, ordinal, options, splitmix64(seed ^ u64::from(ordinal))))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    std::thread::sleep(options.start_offset);
+    let begin = clock::monotonic();
+    let mut cpu_start = begin;
+    for round in 0.. {
+        let enough = match (options.rounds, options.duration) {
+            (Some(rounds), _) if round >= rounds => true,
+            (_, Some(duration)) => cpu_start - begin >= duration,
+            (None, None) => round >= 10,
+            _ => false,
+        };
+        if enough {
+            break;
+        }
+        cpu_phase(cpu_start, times.draw(options.cpu_ms), options.burn);
+        let length = times.draw(options.gpu_ms);
+        let salts: Vec<u64> =
+            (0..options.kernels).map(|k| splitmix64(seed ^ (round << 20) ^ u64::from(k))).collect();
+
+        let wanted = clock::monotonic();
+        for gpu in &gpus {
+            gpu.first_operation(&driver)?;
+        }
+        let got = clock::monotonic();
+        for gpu in &mut gpus {
+            gpu.submit(&driver, &salts, length, round)?;
+        }
+        for gpu in &mut gpus {
+            gpu.fetch(&driver)?;
+        }
+        let done = clock::monotonic();
+
+        let ok = gpus.iter_mut().all(|gpu| gpu.check(&salts));
+        let record = Round {
+            name,
+            pid: std::process::id(),
+            round,
+            cpu_start_ns: nanoseconds(cpu_start),
+            gpu_wanted_ns: nanoseconds(wanted),
+            gpu_got_ns: nanoseconds(got),
+            gpu_done_ns: nanoseconds(done),
+            ok,
+        };
+        // One write a line: several clients share a pipe.
+        let line = serde_json::to_string(&record)? + "\n";
+        io::stdout().write_all(line.as_bytes())?;
+        io::stdout().flush()?;
+        if !ok {
+            eprintln!("phases: {name}: round {round}: {}", wrong(&gpus, &salts));
+            return Ok(false);
+        }
+        cpu_start = done;
+    }
+    for gpu in gpus {
+        gpu.close(&driver)?;
+    }
+    Ok(true)
+}
+
+/// The CPU phase that began at `begin`.
+fn cpu_phase(begin: Duration, length: Duration, burn: bool) {
+    if burn {
+        // CPU time, not wall-clock: on a crowded machine the phase takes longer, as real work would.
+        let start = clock::thread_cpu();
+        let mut x = start.as_nanos() as u64;
+        while clock::thread_cpu() - start < length {
+            for _ in 0..10_000 {
+                x = std::hint::black_box(splitmix64(x));
+            }
+        }
+    } else {
+        std::thread::sleep((begin + length).saturating_sub(clock::monotonic()));
+    }
+}
+
+/// One GPU's part of the workload.
+struct Gpu {
+    ordinal: u32,
+    context: Context,
+    step: Kernel,
+    memory: DevicePtr,
+    /// Where the half is that comes from the host: at the start of the allocation.
+    fresh_at: DevicePtr,
+    /// Where the half is that stays: at the end of the allocation.
+    kept_at: DevicePtr,
+    /// What the host sends in this round, and what must come back.
+    fresh: Vec<u64>,
+    /// What must be on the GPU.
+    kept: Vec<u64>,
+    fetched_fresh: Vec<u64>,
+    fetched_kept: Vec<u64>,
+    seed: u64,
+}
+
+impl Gpu {
+    fn new(
+        driver: &Driver,
+        ordinal: u32,
+        options: &Options,
+        seed: u64,
+    ) -> Result<Self, DriverError> {
+        let context = driver.retain_primary(ordinal)?;
+        let module = driver.load_kernels()?;
+        let fill = driver.kernel(&module, kernels::FILL)?;
+        let step = driver.kernel(&module, kernels::STEP)?;
+        let words = (options.touch / 16) as usize;
+        let memory = driver.alloc(options.bytes as usize)?;
+        let kept_at = memory + (options.bytes - words as u64 * 8) / 8 * 8;
+        let mut kept = vec![0; words];
+        reference::fill(&mut kept, seed);
+        let (blocks, threads) = shape(words);
+        driver.launch(&fill, blocks, threads, &[kept_at, words as u64, seed])?;
+        driver.synchronize()?;
+        Ok(Self {
+            ordinal,
+            context,
+            step,
+            memory,
+            fresh_at: memory,
+            kept_at,
+            fresh: vec![0; words],
+            kept,
+            fetched_fresh: vec![0; words],
+            fetched_kept: vec![0; words],
+            seed,
+        })
+    }
+
+    /// One word to the GPU: when it returns, the GPU is ours.
+    fn first_operation(&self, driver: &Driver) -> Result<(), DriverError> {
+        driver.set_current(&self.context)?;
+        driver.copy_in(self.fresh_at, &[self.seed])
+    }
+
+    /// Copies in and launches; does not wait for the kernels.
+    fn submit(
+        &mut self,
+        driver: &Driver,
+        salts: &[u64],
+        length: Duration,
+        round: u64,
+    ) -> Result<(), DriverError> {
+        driver.set_current(&self.context)?;
+        reference::fill(&mut self.fresh, self.seed.wrapping_add(round));
+        driver.copy_in(self.fresh_at, &self.fresh)?;
+        let words = self.fresh.len() as u64;
+        let (blocks, threads) = shape(self.fresh.len());
+        let each = length.as_nanos() as u64 / salts.len() as u64;
+        for salt in salts {
+            driver.launch(&self.step, blocks, threads, &[self.fresh_at, words, *salt, 0])?;
+            driver.launch(&self.step, blocks, threads, &[self.kept_at, words, *salt, each])?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the kernels and copies out.
+    fn fetch(&mut self, driver: &Driver) -> Result<(), DriverError> {
+        driver.set_current(&self.context)?;
+        driver.copy_out(&mut self.fetched_fresh, self.fresh_at)?;
+        driver.copy_out(&mut self.fetched_kept, self.kept_at)?;
+        driver.synchronize()
+    }
+
+    /// Whether every word is right; what must be there is brought up to date.
+    fn check(&mut self, salts: &[u64]) -> bool {
+        let steps = salts.iter().fold(Steps::default(), |steps, salt| steps.then(*salt));
+        steps.apply(&mut self.fresh);
+        steps.apply(&mut self.kept);
+        self.fetched_fresh == self.fresh && self.fetched_kept == self.kept
+    }
+
+    fn close(self, driver: &Driver) -> Result<(), DriverError> {
+        driver.set_current(&self.context)?;
+        driver.free(self.memory)?;
+        driver.release_primary(&self.context)
+    }
+}
+
+/// A launch that a GPU takes in one wave, so that a kernel's length is what was asked for.
+fn shape(words: usize) -> (u32, u32) {
+    (words.div_ceil(256).clamp(1, 64) as u32, 256)
+}
+
+/// Where the data is wrong, for people.
+fn wrong(gpus: &[Gpu], salts: &[u64]) -> String {
+    for gpu in gpus {
+        for (half, fetched, right) in
+            [("copied", &gpu.fetched_fresh, &gpu.fresh), ("kept", &gpu.fetched_kept, &gpu.kept)]
+        {
+            let mut places = fetched
+                .iter()
+                .zip(right)
+                .enumerate()
+                .filter(|(_, (fetched, right))| fetched != right);
+            if let Some((at, (fetched, right))) = places.next() {
+                let more = places.count();
+                return format!(
+                    "wrong data on GPU {}, {half} half, after {} kernels: word {at} is {fetched:#018x} instead of {right:#018x} ({more} more words are wrong)",
+                    gpu.ordinal,
+                    salts.len(),
+                );
+            }
+        }
+    }
+    "wrong data".into()
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    number(text)
+        .and_then(|value| Duration::try_from_secs_f64(value).map_err(|error| error.to_string()))
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    number(text).and_then(|value| {
+        Duration::try_from_secs_f64(value / 1e3).map_err(|error| error.to_string())
+    })
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "a number is wanted".into())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let count: u64 = digits
+        .parse()
+        .map_err(|_| "a number of bytes is wanted, such as 512, 64K, 8M or 2G".to_owned())?;
+    count.checked_mul(1 << shift).ok_or_else(|| "too many bytes".into())
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_suffixes() {
+        assert_eq!(bytes("512"), Ok(512));
+        assert_eq!(bytes("2G"), Ok(2 << 30));
+        assert!(bytes("20000000000G").is_err());
+        assert!(bytes("eight").is_err());
+        assert!(bytes("").is_err());
+    }
+
+    #[test]
+    fn lengths_are_not_negative() {
+        assert_eq!(milliseconds("4.5"), Ok(Duration::from_micros(4500)));
+        assert!(milliseconds("-1").is_err());
+        assert!(seconds("nan").is_err());
+    }
+}
