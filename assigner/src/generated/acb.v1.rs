@@ -184,6 +184,31 @@ pub mod gpu_assigner_client {
             req.extensions_mut().insert(GrpcMethod::new("acb.v1.GpuAssigner", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What the clients of one step asked for and got, those that have left included.
+        pub async fn history(
+            &mut self,
+            request: impl tonic::IntoRequest<::acb_wire::v1::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::acb_wire::v1::HistoryReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/acb.v1.GpuAssigner/History",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("acb.v1.GpuAssigner", "History"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -232,6 +257,14 @@ pub mod gpu_assigner_server {
             &self,
             request: tonic::Request<::acb_wire::v1::WatchRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+        /// What the clients of one step asked for and got, those that have left included.
+        async fn history(
+            &self,
+            request: tonic::Request<::acb_wire::v1::HistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::acb_wire::v1::HistoryReply>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct GpuAssignerServer<T> {
@@ -486,6 +519,51 @@ pub mod gpu_assigner_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/acb.v1.GpuAssigner/History" => {
+                    #[allow(non_camel_case_types)]
+                    struct HistorySvc<T: GpuAssigner>(pub Arc<T>);
+                    impl<
+                        T: GpuAssigner,
+                    > tonic::server::UnaryService<::acb_wire::v1::HistoryRequest>
+                    for HistorySvc<T> {
+                        type Response = ::acb_wire::v1::HistoryReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<::acb_wire::v1::HistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GpuAssigner>::history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -269,6 +269,54 @@ pub struct ReleaseMessage {
 pub struct ReleaseReply {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryRequest {
+    /// Hello.step of the clients; empty: all that are remembered.
+    #[prost(string, tag = "1")]
+    pub step: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistoryReply {
+    /// Oldest first. The daemon remembers the last thousand that have left.
+    #[prost(message, repeated, tag = "1")]
+    pub clients: ::prost::alloc::vec::Vec<ClientRecord>,
+}
+/// One client's account. Times are nanoseconds since the Unix epoch; 0: has not happened.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientRecord {
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    #[prost(string, tag = "3")]
+    pub program: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub step: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub rank: u32,
+    /// GPUs that it wanted to see.
+    #[prost(uint32, tag = "6")]
+    pub gpus_wanted: u32,
+    /// UUIDs of the GPUs that it was given.
+    #[prost(string, repeated, tag = "7")]
+    pub gpus: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "8")]
+    pub joined_ns: u64,
+    #[prost(uint64, tag = "9")]
+    pub first_request_ns: u64,
+    #[prost(uint64, tag = "10")]
+    pub first_grant_ns: u64,
+    #[prost(uint64, tag = "11")]
+    pub left_ns: u64,
+    #[prost(uint64, tag = "12")]
+    pub grants: u64,
+    #[prost(uint64, tag = "13")]
+    pub wait_ns: u64,
+    #[prost(uint64, tag = "14")]
+    pub held_ns: u64,
+    #[prost(bool, tag = "15")]
+    pub manual: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
     #[prost(uint32, tag = "1")]
@@ -313,6 +361,15 @@ pub struct NodeStatus {
     /// Times that the supervisor has restarted the daemon.
     #[prost(uint32, tag = "13")]
     pub restarts: u32,
+    /// Address of the controller that an executor reports to; empty: not connected, or not an executor.
+    #[prost(string, tag = "14")]
+    pub controller: ::prost::alloc::string::String,
+    /// Slurm job that the daemon serves; empty: a user's own daemon.
+    #[prost(string, tag = "15")]
+    pub job: ::prost::alloc::string::String,
+    /// What a reader should know: a recovery under way, a controller that does not answer.
+    #[prost(string, repeated, tag = "16")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpuStatus {
@@ -335,6 +392,9 @@ pub struct GpuStatus {
     pub held_ns: u64,
     #[prost(uint64, tag = "8")]
     pub grants: u64,
+    /// Nanoseconds of `held_ns` in which the holders had work on it, as they reported on Release.
+    #[prost(uint64, tag = "9")]
+    pub busy_ns: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientStatus {
