@@ -1,15 +1,27 @@
 //! Regenerates what is generated and checked in. Run through `scripts/regen`.
 //!
 //! `codegen proto ROOT` writes the messages of assigner/wire and the gRPC services of assigner.
+//! `codegen symbols ROOT [HEADERS_DIR…]` writes the list of driver functions of preload/abi.
+//! `codegen spank ROOT` writes the bindings of Slurm's spank.h in spank.
 
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+mod spank;
+mod symbols;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["proto", root] => proto(Path::new(root)),
-        _ => bail!("usage: codegen proto ROOT"),
+        ["symbols", root, ref headers @ ..] => {
+            let headers: Vec<PathBuf> = headers.iter().map(PathBuf::from).collect();
+            symbols::symbols(Path::new(root), &headers)
+        }
+        ["spank", root] => spank::spank(Path::new(root)),
+        _ => bail!(
+            "usage: codegen proto ROOT | codegen symbols ROOT [HEADERS_DIR…] | codegen spank ROOT"
+        ),
     }
 }
 
