@@ -67,6 +67,7 @@ macro_rules! functions {
 functions! {
     init = "cuInit"(c_uint);
     error_name = "cuGetErrorName"(u32, *mut *const c_char);
+    entry = "cuGetProcAddress_v2"(*const c_char, *mut *mut c_void, c_int, u64, *mut c_int);
     device_count = "cuDeviceGetCount"(*mut c_int);
     device_get = "cuDeviceGet"(*mut c_int, c_int);
     device_name = "cuDeviceGetName"(*mut c_char, c_int, c_int);
@@ -225,6 +226,15 @@ impl Driver {
     /// `cuInit`.
     pub fn init(&self) -> Result<(), DriverError> {
         call!(self, init(0))
+    }
+
+    /// The file that serves a function which `cuGetProcAddress` returned.
+    pub fn file_of_entry(&self, function: &CStr) -> Result<String, DriverError> {
+        let mut address = ptr::null_mut();
+        let mut status = 0;
+        // Version 12.0 and no flags: the default stream is the legacy one.
+        call!(self, entry(function.as_ptr(), &mut address, 12_000, 0, &mut status))?;
+        Ok(file_of(address as usize).unwrap_or_else(|| "?".into()))
     }
 
     /// `cuDeviceGetCount`.

@@ -6,7 +6,9 @@
 
 pub mod clock;
 pub mod driver;
+pub mod fork;
 pub mod kernels;
 pub mod loaded;
 pub mod reference;
+pub mod sample;
 pub mod timing;

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::ExitCode;
 
 use serde::Serialize;
 
@@ -26,6 +27,16 @@ impl Loaded {
     pub fn new(way: &'static str, library: String, result: String) -> Self {
         let interposed = is_preloaded(Path::new(&library));
         Self { way, library, interposed, result }
+    }
+
+    /// Whether the program's work went well.
+    pub fn is_ok(&self) -> bool {
+        self.result == "ok"
+    }
+
+    /// 0 when the program's work went well.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
     /// Prints the answer as a line of JSON.

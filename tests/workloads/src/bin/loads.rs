@@ -1,0 +1,130 @@
+//! Loads the CUDA driver in one of the ways that programs use, and says which library answered.
+//!
+//! Owns: the ways that need no linker flags (see loads_linked and loads_rpath) and no Python (see
+//! loads_ctypes.py). Does not own: what is expected of each; that is the tests' matter.
+
+use std::process::ExitCode;
+use std::thread;
+
+use acb_workloads::driver::{Driver, DriverError};
+use acb_workloads::fork::run_in_child;
+use acb_workloads::loaded::Loaded;
+use acb_workloads::sample;
+use clap::{Parser, Subcommand};
+
+/// Loads the CUDA driver in one way, works with it, and prints one line of JSON: which library
+/// answered, whether that is the one that LD_PRELOAD names, and how the work went
+#[derive(Debug, Parser)]
+#[command(name = "loads", version)]
+struct Options {
+    #[command(subcommand)]
+    way: Way,
+}
+
+#[derive(Debug, Subcommand)]
+enum Way {
+    /// dlopen("libcuda.so.1"), as the CUDA runtime and most programs do
+    Soname,
+    /// dlopen("libcuda.so"), as cudarc and Numba do
+    Name,
+    /// dlopen of an absolute path
+    Path {
+        /// The path
+        path: String,
+    },
+    /// cuGetProcAddress of a driver from dlopen("libcuda.so.1"); reports who serves cuLaunchKernel
+    Entry,
+    /// fork, then use CUDA in the child alone
+    ForkBefore,
+    /// Use CUDA, fork, use CUDA in the child (which no driver allows), go on in the parent
+    ForkAfter,
+    /// Eight threads, all beginning with cuInit
+    Threads,
+}
+
+fn main() -> ExitCode {
+    match Options::parse().way {
+        Way::Soname => report("soname", "libcuda.so.1", work),
+        Way::Name => report("name", "libcuda.so", work),
+        Way::Path { path } => report("path", &path, work),
+        Way::Entry => entry(),
+        Way::ForkBefore => child("fork-before", || report("fork-before", "libcuda.so.1", work)),
+        Way::ForkAfter => report("fork-after", "libcuda.so.1", |driver| {
+            work(driver)?;
+            let code = run_in_child(|| {
+                let result = work(driver).err().unwrap_or_else(|| "ok".into());
+                let child = Loaded::new("fork-after, child", driver.path(), result);
+                child.print();
+                i32::from(!child.is_ok())
+            });
+            match code {
+                Ok(0 | 1) => work(driver),
+                Ok(code) => Err(format!("the child ended with {code}")),
+                Err(error) => Err(format!("fork failed: {error}")),
+            }
+        }),
+        Way::Threads => report("threads", "libcuda.so.1", |driver| {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (0..8)
+                    .map(|seed| {
+                        scope.spawn(move || sample::run(driver, seed).map_err(|e| e.to_string()))
+                    })
+                    .collect();
+                threads.into_iter().try_for_each(|thread| {
+                    thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
+                })
+            })
+        }),
+    }
+}
+
+/// Opens the driver by a name, works, and reports.
+fn report(
+    way: &'static str,
+    name: &str,
+    work: impl FnOnce(&Driver) -> Result<(), String>,
+) -> ExitCode {
+    let loaded = match Driver::open(name) {
+        Ok(driver) => {
+            let result = work(&driver).err().unwrap_or_else(|| "ok".into());
+            Loaded::new(way, driver.path(), result)
+        }
+        Err(error) => Loaded::new(way, String::new(), error.to_string()),
+    };
+    loaded.print();
+    loaded.exit_code()
+}
+
+fn work(driver: &Driver) -> Result<(), String> {
+    sample::run(driver, 1).map_err(|error| error.to_string())
+}
+
+/// The driver's functions by cuGetProcAddress: the library reported is the one with cuLaunchKernel.
+fn entry() -> ExitCode {
+    let serves = || -> Result<String, DriverError> {
+        let driver = Driver::open("libcuda.so.1")?;
+        driver.init()?;
+        driver.file_of_entry(c"cuLaunchKernel")
+    };
+    let loaded = match serves() {
+        Ok(library) => Loaded::new("entry", library, "ok".into()),
+        Err(error) => Loaded::new("entry", String::new(), error.to_string()),
+    };
+    loaded.print();
+    loaded.exit_code()
+}
+
+/// Runs a way in a forked child; the parent has used no CUDA.
+fn child(way: &'static str, run: impl FnOnce() -> ExitCode) -> ExitCode {
+    match run_in_child(|| i32::from(run() != ExitCode::SUCCESS)) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(code) => {
+            eprintln!("loads: {way}: the child ended with {code}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("loads: {way}: fork failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
