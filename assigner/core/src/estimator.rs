@@ -1,0 +1,106 @@
+//! The estimate of a client's next phase: a percentile of its latest ones (ACB's `--exe-est-*`).
+//!
+//! Does not own: what is done with an estimate; it may be wrong by any factor.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::EstimatorConfig;
+
+/// The phases of one client.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Estimator {
+    latest: VecDeque<Duration>,
+    seen: u64,
+    estimate: Option<Duration>,
+}
+
+impl Estimator {
+    /// A phase took so long.
+    pub(crate) fn observe(&mut self, phase: Duration, config: &EstimatorConfig) {
+        while self.latest.len() >= config.latest_count as usize {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(phase);
+        self.seen += 1;
+        let (start, interval) = (u64::from(config.start_count), u64::from(config.interval));
+        if self.seen >= start && (self.seen - start).is_multiple_of(interval) {
+            self.estimate = Some(percentile(&self.latest, config.percentile));
+        }
+    }
+
+    /// How long the next phase may take; `None` when nobody knows.
+    pub(crate) fn estimate(&self, config: &EstimatorConfig) -> Option<Duration> {
+        self.estimate.or(Some(config.default)).filter(|estimate| !estimate.is_zero())
+    }
+}
+
+/// The smallest of `phases` that at least the share `rank` of them does not exceed.
+fn percentile(phases: &VecDeque<Duration>, rank: f64) -> Duration {
+    let mut sorted: Vec<Duration> = phases.iter().copied().collect();
+    sorted.sort_unstable();
+    // The configuration keeps `rank` within 0 and 1, hence the position within the list.
+    let position = (rank * sorted.len() as f64).ceil() as usize;
+    sorted[position.clamp(1, sorted.len()) - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(value: u64) -> Duration {
+        Duration::from_millis(value)
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_start_count() {
+        let config = EstimatorConfig { start_count: 3, interval: 2, ..EstimatorConfig::default() };
+        let mut estimator = Estimator::default();
+        estimator.observe(ms(1), &config);
+        estimator.observe(ms(2), &config);
+        assert_eq!(estimator.estimate(&config), None);
+        estimator.observe(ms(3), &config);
+        assert_eq!(estimator.estimate(&config), Some(ms(3)));
+    }
+
+    #[test]
+    fn the_estimate_is_renewed_at_every_interval() {
+        let config = EstimatorConfig { start_count: 1, interval: 2, ..EstimatorConfig::default() };
+        let mut estimator = Estimator::default();
+        estimator.observe(ms(1), &config);
+        estimator.observe(ms(9), &config);
+        assert_eq!(estimator.estimate(&config), Some(ms(1)));
+        estimator.observe(ms(9), &config);
+        assert_eq!(estimator.estimate(&config), Some(ms(9)));
+    }
+
+    #[test]
+    fn old_phases_are_forgotten() {
+        let config = EstimatorConfig {
+            start_count: 1,
+            interval: 1,
+            latest_count: 2,
+            percentile: 1.0,
+            ..EstimatorConfig::default()
+        };
+        let mut estimator = Estimator::default();
+        for phase in [100, 1, 2] {
+            estimator.observe(ms(phase), &config);
+        }
+        assert_eq!(estimator.estimate(&config), Some(ms(2)));
+    }
+
+    #[test]
+    fn the_default_counts_until_there_is_an_estimate() {
+        let config = EstimatorConfig { default: ms(7), ..EstimatorConfig::default() };
+        assert_eq!(Estimator::default().estimate(&config), Some(ms(7)));
+    }
+
+    #[test]
+    fn percentiles_are_taken_from_above() {
+        let phases: VecDeque<Duration> = (1..=10).map(ms).collect();
+        assert_eq!(percentile(&phases, 0.9), ms(9));
+        assert_eq!(percentile(&phases, 0.0), ms(1));
+        assert_eq!(percentile(&phases, 1.0), ms(10));
+    }
+}

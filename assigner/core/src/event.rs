@@ -1,0 +1,245 @@
+//! What goes into the scheduler and what comes out: [`Event`]s, [`Action`]s and what they carry.
+
+use std::time::Duration;
+
+use crate::config::Policy;
+use crate::ids::{ClientId, Epoch, Gpu};
+
+/// What a client says of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientSpec {
+    /// GPUs that one lease of it covers; 0 counts as 1.
+    pub gpus: u32,
+    /// The GPUs it may be placed on.
+    pub eligible: Eligible,
+    /// What it holds from an earlier life of the assigner.
+    pub held: Option<Held>,
+}
+
+/// The GPUs that a client may be placed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Eligible {
+    /// Every GPU of the node.
+    All,
+    /// These alone.
+    Only(Vec<Gpu>),
+}
+
+/// What a client brings along from an earlier life of the assigner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The GPUs it is bound to, in its own device order, with the room it has on each.
+    pub bound: Vec<(Gpu, u64)>,
+    /// The lease it holds.
+    pub lease: Option<Epoch>,
+}
+
+/// What happens to the scheduler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A client appears. Answered by [`Action::Refused`], after which the client is unknown, or not at all.
+    Join {
+        /// Its number.
+        client: ClientId,
+        /// What it wants.
+        spec: ClientSpec,
+    },
+    /// A client must know its GPUs for good (`cuInit`). Answered by [`Action::Bound`]; a client that
+    /// is bound already gets the same answer again.
+    Bind {
+        /// The client.
+        client: ClientId,
+    },
+    /// A client wants a lease on its bound GPUs, or on any eligible ones when it is not bound.
+    /// Ignored while it holds one; while it waits, only the expectation is renewed.
+    Acquire {
+        /// The client.
+        client: ClientId,
+        /// How long it will hold the lease, where it knows; otherwise the estimator says.
+        expected: Option<Duration>,
+    },
+    /// A client withdraws an [`Event::Acquire`] that has not been granted.
+    Cancel {
+        /// The client.
+        client: ClientId,
+    },
+    /// A client gives its lease back; ignored when the epoch is not the one it holds.
+    Release {
+        /// The client.
+        client: ClientId,
+        /// The lease.
+        epoch: Epoch,
+    },
+    /// A client is gone; all that it held is free. Also said of a client of an earlier life that
+    /// will not come back ([`Settle::expected`](crate::Settle::expected)).
+    Leave {
+        /// The client.
+        client: ClientId,
+    },
+    /// A client wants device memory. Answered by [`Action::Room`].
+    RoomRequest {
+        /// The client.
+        client: ClientId,
+        /// The client's own number for the request.
+        seq: u64,
+        /// Where.
+        gpu: Gpu,
+        /// How much.
+        bytes: u64,
+    },
+    /// A client withdraws a room request. When that was granted meanwhile, nothing happens: the
+    /// client sees the verdict and gives the room back.
+    RoomCancel {
+        /// The client.
+        client: ClientId,
+        /// Number of the request.
+        seq: u64,
+    },
+    /// A client gives device memory back.
+    RoomReturn {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// How much; more than it has counts as all of it.
+        bytes: u64,
+    },
+    /// The deadline of [`Scheduler::poll_deadline`](crate::Scheduler::poll_deadline) has come.
+    Timer,
+}
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell a client its GPUs, in its device order.
+    Bound {
+        /// The client.
+        client: ClientId,
+        /// Its GPUs.
+        gpus: Vec<Gpu>,
+    },
+    /// Tell a client that what it wants is impossible.
+    Refused {
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Tell a client that it holds a lease.
+    Grant {
+        /// The client.
+        client: ClientId,
+        /// The lease.
+        epoch: Epoch,
+        /// What it covers.
+        gpus: Vec<Gpu>,
+    },
+    /// Tell a holder that somebody waits: it should give the lease back once it is idle. At most once per lease.
+    Wanted {
+        /// The holder.
+        client: ClientId,
+        /// Its lease.
+        epoch: Epoch,
+    },
+    /// Tell a holder that its quantum is over. At most once per lease.
+    Recall {
+        /// The holder.
+        client: ClientId,
+        /// Its lease.
+        epoch: Epoch,
+    },
+    /// Answer to a room request.
+    Room {
+        /// The client.
+        client: ClientId,
+        /// Its request.
+        seq: u64,
+        /// The answer.
+        verdict: RoomVerdict,
+    },
+}
+
+/// Why a client cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// More GPUs than are eligible.
+    #[error("{wanted} GPUs wanted, but only {eligible} can be used")]
+    TooManyGpus {
+        /// What the client wants.
+        wanted: u32,
+        /// What there is for it.
+        eligible: u32,
+    },
+    /// The policy gives one GPU to a client.
+    #[error("policy {policy} gives one GPU to a client, but {wanted} are wanted; use gpu-affinity")]
+    PolicyGivesOne {
+        /// The policy.
+        policy: Policy,
+        /// What the client wants.
+        wanted: u32,
+    },
+    /// What the client says it holds from before a restart belongs to another by now.
+    #[error("the lease on {gpu} from before the restart belongs to {holder} now; start again")]
+    HeldByAnother {
+        /// The GPU.
+        gpu: Gpu,
+        /// Whose it is.
+        holder: ClientId,
+    },
+    /// The memory that the client says it has from before a restart does not fit any more.
+    #[error(
+        "the {room} bytes on {gpu} from before the restart are no longer free ({free} are); \
+         start again"
+    )]
+    HeldRoom {
+        /// The GPU.
+        gpu: Gpu,
+        /// What the client says it has.
+        room: u64,
+        /// What is free.
+        free: u64,
+    },
+    /// What the client says it holds from before a restart cannot be.
+    #[error("{bound} GPUs held from before the restart, but {wanted} wanted, each known and once")]
+    HeldInvalid {
+        /// GPUs that the client says it is bound to.
+        bound: u32,
+        /// What it wants.
+        wanted: u32,
+    },
+}
+
+/// Answer to a room request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoomVerdict {
+    /// The bytes are the client's.
+    Granted,
+    /// Not now: `missing` bytes are held by `holders`. A further verdict follows.
+    Waiting {
+        /// Bytes short, counting what waits ahead.
+        missing: u64,
+        /// Who holds memory on that GPU, most first.
+        holders: Vec<(ClientId, u64)>,
+    },
+    /// Never.
+    Denied(RoomDenied),
+}
+
+/// Why room is denied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoomDenied {
+    /// The client alone would exceed the GPU.
+    #[error("{total} bytes in all exceed the GPU's {capacity}")]
+    ExceedsGpu {
+        /// What the client would have in all.
+        total: u64,
+        /// What the GPU has.
+        capacity: u64,
+    },
+    /// Every client with memory on the GPU waits for more of it, so that waiting would never end.
+    #[error("every program on the GPU waits for more memory; none could go on")]
+    Deadlock,
+    /// The client is not bound to that GPU.
+    #[error("the client is not bound to that GPU")]
+    NotBound,
+}

@@ -1,0 +1,124 @@
+//! What survives a restart of the assigner: nothing is granted on a GPU that a client of the
+//! earlier life may still hold, and a client that comes back keeps what it holds.
+//!
+//! Does not own: the file in which the caller keeps that state.
+//!
+//! ```text
+//!              Join with the same lease                 ┌─► held
+//!  expected ──┬─ Join without it, Leave, settle time ───┼─► free
+//!             └─ a later epoch turns up on its GPU ─────┘
+//! ```
+
+use crate::config::ConfigError;
+use crate::event::{Held, Refusal};
+use crate::ids::{ClientId, Epoch, Gpu};
+use crate::scheduler::{Lease, Scheduler};
+
+impl Scheduler {
+    /// Keeps free what a client of the earlier life may still hold.
+    pub(crate) fn expect_back(&mut self, client: ClientId, held: Held) -> Result<(), ConfigError> {
+        for &(gpu, bytes) in &held.bound {
+            let Some(state) = self.gpus.get_mut(gpu.index()) else {
+                return Err(ConfigError::ExpectedGpu { client, gpu });
+            };
+            state.bound.insert(client);
+            if held.lease.is_some() {
+                state.claimed.insert(client);
+            }
+            let bytes = bytes.min(self.rooms.free(gpu));
+            self.rooms.adopt(client, gpu, bytes);
+        }
+        if let Some(epoch) = held.lease {
+            self.next_epoch = self.next_epoch.max(Epoch(epoch.0 + 1));
+        }
+        self.expected.insert(client, held);
+        Ok(())
+    }
+
+    /// Strikes out what is kept for a client of the earlier life; the GPUs that it concerned.
+    pub(crate) fn forget_expected(&mut self, client: ClientId) -> Vec<Gpu> {
+        let Some(held) = self.expected.remove(&client) else { return Vec::new() };
+        let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
+        for gpu in &gpus {
+            self.gpus[gpu.index()].bound.remove(&client);
+        }
+        self.drop_claim(client, &gpus);
+        self.rooms.forget(client, gpus.iter().copied());
+        gpus
+    }
+
+    fn drop_claim(&mut self, client: ClientId, gpus: &[Gpu]) {
+        for gpu in gpus {
+            self.gpus[gpu.index()].claimed.remove(&client);
+        }
+        self.dirty.gpus.extend(gpus);
+    }
+
+    /// Frees what is kept for clients that have not come back in time.
+    pub(crate) fn end_settling(&mut self) {
+        if self.expected.is_empty() || self.now < self.config.settle.until {
+            return;
+        }
+        while let Some((&client, _)) = self.expected.first_key_value() {
+            let gpus = self.forget_expected(client);
+            let answers = self.rooms.resolve(gpus.into_iter(), self.now);
+            self.answer(answers);
+        }
+    }
+
+    /// Says why a client that comes back cannot keep what it holds.
+    pub(crate) fn adoptable(&self, width: u32, held: &Held) -> Result<(), Refusal> {
+        let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
+        let known = gpus.iter().all(|gpu| gpu.index() < self.gpus.len());
+        let distinct = gpus.iter().enumerate().all(|(at, gpu)| !gpus[..at].contains(gpu));
+        if !known || !distinct || gpus.len() != width as usize {
+            let bound = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
+            return Err(Refusal::HeldInvalid { bound, wanted: width });
+        }
+        if let Some(epoch) = held.lease.filter(|_| self.config.policy.is_exclusive()) {
+            for &gpu in &gpus {
+                let state = &self.gpus[gpu.index()];
+                let claim = state.claimed.iter().find(|other| self.claim(**other) >= Some(epoch));
+                if let Some(&holder) = state.holders.first().or(claim) {
+                    return Err(Refusal::HeldByAnother { gpu, holder });
+                }
+            }
+        }
+        for &(gpu, room) in &held.bound {
+            let free = self.rooms.free(gpu);
+            if room > free {
+                return Err(Refusal::HeldRoom { gpu, room, free });
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&self, client: ClientId) -> Option<Epoch> {
+        self.expected.get(&client).and_then(|held| held.lease)
+    }
+
+    /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable).
+    pub(crate) fn adopt(&mut self, client: ClientId, held: Held) {
+        let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
+        for &(gpu, bytes) in &held.bound {
+            self.rooms.adopt(client, gpu, bytes);
+        }
+        self.bind_to(client, gpus.clone());
+        let Some(epoch) = held.lease else { return };
+        self.next_epoch = self.next_epoch.max(Epoch(epoch.0 + 1));
+        if self.config.policy.is_exclusive() {
+            // The later lease proves that the earlier one was over.
+            for gpu in &gpus {
+                for other in self.gpus[gpu.index()].claimed.clone() {
+                    let theirs = self.expected.get_mut(&other).expect("claims are expected");
+                    theirs.lease = None;
+                    let theirs: Vec<Gpu> = theirs.bound.iter().map(|(gpu, _)| *gpu).collect();
+                    self.drop_claim(other, &theirs);
+                }
+            }
+        }
+        self.dirty.gpus.extend(&gpus);
+        let lease = Lease::new(epoch, gpus, self.now);
+        self.install(client, lease);
+    }
+}

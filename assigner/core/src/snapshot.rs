@@ -1,0 +1,195 @@
+//! What status shows and what the caller writes down to survive a restart: a copy of the state.
+//!
+//! Does not own: names, indices, UUIDs and process ids; the caller knows those.
+
+use std::time::Duration;
+
+use crate::config::Policy;
+use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::scheduler::{Client, Scheduler};
+
+/// The state at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The moment.
+    pub at: Time,
+    /// The policy.
+    pub policy: Policy,
+    /// The epoch of the next grant.
+    pub next_epoch: Epoch,
+    /// The GPUs, in order of number.
+    pub gpus: Vec<GpuSnapshot>,
+    /// The clients, in order of number.
+    pub clients: Vec<ClientSnapshot>,
+    /// GPUs that are kept for waiting clients, in order of the queue.
+    pub reservations: Vec<ReservationSnapshot>,
+    /// Clients from before a restart that have not come back.
+    pub expected: Vec<ClientId>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuSnapshot {
+    /// Its number.
+    pub gpu: Gpu,
+    /// Bytes that may be promised.
+    pub memory: u64,
+    /// Bytes that are promised.
+    pub room: u64,
+    /// Requests that wait for room.
+    pub room_waiting: usize,
+    /// Who holds a lease on it.
+    pub holders: Vec<ClientId>,
+    /// Clients bound to it, those expected back after a restart included.
+    pub bound: Vec<ClientId>,
+    /// Time in which somebody held it.
+    pub held: Duration,
+    /// Leases granted on it.
+    pub grants: u64,
+    /// True while it is not granted because a client from before a restart may still hold it.
+    pub settling: bool,
+}
+
+/// What a client is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    /// Neither holds nor waits.
+    Idle,
+    /// Waits for a lease.
+    Waiting,
+    /// Holds a lease.
+    Holding,
+    /// Holds a lease that it has been asked to give back.
+    Recalled,
+    /// Waits for room.
+    WaitingForRoom,
+}
+
+/// One client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientSnapshot {
+    /// Its number.
+    pub client: ClientId,
+    /// What it is doing.
+    pub state: ClientState,
+    /// Since when.
+    pub since: Time,
+    /// The GPUs it is bound to, in its device order; else those of its lease.
+    pub gpus: Vec<Gpu>,
+    /// True if it is bound.
+    pub bound: bool,
+    /// The lease that it holds.
+    pub epoch: Option<Epoch>,
+    /// True if it has been told that somebody waits for its lease.
+    pub wanted: bool,
+    /// Its room on each GPU that it is bound to, in the order of `gpus`.
+    pub room: Vec<(Gpu, u64)>,
+    /// Its place in the queue, from 1.
+    pub position: Option<usize>,
+    /// Leases granted to it.
+    pub grants: u64,
+    /// Time that it has waited for leases.
+    pub waited: Duration,
+    /// Time that it has held leases.
+    pub held: Duration,
+}
+
+/// GPUs that are kept for a waiting client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservationSnapshot {
+    /// The client.
+    pub client: ClientId,
+    /// The GPUs.
+    pub gpus: Vec<Gpu>,
+    /// When it starts if the estimates are right.
+    pub expected: Time,
+    /// When the last holder in its way is recalled at the latest; for the first in line.
+    pub promised: Option<Time>,
+    /// Later clients that have gone before it.
+    pub bypassed: u32,
+}
+
+impl Scheduler {
+    /// The state at the moment of the last event.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot_at(self.now)
+    }
+
+    /// The state at `now`, if nothing has happened since the last event.
+    #[must_use]
+    pub fn snapshot_at(&self, now: Time) -> Snapshot {
+        let now = now.max(self.now);
+        let numbered = || (0..).map(Gpu).zip(&self.gpus);
+        let gpus = numbered().map(|(gpu, state)| GpuSnapshot {
+            gpu,
+            memory: self.config.gpus[gpu.index()].memory,
+            room: self.rooms.used(gpu),
+            room_waiting: self.rooms.waiting(gpu),
+            holders: state.holders.clone(),
+            bound: state.bound.iter().copied().collect(),
+            held: state.held + state.busy_since.map_or(Duration::ZERO, |since| now.since(since)),
+            grants: state.grants,
+            settling: !state.claimed.is_empty(),
+        });
+        let reservations = self.queue.iter().filter_map(|(ticket, waiter)| {
+            let kept = numbered().filter(|(_, state)| state.reserved == Some(*ticket));
+            let gpus: Vec<Gpu> = kept.map(|(gpu, _)| gpu).collect();
+            let reservation = waiter.reservation.filter(|_| !gpus.is_empty())?;
+            Some(ReservationSnapshot {
+                client: waiter.client,
+                gpus,
+                expected: reservation.expected,
+                promised: reservation.promised,
+                bypassed: waiter.bypassed,
+            })
+        });
+        let mut clients: Vec<ClientSnapshot> =
+            self.clients.iter().map(|(id, client)| self.client(*id, client, now)).collect();
+        for (position, waiter) in (1..).zip(self.queue.values()) {
+            let at = clients.binary_search_by_key(&waiter.client, |client| client.client);
+            clients[at.expect("a waiting client is known")].position = Some(position);
+        }
+        Snapshot {
+            at: now,
+            policy: self.config.policy,
+            next_epoch: self.next_epoch,
+            gpus: gpus.collect(),
+            clients,
+            reservations: reservations.collect(),
+            expected: self.expected.keys().copied().collect(),
+        }
+    }
+
+    fn client(&self, id: ClientId, client: &Client, now: Time) -> ClientSnapshot {
+        let lease = client.lease.as_ref();
+        let room_since = self.rooms.waiting_since(id, &client.bound);
+        let (state, since) = match (lease, client.waiting, room_since) {
+            (Some(lease), ..) if lease.recalled => (ClientState::Recalled, client.since),
+            (_, _, Some(since)) => (ClientState::WaitingForRoom, since),
+            (Some(_), ..) => (ClientState::Holding, client.since),
+            (None, Some(_), None) => (ClientState::Waiting, client.since),
+            (None, None, None) => (ClientState::Idle, client.since),
+        };
+        let open = now.since(client.since);
+        let open_if = |in_state: bool| if in_state { open } else { Duration::ZERO };
+        let gpus = match lease {
+            Some(lease) if client.bound.is_empty() => lease.gpus.clone(),
+            _ => client.bound.clone(),
+        };
+        ClientSnapshot {
+            client: id,
+            state,
+            since,
+            gpus,
+            bound: !client.bound.is_empty(),
+            epoch: lease.map(|lease| lease.epoch),
+            wanted: lease.is_some_and(|lease| lease.wanted),
+            room: client.bound.iter().map(|gpu| (*gpu, self.rooms.of(id, *gpu))).collect(),
+            position: None,
+            grants: client.grants,
+            waited: client.waited + open_if(client.waiting.is_some()),
+            held: client.held + open_if(lease.is_some()),
+        }
+    }
+}
