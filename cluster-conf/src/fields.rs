@@ -1,0 +1,240 @@
+//! Typed reading of a TOML table with places: every key is taken at most once, and what was not taken is unknown.
+//!
+//! Owns wrong types, wrong values and unknown keys, as problems with a suggestion. Does not own which keys there
+//! are: the reader of a file asks for them.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::diagnostics::{Problem, nearest};
+
+/// Why a value is not accepted; the place is the value's.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    message: String,
+    help: Option<String>,
+}
+
+impl Fault {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Fault { message: message.into(), help: None }
+    }
+
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    pub(crate) fn at(self, span: Range<usize>) -> Problem {
+        let problem = Problem::new(span, self.message);
+        match self.help {
+            Some(help) => problem.help(help),
+            None => problem,
+        }
+    }
+}
+
+/// A table that is being read.
+pub(crate) struct Fields<'t, 'i> {
+    /// As people write it: `[scheduler]`; empty for the file itself.
+    title: String,
+    table: &'t DeTable<'i>,
+    known: Vec<&'static str>,
+}
+
+impl<'t, 'i> Fields<'t, 'i> {
+    pub(crate) fn new(title: impl Into<String>, table: &'t DeTable<'i>) -> Self {
+        Fields { title: title.into(), table, known: Vec::new() }
+    }
+
+    /// The raw value of a key, with its place.
+    pub(crate) fn take(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
+        self.known.push(key);
+        self.table.get(key)
+    }
+
+    /// The value of a key, read by `parse`; what `parse` objects to becomes a problem.
+    pub(crate) fn read<T>(
+        &mut self,
+        key: &'static str,
+        problems: &mut Vec<Problem>,
+        parse: impl FnOnce(&DeValue<'i>) -> Result<T, Fault>,
+    ) -> Option<Spanned<T>> {
+        let value = self.take(key)?;
+        match parse(value.get_ref()) {
+            Ok(parsed) => Some(Spanned::new(value.span(), parsed)),
+            Err(fault) => {
+                problems.push(Problem {
+                    message: format!("`{}`: {}", self.path(key), fault.message),
+                    ..fault.at(value.span())
+                });
+                None
+            }
+        }
+    }
+
+    /// A table under this one.
+    pub(crate) fn section(
+        &mut self,
+        key: &'static str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Fields<'t, 'i>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Fields::new(self.path(key), table)),
+            other => {
+                problems.push(
+                    Problem::new(
+                        value.span(),
+                        format!("`{}` is a section, not {}", self.path(key), kind(other)),
+                    )
+                    .help(format!("write [{key}] on a line of its own, and its keys below")),
+                );
+                None
+            }
+        }
+    }
+
+    /// A list of tables under this one, `[[key]]`.
+    pub(crate) fn sections(
+        &mut self,
+        key: &'static str,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<(Range<usize>, Fields<'t, 'i>)> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let title = self.path(key);
+        let mut found = Vec::new();
+        let mut refuse = |span, what: &DeValue<'_>| {
+            problems.push(
+                Problem::new(span, format!("`{title}` is a list of sections, not {}", kind(what)))
+                    .help(format!("write [[{key}]], with two brackets, for each of them")),
+            );
+        };
+        match value.get_ref() {
+            DeValue::Array(items) => {
+                for item in items.iter() {
+                    match item.get_ref() {
+                        DeValue::Table(table) => {
+                            found.push((item.span(), Fields::new(title.clone(), table)));
+                        }
+                        other => refuse(item.span(), other),
+                    }
+                }
+            }
+            other => refuse(value.span(), other),
+        }
+        found
+    }
+
+    /// Every entry, for tables whose keys are the user's own.
+    pub(crate) fn entries(
+        &self,
+    ) -> impl Iterator<Item = (&'t str, Range<usize>, &'t Spanned<DeValue<'i>>)> + use<'t, 'i> {
+        self.table.iter().map(|(key, value)| (key.get_ref().as_ref(), key.span(), value))
+    }
+
+    /// Reports the keys that nobody took. Returns those that were asked for, as `section.key`.
+    pub(crate) fn finish(self, problems: &mut Vec<Problem>) -> Vec<String> {
+        for (key, _) in self.table.iter() {
+            let word = key.get_ref().as_ref();
+            if self.known.contains(&word) {
+                continue;
+            }
+            let place = match self.title.as_str() {
+                "" => "at the top of the file".to_owned(),
+                title => format!("in [{title}]"),
+            };
+            let problem =
+                Problem::new(key.span(), format!("unknown key `{}` {place}", word.escape_debug()));
+            problems.push(match nearest(word, self.known.iter().copied()) {
+                Some(meant) => problem.label(format!("did you mean `{meant}`?")),
+                None => problem.help(format!("known here: {}", self.known.join(", "))),
+            });
+        }
+        self.known.iter().map(|key| self.path(key)).collect()
+    }
+
+    /// The full name of a key of this table.
+    pub(crate) fn path(&self, key: &str) -> String {
+        match self.title.as_str() {
+            "" => key.to_owned(),
+            title => format!("{title}.{key}"),
+        }
+    }
+}
+
+/// A string.
+pub(crate) fn string(value: &DeValue<'_>) -> Result<String, Fault> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        other => Err(Fault::new(format!("a string is needed, not {}", kind(other)))
+            .help("put it in double quotes")),
+    }
+}
+
+/// `true` or `false`.
+pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, Fault> {
+    match value {
+        DeValue::Boolean(flag) => Ok(*flag),
+        other => Err(Fault::new(format!("true or false is needed, not {}", kind(other)))),
+    }
+}
+
+/// A whole number between two bounds; `unit` is for the message.
+pub(crate) fn integer<T: TryFrom<i64>>(
+    value: &DeValue<'_>,
+    low: i64,
+    high: i64,
+    unit: &str,
+) -> Result<T, Fault> {
+    let DeValue::Integer(number) = value else {
+        let needed = if unit.is_empty() { String::new() } else { format!(" of {unit}") };
+        return Err(Fault::new(format!("a whole number{needed} is needed, not {}", kind(value)))
+            .help(format!("write it without quotes, between {low} and {high}")));
+    };
+    let out_of_range = || {
+        Fault::new(format!("{number} is out of range")).help(format!(
+            "allowed are {low} to {high}{}{unit}",
+            if unit.is_empty() { "" } else { " " }
+        ))
+    };
+    let digits: String = number.as_str().chars().filter(|&c| c != '_').collect();
+    let parsed = i64::from_str_radix(&digits, number.radix()).map_err(|_| out_of_range())?;
+    if parsed < low || parsed > high {
+        return Err(out_of_range());
+    }
+    T::try_from(parsed).map_err(|_| out_of_range())
+}
+
+/// One of a closed set of names.
+pub(crate) fn choice<T: Copy>(
+    value: &DeValue<'_>,
+    all: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<T, Fault> {
+    let text = string(value)?;
+    all.iter().copied().find(|&candidate| name(candidate) == text).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|&candidate| name(candidate)).collect();
+        let allowed = format!("allowed are {}", names.join(", "));
+        let help = match nearest(&text, names) {
+            Some(meant) => format!("did you mean \"{meant}\"? {allowed}"),
+            None => allowed,
+        };
+        Fault::new(format!("\"{}\" is not known", text.escape_debug())).help(help)
+    })
+}
+
+/// What a value is, with its article.
+pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a decimal number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
