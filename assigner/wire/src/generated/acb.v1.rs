@@ -164,6 +164,10 @@ pub struct Welcome {
     pub grace_ms: u32,
     #[prost(enumeration = "OnFailure", tag = "4")]
     pub on_failure: i32,
+    /// Bytes that a context takes on a GPU, as the cluster file says; the client asks for that much room (ROOM_KIND_CONTEXT)
+    /// when its first context on a GPU is made. 0: not known, contexts are not counted.
+    #[prost(uint64, tag = "5")]
+    pub context_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BoundGpu {
