@@ -35,6 +35,8 @@ mod sanity;
 mod scheduler;
 mod snapshot;
 
+pub mod sim;
+
 pub use config::{
     Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, Policy, Settle,
 };
