@@ -1,0 +1,8 @@
+//! Benchmarks and the quickstart: what a run of phases achieved, and how that is shown.
+//!
+//! Owns: the records of the program `phases` ([`record`]), what follows from them ([`analysis`]),
+//! their picture ([`timeline`]). Does not own: the cluster that they run on ([`crate::lab`]).
+
+pub mod analysis;
+pub mod record;
+pub mod timeline;
