@@ -1,0 +1,309 @@
+//! Plays the scenarios in `tests/scenarios/*.txt` and compares what the scheduler does with what
+//! they expect; the invariants are checked after every event.
+//!
+//! A scenario is a list of lines:
+//!
+//! ```text
+//! # a comment
+//! node gpus=2 memory=100 policy=gpu-affinity quantum=10s     starts a scheduler; keys can be left out
+//! 0s join 1 gpus=2 on=0,1 held=0:40,1:40 lease=7             an event: when, what, of which client
+//!     1 refused: …                                           indented: the actions that follow
+//! 5s show                                                    what a snapshot shows
+//! ```
+//!
+//! With `ACB_UPDATE_SCENARIOS=1` the files are written anew with what the scheduler does now; look
+//! at the difference before you keep it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use acb_core::*;
+use anyhow::{Context, Result, anyhow, bail};
+
+#[test]
+fn scenarios() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.sort();
+    assert!(!files.is_empty(), "no scenarios in {}", folder.display());
+    let mut failures = String::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file)?;
+        let played = play(&text).with_context(|| format!("{}", file.display()))?;
+        if std::env::var_os("ACB_UPDATE_SCENARIOS").is_some() {
+            std::fs::write(&file, &played)?;
+        } else if let Some((number, (expected, got))) =
+            (1..).zip(text.lines().zip(played.lines())).find(|(_, (a, b))| a != b)
+        {
+            writeln!(
+                failures,
+                "{}:{number}:\n expected {expected}\n got      {got}",
+                file.display()
+            )?;
+        } else if text.lines().count() != played.lines().count() {
+            writeln!(failures, "{}: expected\n{text}\ngot\n{played}", file.display())?;
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { bail!("{failures}") }
+}
+
+/// The scenario with the actions that really follow.
+fn play(text: &str) -> Result<String> {
+    let mut played = String::new();
+    let mut scheduler: Option<Scheduler> = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.starts_with(' ') {
+            continue; // an expectation
+        }
+        writeln!(played, "{line}")?;
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let outcome = command(&mut scheduler, line).with_context(|| format!("line {number}"))?;
+        for line in outcome {
+            writeln!(played, "    {line}")?;
+        }
+        if let Some(scheduler) = &scheduler {
+            scheduler.sanity_check().with_context(|| format!("after line {number}"))?;
+        }
+    }
+    Ok(played)
+}
+
+fn command(scheduler: &mut Option<Scheduler>, line: &str) -> Result<Vec<String>> {
+    let line = Line::parse(line)?;
+    if line.words[0] == "node" {
+        return match Scheduler::new(config(&line)?) {
+            Ok(new) => {
+                *scheduler = Some(new);
+                Ok(Vec::new())
+            }
+            Err(error) => Ok(vec![format!("error: {error}")]),
+        };
+    }
+    let scheduler = scheduler.as_mut().context("the first line must say 'node'")?;
+    let now = Time(0).after(span(line.words[0])?);
+    let verb = *line.words.get(1).context("a time, but nothing that happens")?;
+    if verb == "show" {
+        return Ok(show(scheduler, now));
+    }
+    scheduler.handle(event(verb, &line)?, now);
+    Ok(std::iter::from_fn(|| scheduler.poll_action()).map(|action| describe(&action)).collect())
+}
+
+/// Words, and `key=value` pairs after them.
+struct Line<'a> {
+    words: Vec<&'a str>,
+    keys: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Result<Self> {
+        let (keys, words): (Vec<_>, Vec<_>) =
+            line.split_whitespace().partition(|word| word.contains('='));
+        let keys = keys.iter().filter_map(|key| key.split_once('=')).collect();
+        if words.is_empty() {
+            bail!("no word in it");
+        }
+        Ok(Line { words, keys })
+    }
+
+    fn key(&self, name: &str) -> Option<&'a str> {
+        self.keys.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
+
+    fn number(&self, name: &str, default: u64) -> Result<u64> {
+        self.key(name).map_or(Ok(default), |value| Ok(value.parse()?))
+    }
+}
+
+fn span(text: &str) -> Result<Duration> {
+    let split = text.find(|c: char| c.is_alphabetic()).context("a time needs s or ms")?;
+    let value = text[..split].parse()?;
+    match &text[split..] {
+        "s" => Ok(Duration::from_secs(value)),
+        "ms" => Ok(Duration::from_millis(value)),
+        unit => bail!("unknown unit {unit}"),
+    }
+}
+
+fn config(line: &Line<'_>) -> Result<Config> {
+    for (key, _) in &line.keys {
+        let known =
+            ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
+        if !known.contains(key) && !["settle", "expect", "start-count"].contains(key) {
+            bail!("unknown key {key}");
+        }
+    }
+    let policy = match line.key("policy").unwrap_or("gpu-affinity") {
+        "simple" => Policy::Simple,
+        "gpu-sharing" => Policy::GpuSharing,
+        "gpu-affinity" => Policy::GpuAffinity,
+        other => bail!("unknown policy {other}"),
+    };
+    let count = usize::try_from(line.number("gpus", 1)?)?;
+    let mut config =
+        Config::new(vec![GpuConfig { memory: line.number("memory", 100)? }; count], policy);
+    config.first_epoch = Epoch(line.number("epoch", 1)?);
+    config.max_bypass = u32::try_from(line.number("bypass", 16)?)?;
+    config.estimator.start_count = u32::try_from(line.number("start-count", 10)?)?;
+    if let Some(quantum) = line.key("quantum") {
+        config.quantum = span(quantum)?;
+    }
+    if let Some(patience) = line.key("patience") {
+        config.max_bypass_time = span(patience)?;
+    }
+    if line.key("backfill") == Some("off") {
+        config.backfill = Backfill::Off;
+    }
+    if let Some(settle) = line.key("settle") {
+        config.settle.until = Time(0).after(span(settle)?);
+    }
+    // expect=CLIENT/EPOCH/GPU:ROOM,GPU:ROOM;…
+    for expected in line.key("expect").iter().flat_map(|list| list.split(';')) {
+        let mut parts = expected.split('/');
+        let mut part = || parts.next().context("expect=CLIENT/EPOCH/GPU:ROOM");
+        let client = ClientId(part()?.parse()?);
+        let lease = Some(part()?.parse()?).filter(|epoch| *epoch != 0).map(Epoch);
+        let held = Held { bound: rooms(part()?)?, lease };
+        config.settle.expected.push(Expected { client, held });
+    }
+    Ok(config)
+}
+
+fn rooms(text: &str) -> Result<Vec<(Gpu, u64)>> {
+    let room = |item: &str| {
+        let (gpu, bytes) = item.split_once(':').ok_or_else(|| anyhow!("{item} is not GPU:ROOM"))?;
+        Ok((Gpu(gpu.parse()?), bytes.parse()?))
+    };
+    text.split(',').map(room).collect()
+}
+
+fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
+    if verb == "timer" {
+        return Ok(Event::Timer);
+    }
+    let number = |at: usize| -> Result<u64> {
+        Ok(line.words.get(at).with_context(|| format!("{verb} needs more numbers"))?.parse()?)
+    };
+    let client = ClientId(number(2)?);
+    Ok(match verb {
+        "join" => {
+            let eligible = match line.key("on") {
+                Some("none") => Eligible::Only(Vec::new()),
+                Some(list) => Eligible::Only(
+                    list.split(',').map(|gpu| Ok(Gpu(gpu.parse()?))).collect::<Result<_>>()?,
+                ),
+                None => Eligible::All,
+            };
+            let lease = line.key("lease").map(str::parse).transpose()?.map(Epoch);
+            let bound = line.key("held").map(rooms).transpose()?;
+            let held = (bound.is_some() || lease.is_some())
+                .then(|| Held { bound: bound.unwrap_or_default(), lease });
+            let gpus = u32::try_from(line.number("gpus", 1)?)?;
+            Event::Join { client, spec: ClientSpec { gpus, eligible, held } }
+        }
+        "bind" => Event::Bind { client },
+        "acquire" => Event::Acquire { client, expected: line.key("for").map(span).transpose()? },
+        "cancel" => Event::Cancel { client },
+        "release" => Event::Release { client, epoch: Epoch(number(3)?) },
+        "leave" => Event::Leave { client },
+        "room" => Event::RoomRequest {
+            client,
+            seq: number(3)?,
+            gpu: Gpu(u32::try_from(number(4)?)?),
+            bytes: number(5)?,
+        },
+        "room-cancel" => Event::RoomCancel { client, seq: number(3)? },
+        "room-return" => {
+            Event::RoomReturn { client, gpu: Gpu(u32::try_from(number(3)?)?), bytes: number(4)? }
+        }
+        other => bail!("nothing is called {other}"),
+    })
+}
+
+fn list(gpus: &[Gpu]) -> String {
+    gpus.iter().map(|gpu| gpu.0.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Bound { client, gpus } => format!("{} bound to {}", client.0, list(gpus)),
+        Action::Refused { client, reason } => format!("{} refused: {reason}", client.0),
+        Action::Grant { client, epoch, gpus } => {
+            format!("{} granted {} (epoch {})", client.0, list(gpus), epoch.0)
+        }
+        Action::Wanted { client, epoch } => format!("{} wanted (epoch {})", client.0, epoch.0),
+        Action::Recall { client, epoch } => format!("{} recalled (epoch {})", client.0, epoch.0),
+        Action::Room { client, seq, verdict } => {
+            let verdict = match verdict {
+                RoomVerdict::Granted => "granted".to_owned(),
+                RoomVerdict::Denied(reason) => format!("denied: {reason}"),
+                RoomVerdict::Waiting { missing, holders } => {
+                    let holders: Vec<String> = holders
+                        .iter()
+                        .map(|(client, bytes)| format!("{}:{bytes}", client.0))
+                        .collect();
+                    format!("waits: {missing} missing, held by {}", holders.join(" "))
+                }
+            };
+            format!("{} room {seq} {verdict}", client.0)
+        }
+    }
+}
+
+/// Times are shown as seconds with three digits.
+fn seconds(time: Duration) -> String {
+    format!("{:.3}s", time.as_secs_f64())
+}
+
+fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
+    let snapshot = scheduler.snapshot_at(now);
+    let mut lines = Vec::new();
+    for gpu in &snapshot.gpus {
+        let holders: Vec<String> = gpu.holders.iter().map(|client| client.0.to_string()).collect();
+        lines.push(format!(
+            "gpu {}: holders [{}] room {}/{} waiting {} held {} grants {}{}",
+            gpu.gpu.0,
+            holders.join(" "),
+            gpu.room,
+            gpu.memory,
+            gpu.room_waiting,
+            seconds(gpu.held),
+            gpu.grants,
+            if gpu.settling { " settling" } else { "" },
+        ));
+    }
+    for client in &snapshot.clients {
+        lines.push(format!(
+            "client {}: {:?} since {} gpus [{}]{}{}{} grants {} waited {} held {}",
+            client.client.0,
+            client.state,
+            seconds(client.since.since(Time(0))),
+            list(&client.gpus),
+            if client.bound { " bound" } else { "" },
+            client.epoch.map_or(String::new(), |epoch| format!(" epoch {}", epoch.0)),
+            client.position.map_or(String::new(), |position| format!(" position {position}")),
+            client.grants,
+            seconds(client.waited),
+            seconds(client.held),
+        ));
+    }
+    for kept in &snapshot.reservations {
+        lines.push(format!(
+            "kept {} for {}: expected {}{} bypassed {}",
+            list(&kept.gpus),
+            kept.client.0,
+            seconds(kept.expected.since(Time(0))),
+            kept.promised
+                .map_or(String::new(), |at| format!(" promised {}", seconds(at.since(Time(0))))),
+            kept.bypassed,
+        ));
+    }
+    if let Some(deadline) = scheduler.poll_deadline() {
+        lines.push(format!("deadline {}", seconds(deadline.since(Time(0)))));
+    }
+    lines
+}
