@@ -62,6 +62,9 @@ pub struct Config {
     pub policy: Policy,
     /// How long a contended lease is held before it is recalled.
     pub quantum: Duration,
+    /// How long a holder may take to stop after a recall. After that its GPUs count as stuck: they
+    /// stay with it, but nobody waits for them with a reservation any more.
+    pub drain: Duration,
     /// First epoch to hand out: above every epoch of an earlier life of the assigner.
     pub first_epoch: Epoch,
     /// Parameters of the estimator of phase times (ACB's `--exe-est-*`).
@@ -84,6 +87,7 @@ impl Config {
             gpus,
             policy,
             quantum: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
             first_epoch: Epoch(1),
             estimator: EstimatorConfig::default(),
             backfill: Backfill::ByEstimate,
@@ -106,6 +110,9 @@ impl Config {
         }
         if self.quantum.is_zero() {
             return Err(ConfigError::ZeroQuantum);
+        }
+        if self.drain.is_zero() {
+            return Err(ConfigError::ZeroDrain);
         }
         self.estimator.validate()
     }
@@ -191,6 +198,9 @@ pub enum ConfigError {
     /// A quantum of zero would recall every lease at once.
     #[error("the quantum is 0, so that no lease would last; make it longer than a switch takes")]
     ZeroQuantum,
+    /// Nobody stops at once.
+    #[error("the time to drain is 0, but no client stops at once; make it longer than a kernel")]
+    ZeroDrain,
     /// Not a percentile.
     #[error("the estimator's percentile is {0}; it must be between 0 and 1")]
     Percentile(f64),

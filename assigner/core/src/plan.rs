@@ -52,9 +52,11 @@ impl Lease {
             granted,
             ends: None,
             yields: None,
+            promised: None,
             wanted: false,
-            recalled: false,
-            recall_at: None,
+            recalled: None,
+            stuck: false,
+            timer: None,
         }
     }
 
@@ -73,7 +75,7 @@ impl Scheduler {
             self.gpus[gpu.index()].reserved = None;
         }
         // GPUs on which a later client could still start, or that could be kept for it.
-        let mut open = island.gpus.len();
+        let mut open = island.gpus.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
         let mut ahead = Ahead::default();
         for ticket in island.tickets {
             if open == 0 {
@@ -121,6 +123,11 @@ impl Scheduler {
         state.claimed.is_empty() && state.holders.is_empty() || !self.config.policy.is_exclusive()
     }
 
+    /// True if a holder of the GPU does not stop; nobody knows when it will be free.
+    pub(crate) fn is_stuck(&self, gpu: Gpu) -> bool {
+        self.leases_on(gpu).any(|lease| lease.stuck)
+    }
+
     /// The GPUs that a waiting client can start on now.
     fn start(&self, waiter: &Waiter) -> Option<Start> {
         let client = &self.clients[&waiter.client];
@@ -166,6 +173,7 @@ impl Scheduler {
         self.next_epoch = Epoch(epoch.0 + 1);
         let mut lease = Lease::new(epoch, start.gpus.clone(), self.now);
         lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
+        lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
         for earlier in &start.passes {
             let passed = self.queue.get_mut(earlier).expect("GPUs are kept for waiting clients");
             passed.bypassed += 1;
@@ -173,6 +181,10 @@ impl Scheduler {
             lease.yields = lease.yields.into_iter().chain(expected).min();
         }
         self.install(client, lease);
+        for gpu in &start.gpus {
+            self.gpus[gpu.index()].grants += 1;
+        }
+        self.clients.get_mut(&client).expect("a waiting client is known").grants += 1;
         self.actions.push_back(Action::Grant { client, epoch, gpus: start.gpus.clone() });
     }
 
@@ -182,10 +194,14 @@ impl Scheduler {
         let client = &self.clients[&waiter.client];
         let mut kept: Vec<Gpu> = self
             .candidates(client)
-            .filter(|gpu| self.gpus[gpu.index()].reserved.is_none())
+            .filter(|gpu| self.gpus[gpu.index()].reserved.is_none() && !self.is_stuck(*gpu))
             .collect();
         let width = client.width as usize;
         if kept.len() < width {
+            let waiter = self.queue.get_mut(&ticket).expect("it was just read");
+            if let Some(reservation) = &mut waiter.reservation {
+                reservation.promised = None; // only what is stuck can take it away
+            }
             return Vec::new();
         }
         if client.bound.is_empty() {
@@ -238,10 +254,12 @@ impl Scheduler {
 
     /// When a GPU's holder is recalled at the latest, or would be if somebody waited for it.
     fn recalled_by(&self, gpu: Gpu) -> Time {
-        let settles =
-            (!self.gpus[gpu.index()].claimed.is_empty()).then_some(self.config.settle.until);
-        let recalled = self.leases_on(gpu).filter(|lease| !lease.recalled);
-        let recalled = recalled.map(|lease| lease.latest_recall(self.config.quantum));
+        let quantum = self.config.quantum;
+        // Who is expected back may come at the last moment, and then has a quantum.
+        let settles = (!self.gpus[gpu.index()].claimed.is_empty())
+            .then(|| self.config.settle.until.after(quantum));
+        let recalled = self.leases_on(gpu).filter(|lease| lease.recalled.is_none());
+        let recalled = recalled.map(|lease| lease.latest_recall(quantum));
         settles.into_iter().chain(recalled).max().unwrap_or(self.now).max(self.now)
     }
 
@@ -250,48 +268,70 @@ impl Scheduler {
         holders.filter_map(|holder| self.clients[holder].lease.as_ref())
     }
 
-    /// Tells the holders of GPUs whether somebody waits for them.
+    /// Tells the holders of GPUs that somebody waits for them, and sees to their recall.
     fn tell_holders(&mut self, gpus: &BTreeSet<Gpu>) {
-        let holders: BTreeSet<ClientId> =
-            gpus.iter().flat_map(|gpu| self.gpus[gpu.index()].holders.iter().copied()).collect();
-        for id in holders {
-            let lease = self.clients[&id].lease.as_ref().expect("a holder has a lease");
-            let in_the_way_of = |gpu: &Gpu| self.gpus[gpu.index()].reserved;
-            let waiting: Vec<&Waiter> =
-                lease.gpus.iter().filter_map(in_the_way_of).map(|t| &self.queue[&t]).collect();
-            let promises = waiting.iter().filter_map(|waiter| waiter.reservation?.promised);
-            let recall_at = (!waiting.is_empty() && !lease.recalled).then(|| {
-                promises
-                    .fold(lease.latest_recall(self.config.quantum), |at, promise| at.min(promise))
-            });
-            let contended = !waiting.is_empty();
-            let client = self.clients.get_mut(&id).expect("it was just read");
-            let lease = client.lease.as_mut().expect("it was just read");
-            if let Some(at) = std::mem::replace(&mut lease.recall_at, recall_at) {
-                self.timers.remove(&(at, id));
-            }
-            if let Some(at) = recall_at {
-                self.timers.insert((at, id));
-            }
-            if contended && !lease.wanted {
+        let leases = gpus.iter().flat_map(|gpu| {
+            self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
+        });
+        let leases: BTreeSet<(Epoch, ClientId)> = leases.collect();
+        for (epoch, id) in leases {
+            let recall_at = self.recall_time(self.lease(id));
+            let client = self.clients.get_mut(&id).expect("a holder is known");
+            let lease = client.lease.as_mut().expect("a holder has a lease");
+            if recall_at.is_some() && !lease.wanted {
                 lease.wanted = true;
-                self.actions.push_back(Action::Wanted { client: id, epoch: lease.epoch });
+                self.actions.push_back(Action::Wanted { client: id, epoch });
+            }
+            if lease.recalled.is_none() {
+                self.set_timer(id, recall_at);
             }
         }
     }
 
-    /// Recalls the contended leases whose time is over.
-    pub(crate) fn recall_due(&mut self) {
-        while let Some(&(at, id)) = self.timers.first() {
+    /// When a lease must be recalled for those who wait for its GPUs; `None` when nobody does.
+    fn recall_time(&self, lease: &Lease) -> Option<Time> {
+        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
+        let promises = kept.map(|ticket| {
+            let reservation = self.queue[&ticket].reservation;
+            reservation.and_then(|reservation| reservation.promised).unwrap_or(Time(u64::MAX))
+        });
+        Some(promises.min()?.min(lease.latest_recall(self.config.quantum)))
+    }
+
+    fn lease(&self, holder: ClientId) -> &Lease {
+        self.clients[&holder].lease.as_ref().expect("a holder has a lease")
+    }
+
+    fn set_timer(&mut self, holder: ClientId, at: Option<Time>) {
+        let client = self.clients.get_mut(&holder).expect("a holder is known");
+        let lease = client.lease.as_mut().expect("a holder has a lease");
+        let before = std::mem::replace(&mut lease.timer, at);
+        if before != at {
+            if let Some(before) = before {
+                self.timers.remove(&(before, lease.epoch, holder));
+            }
+            self.timers.extend(at.map(|at| (at, lease.epoch, holder)));
+        }
+    }
+
+    /// Recalls the contended leases whose time is over, and gives up on those recalled long ago.
+    pub(crate) fn fire_timers(&mut self) {
+        while let Some(&(at, epoch, id)) = self.timers.first() {
             if at > self.now {
                 return;
             }
-            self.timers.pop_first();
+            let drained = self.now.after(self.config.drain);
             let client = self.clients.get_mut(&id).expect("timers belong to holders");
             let lease = client.lease.as_mut().expect("timers belong to holders");
-            lease.recalled = true;
-            lease.recall_at = None;
-            self.actions.push_back(Action::Recall { client: id, epoch: lease.epoch });
+            if lease.recalled.is_some() {
+                lease.stuck = true;
+                self.dirty.gpus.extend(&lease.gpus);
+                self.set_timer(id, None);
+            } else {
+                lease.recalled = Some(self.now);
+                self.actions.push_back(Action::Recall { client: id, epoch });
+                self.set_timer(id, Some(drained));
+            }
         }
     }
 }

@@ -9,10 +9,12 @@
 //!             └─ a later epoch turns up on its GPU ─────┘
 //! ```
 
+use std::collections::BTreeSet;
+
 use crate::config::ConfigError;
 use crate::event::{Held, Refusal};
 use crate::ids::{ClientId, Epoch, Gpu};
-use crate::scheduler::{Lease, Scheduler};
+use crate::scheduler::{Client, Lease, Scheduler};
 
 impl Scheduler {
     /// Keeps free what a client of the earlier life may still hold.
@@ -59,11 +61,12 @@ impl Scheduler {
         if self.expected.is_empty() || self.now < self.config.settle.until {
             return;
         }
+        let mut gpus = BTreeSet::new();
         while let Some((&client, _)) = self.expected.first_key_value() {
-            let gpus = self.forget_expected(client);
-            let answers = self.rooms.resolve(gpus.into_iter(), self.now);
-            self.answer(answers);
+            gpus.extend(self.forget_expected(client));
         }
+        let answers = self.rooms.resolve(gpus.into_iter(), self.now);
+        self.answer(answers);
     }
 
     /// Says why a client that comes back cannot keep what it holds.
@@ -74,6 +77,13 @@ impl Scheduler {
         if !known || !distinct || gpus.len() != width as usize {
             let bound = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
             return Err(Refusal::HeldInvalid { bound, wanted: width });
+        }
+        let twice = |(other, client): (&ClientId, &Client)| {
+            let lease = client.lease.as_ref().filter(|lease| Some(lease.epoch) == held.lease);
+            lease.map(|lease| (lease.gpus[0], *other))
+        };
+        if let Some((gpu, holder)) = self.clients.iter().find_map(twice) {
+            return Err(Refusal::HeldByAnother { gpu, holder });
         }
         if let Some(epoch) = held.lease.filter(|_| self.config.policy.is_exclusive()) {
             for &gpu in &gpus {

@@ -78,12 +78,13 @@ impl Scheduler {
             if !eligible || lease.gpus.len() != client.width as usize {
                 return Err(SanityError::Outside(*id));
             }
-            if lease.recall_at.is_some_and(|at| at <= self.now || lease.recalled) {
+            let drains = lease.recalled.is_some() && !lease.stuck;
+            if lease.timer.is_some_and(|at| at <= self.now) || drains && lease.timer.is_none() {
                 return Err(SanityError::Timer(*id));
             }
-            timers.extend(lease.recall_at.map(|at| (at, *id)));
+            timers.extend(lease.timer.map(|at| (at, lease.epoch, *id)));
         }
-        if let Some((_, id)) = timers.symmetric_difference(&self.timers).next() {
+        if let Some((.., id)) = timers.symmetric_difference(&self.timers).next() {
             return Err(SanityError::Timer(*id));
         }
         Ok(())
@@ -174,13 +175,15 @@ impl Scheduler {
             let first_in_line = candidates.iter().all(|gpu| ahead.insert(*gpu));
             let mut kept =
                 (0..).map(Gpu).zip(&self.gpus).filter(|(_, state)| state.reserved == Some(*ticket));
-            if first_in_line && kept.clone().count() != client.width as usize {
+            let stuck = candidates.iter().any(|gpu| self.is_stuck(*gpu));
+            if first_in_line && !stuck && kept.clone().count() != client.width as usize {
                 return Err(SanityError::Queue(waiter.client));
             }
             let told = |holder: &ClientId| {
-                self.clients[holder].lease.as_ref().is_some_and(|lease| {
-                    lease.wanted && (lease.recalled || lease.recall_at.is_some())
-                })
+                self.clients[holder]
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.wanted && (lease.timer.is_some() || lease.stuck))
             };
             if let Some((gpu, _)) = kept.find(|(_, state)| !state.holders.iter().all(told)) {
                 return Err(SanityError::Untold(waiter.client, gpu));

@@ -7,10 +7,10 @@
 //! ```text
 //!          Acquire               Grant                contended          quantum over
 //!  idle ────────────► waiting ────────────► holding ───────────► wanted ─────────────► recalled
-//!   ▲  ▲                 │                     │                    │                     │
-//!   │  └──── Cancel ─────┘                     │                    │                     │
-//!   └──────────────────────── Release ─────────┴────────────────────┴─────────────────────┘
-//!                    Leave ends every state; a recalled holder keeps the GPU until it releases
+//!   ▲  ▲                 │                     │                    │                  │  │ drain over
+//!   │  └──── Cancel ─────┘                     │                    │                  │  └──────► stuck
+//!   └──────────────────────── Release ─────────┴────────────────────┴──────────────────┴────────────┘
+//!     Leave ends every state; a recalled or stuck holder keeps its GPUs until it releases or leaves
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -59,10 +59,14 @@ pub(crate) struct Lease {
     pub(crate) ends: Option<Time>,
     /// A backfilled lease is recalled when the one it went before could start.
     pub(crate) yields: Option<Time>,
+    /// What the client had been promised when it waited.
+    pub(crate) promised: Option<Time>,
     pub(crate) wanted: bool,
-    pub(crate) recalled: bool,
-    /// Its entry in the timers.
-    pub(crate) recall_at: Option<Time>,
+    pub(crate) recalled: Option<Time>,
+    /// It was recalled long ago, but the client does not stop.
+    pub(crate) stuck: bool,
+    /// Its entry in the timers: the recall, or the end of patience after it.
+    pub(crate) timer: Option<Time>,
 }
 
 #[derive(Clone, Debug)]
@@ -122,7 +126,8 @@ pub struct Scheduler {
     pub(crate) rooms: Rooms,
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, Held>,
-    pub(crate) timers: BTreeSet<(Time, ClientId)>,
+    /// By time, then by lease, so that names decide nothing.
+    pub(crate) timers: BTreeSet<(Time, Epoch, ClientId)>,
     pub(crate) next_epoch: Epoch,
     next_ticket: Ticket,
     pub(crate) dirty: Dirty,
@@ -183,8 +188,9 @@ impl Scheduler {
             Event::Timer => {}
         }
         self.end_settling();
+        self.fire_timers();
         self.plan();
-        self.recall_due();
+        self.fire_timers(); // whoever came may have found a lease that was long over
     }
 
     /// The next thing to do; `None` when all is done.
@@ -196,7 +202,7 @@ impl Scheduler {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Time> {
         let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
-        let recall = self.timers.first().map(|(at, _)| *at);
+        let recall = self.timers.first().map(|(at, ..)| *at);
         settle.into_iter().chain(recall).min()
     }
 
@@ -379,8 +385,8 @@ impl Scheduler {
                 state.held += self.now.since(since);
             }
         }
-        if let Some(at) = lease.recall_at {
-            self.timers.remove(&(at, id));
+        if let Some(at) = lease.timer {
+            self.timers.remove(&(at, epoch, id));
         }
         self.dirty.gpus.extend(lease.gpus);
     }
@@ -390,11 +396,9 @@ impl Scheduler {
         for gpu in &lease.gpus {
             let state = &mut self.gpus[gpu.index()];
             state.holders.push(id);
-            state.grants += 1;
             state.busy_since.get_or_insert(self.now);
         }
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
-        client.grants += 1;
         client.since = self.now;
         client.lease = Some(lease);
     }

@@ -46,6 +46,8 @@ pub struct GpuSnapshot {
     pub held: Duration,
     /// Leases granted on it.
     pub grants: u64,
+    /// True if a holder was recalled long ago, but does not stop.
+    pub stuck: bool,
     /// True while it is not granted because a client from before a restart may still hold it.
     pub settling: bool,
 }
@@ -130,6 +132,7 @@ impl Scheduler {
             bound: state.bound.iter().copied().collect(),
             held: state.held + state.busy_since.map_or(Duration::ZERO, |since| now.since(since)),
             grants: state.grants,
+            stuck: self.is_stuck(gpu),
             settling: !state.claimed.is_empty(),
         });
         let reservations = self.queue.iter().filter_map(|(ticket, waiter)| {
@@ -164,12 +167,13 @@ impl Scheduler {
     fn client(&self, id: ClientId, client: &Client, now: Time) -> ClientSnapshot {
         let lease = client.lease.as_ref();
         let room_since = self.rooms.waiting_since(id, &client.bound);
-        let (state, since) = match (lease, client.waiting, room_since) {
-            (Some(lease), ..) if lease.recalled => (ClientState::Recalled, client.since),
-            (_, _, Some(since)) => (ClientState::WaitingForRoom, since),
-            (Some(_), ..) => (ClientState::Holding, client.since),
-            (None, Some(_), None) => (ClientState::Waiting, client.since),
-            (None, None, None) => (ClientState::Idle, client.since),
+        let recalled = lease.and_then(|lease| lease.recalled);
+        let (state, since) = match (recalled, room_since, lease, client.waiting) {
+            (Some(since), ..) => (ClientState::Recalled, since),
+            (None, Some(since), ..) => (ClientState::WaitingForRoom, since),
+            (None, None, Some(_), _) => (ClientState::Holding, client.since),
+            (None, None, None, Some(_)) => (ClientState::Waiting, client.since),
+            (None, None, None, None) => (ClientState::Idle, client.since),
         };
         let open = now.since(client.since);
         let open_if = |in_state: bool| if in_state { open } else { Duration::ZERO };

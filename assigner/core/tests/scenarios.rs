@@ -133,7 +133,7 @@ fn config(line: &Line<'_>) -> Result<Config> {
     for (key, _) in &line.keys {
         let known =
             ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
-        if !known.contains(key) && !["settle", "expect", "start-count"].contains(key) {
+        if !known.contains(key) && !["settle", "expect", "start-count", "drain"].contains(key) {
             bail!("unknown key {key}");
         }
     }
@@ -151,6 +151,9 @@ fn config(line: &Line<'_>) -> Result<Config> {
     config.estimator.start_count = u32::try_from(line.number("start-count", 10)?)?;
     if let Some(quantum) = line.key("quantum") {
         config.quantum = span(quantum)?;
+    }
+    if let Some(drain) = line.key("drain") {
+        config.drain = span(drain)?;
     }
     if let Some(patience) = line.key("patience") {
         config.max_bypass_time = span(patience)?;
@@ -265,7 +268,7 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
     for gpu in &snapshot.gpus {
         let holders: Vec<String> = gpu.holders.iter().map(|client| client.0.to_string()).collect();
         lines.push(format!(
-            "gpu {}: holders [{}] room {}/{} waiting {} held {} grants {}{}",
+            "gpu {}: holders [{}] room {}/{} waiting {} held {} grants {}{}{}",
             gpu.gpu.0,
             holders.join(" "),
             gpu.room,
@@ -273,6 +276,7 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
             gpu.room_waiting,
             seconds(gpu.held),
             gpu.grants,
+            if gpu.stuck { " stuck" } else { "" },
             if gpu.settling { " settling" } else { "" },
         ));
     }

@@ -116,6 +116,8 @@ pub struct Report {
     pub grants: u64,
     /// Leases asked back at the end of their quantum.
     pub recalls: u64,
+    /// By how much the latest start came after the promise of the reservation.
+    pub promise_late: Duration,
 }
 
 /// What came of a client.

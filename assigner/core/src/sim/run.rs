@@ -86,6 +86,7 @@ struct Run<'a> {
     events: u64,
     grants: u64,
     recalls: u64,
+    promise_late: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -111,6 +112,7 @@ impl<'a> Run<'a> {
             events: 0,
             grants: 0,
             recalls: 0,
+            promise_late: Duration::ZERO,
         };
         for (index, script) in scenario.clients.iter().enumerate() {
             run.plan(index, script.arrival, Happening::Arrival);
@@ -153,6 +155,7 @@ impl<'a> Run<'a> {
             events: self.events,
             grants: self.grants,
             recalls: self.recalls,
+            promise_late: self.promise_late,
         })
     }
 
@@ -286,6 +289,9 @@ impl<'a> Run<'a> {
             Action::Grant { client, epoch, gpus } => {
                 let index = index(client);
                 self.grants += 1;
+                let promised = self.scheduler.clients[&number(index)].lease.as_ref();
+                let promised = promised.and_then(|lease| lease.promised).unwrap_or(self.now);
+                self.promise_late = self.promise_late.max(self.now.since(promised));
                 let client = &mut self.clients[index];
                 client.report.waits.push(self.now.since(client.asked));
                 client.lease = Some(Lease { epoch, gpus, running: None, wanted: false });
