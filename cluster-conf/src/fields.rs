@@ -15,15 +15,22 @@ use crate::diagnostics::{Problem, nearest};
 pub(crate) struct Fault {
     message: String,
     help: Option<String>,
+    /// Byte offset in a string value, where one character is to blame.
+    offset: Option<usize>,
 }
 
 impl Fault {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Fault { message: message.into(), help: None }
+        Fault { message: message.into(), help: None, offset: None }
     }
 
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    pub(crate) fn offset(mut self, offset: usize) -> Self {
+        self.offset = Some(offset);
         self
     }
 
@@ -40,18 +47,22 @@ impl Fault {
 pub(crate) struct Fields<'t, 'i> {
     /// As people write it: `[scheduler]`; empty for the file itself.
     title: String,
+    /// The whole file.
+    text: &'t str,
     table: &'t DeTable<'i>,
     known: Vec<&'static str>,
 }
 
 impl<'t, 'i> Fields<'t, 'i> {
-    pub(crate) fn new(title: impl Into<String>, table: &'t DeTable<'i>) -> Self {
-        Fields { title: title.into(), table, known: Vec::new() }
+    pub(crate) fn new(title: impl Into<String>, text: &'t str, table: &'t DeTable<'i>) -> Self {
+        Fields { title: title.into(), text, table, known: Vec::new() }
     }
 
     /// The raw value of a key, with its place.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.table.get(key)
     }
 
@@ -66,12 +77,26 @@ impl<'t, 'i> Fields<'t, 'i> {
         match parse(value.get_ref()) {
             Ok(parsed) => Some(Spanned::new(value.span(), parsed)),
             Err(fault) => {
-                problems.push(Problem {
-                    message: format!("`{}`: {}", self.path(key), fault.message),
-                    ..fault.at(value.span())
-                });
+                let message = format!("`{}`: {}", self.path(key), fault.message);
+                let span = self.narrowed(value, fault.offset);
+                problems.push(Problem { message, ..fault.at(span) });
                 None
             }
+        }
+    }
+
+    /// The one character of a string value that is to blame, where the string is written without escapes.
+    fn narrowed(&self, value: &Spanned<DeValue<'_>>, offset: Option<usize>) -> Range<usize> {
+        let span = value.span();
+        let (Some(offset), DeValue::String(content)) = (offset, value.get_ref()) else {
+            return span;
+        };
+        let start = span.start + 1 + offset;
+        let plain = span.len() == content.len() + 2
+            && self.text.get(span.start + 1..span.end - 1) == Some(content.as_ref());
+        match content.get(offset..).and_then(|rest| rest.chars().next()) {
+            Some(c) if plain => start..start + c.len_utf8(),
+            _ => span,
         }
     }
 
@@ -83,7 +108,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     ) -> Option<Fields<'t, 'i>> {
         let value = self.take(key)?;
         match value.get_ref() {
-            DeValue::Table(table) => Some(Fields::new(self.path(key), table)),
+            DeValue::Table(table) => Some(Fields::new(self.path(key), self.text, table)),
             other => {
                 problems.push(
                     Problem::new(
@@ -117,7 +142,7 @@ impl<'t, 'i> Fields<'t, 'i> {
                 for item in items.iter() {
                     match item.get_ref() {
                         DeValue::Table(table) => {
-                            found.push((item.span(), Fields::new(title.clone(), table)));
+                            found.push((item.span(), Fields::new(title.clone(), self.text, table)));
                         }
                         other => refuse(item.span(), other),
                     }

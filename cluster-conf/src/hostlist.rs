@@ -1,7 +1,10 @@
 //! Slurm's notation for many host names: `n[1-3,07-09],m[1-2]x[0-1]`.
 //!
-//! Owns reading and writing it. Does not own which hosts there are. Several brackets in one name multiply, the
-//! rightmost one varying fastest; a range keeps the width that its lower bound is written with.
+//! Owns reading and writing it. Does not own which hosts there are. Several brackets in one name multiply; a range
+//! keeps the width that its lower bound is written with.
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
@@ -139,25 +142,50 @@ impl Pattern<'_> {
         })
     }
 
+    /// The order is Slurm's, so that a node's position is what Slurm says: the last brackets vary fastest, and of
+    /// those before them the first ones.
     fn expand_into(&self, names: &mut Vec<String>) {
-        let mut begun = vec![String::new()];
-        for part in &self.parts {
-            match part {
-                Part::Text(text) => begun.iter_mut().for_each(|name| name.push_str(text)),
-                Part::Ranges(ranges) => {
-                    begun = begun
-                        .iter()
-                        .flat_map(|name| {
-                            ranges.iter().flat_map(move |range| {
-                                let width = range.width;
-                                (range.low..=range.high).map(move |n| format!("{name}{n:0width$}"))
-                            })
-                        })
-                        .collect();
-                }
+        let mut choices: Vec<Vec<String>> = self.parts.iter().filter_map(Part::choices).collect();
+        let fastest = choices.pop();
+        let order = fastest.iter().chain(&choices);
+        let total: usize = order.clone().map(Vec::len).product();
+        for index in 0..total {
+            let mut rest = index;
+            let mut chosen: Vec<&str> = order
+                .clone()
+                .map(|numbers| {
+                    let number = &numbers[rest % numbers.len()];
+                    rest /= numbers.len();
+                    number.as_str()
+                })
+                .collect();
+            // Back from the order of variation to the order of writing.
+            if !chosen.is_empty() {
+                chosen.rotate_left(1);
             }
+            let mut chosen = chosen.into_iter();
+            names.push(
+                self.parts
+                    .iter()
+                    .map(|part| match part {
+                        Part::Text(text) => text,
+                        Part::Ranges(_) => chosen.next().expect("a choice for each brackets"),
+                    })
+                    .collect(),
+            );
         }
-        names.append(&mut begun);
+    }
+}
+
+impl Part<'_> {
+    /// The numbers that may stand in these brackets, as written.
+    fn choices(&self) -> Option<Vec<String>> {
+        let Part::Ranges(ranges) = self else { return None };
+        let numbers = ranges.iter().flat_map(|range| {
+            let width = range.width;
+            (range.low..=range.high).map(move |n| format!("{n:0width$}"))
+        });
+        Some(numbers.collect())
     }
 }
 

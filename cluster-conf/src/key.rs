@@ -64,9 +64,35 @@ impl fmt::Debug for Key {
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // serde's own messages repeat what they found: they are replaced, not wrapped.
-        let refused = |_| serde::de::Error::custom(KeyError);
         let text =
             String::deserialize(deserializer).map_err(|_| serde::de::Error::custom(KeyError))?;
-        Key::from_hex(&text).map_err(refused)
+        Key::from_hex(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_come_and_go() {
+        let key = Key::new(std::array::from_fn(|i| i as u8 * 8));
+        assert_eq!(Key::from_hex(&key.expose_hex()), Ok(key.clone()));
+        assert_eq!(Key::from_hex(&key.expose_hex().to_uppercase()), Ok(key.clone()));
+        assert_eq!(key.expose()[31], 248);
+    }
+
+    #[test]
+    fn what_is_no_key_is_not_repeated() {
+        for text in ["", "00", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"é".repeat(32)]
+        {
+            assert_eq!(Key::from_hex(text), Err(KeyError), "{text}");
+        }
+        assert_eq!(KeyError.to_string(), "the key is not 64 hexadecimal digits");
+    }
+
+    #[test]
+    fn it_is_not_printed() {
+        assert_eq!(format!("{:?}", Key::new([0xab; 32])), "Key(…)");
     }
 }

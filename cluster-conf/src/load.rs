@@ -2,6 +2,10 @@
 //!
 //! Owns which file is the cluster file and whether it can be trusted. Does not own what stands in it.
 
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -78,7 +82,7 @@ pub enum LoadError {
     #[error(transparent)]
     Invalid(#[from] ConfigError),
     /// What stands in the job spec is wrong.
-    #[error("{}: {source}", path.display())]
+    #[error("{}:{source}", path.display())]
     InvalidSpec {
         /// The file.
         path: PathBuf,
@@ -114,6 +118,10 @@ pub fn locate(explicit: Option<&Path>, trust: Trust) -> (PathBuf, Origin) {
         Trust::User => std::env::var_os(VARIABLE).filter(|value| !value.is_empty()),
         Trust::Privileged => None,
     };
+    choose(explicit, variable)
+}
+
+fn choose(explicit: Option<&Path>, variable: Option<OsString>) -> (PathBuf, Origin) {
     match (explicit, variable) {
         (Some(path), _) => (path.to_owned(), Origin::Explicit),
         (None, Some(path)) => (PathBuf::from(path), Origin::Variable),

@@ -2,6 +2,9 @@
 //!
 //! Owns its keys and rules. ACB demands the executors first and the controller last; here any order is right.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -96,7 +99,7 @@ fn read(text: &str) -> Result<Multinode, Vec<Problem>> {
     if !problems.is_empty() {
         return Err(problems);
     }
-    let mut reader = Reader { problems: &mut problems, hosts: Vec::new() };
+    let mut reader = Reader { text, problems: &mut problems, hosts: Vec::new() };
     for (key, value) in document.get_ref().iter() {
         reader.entry(key.get_ref().to_string(), key.span(), value, 0);
     }
@@ -147,6 +150,7 @@ struct Found {
 }
 
 struct Reader<'p> {
+    text: &'p str,
     problems: &'p mut Vec<Problem>,
     hosts: Vec<Found>,
 }
@@ -191,7 +195,7 @@ impl Reader<'_> {
                 format!("`{}` is not a host name", name.escape_debug()),
             ));
         }
-        let mut fields = Fields::new(name.clone(), table);
+        let mut fields = Fields::new(name.clone(), self.text, table);
         let before = self.problems.len();
         let role = fields.read("type", self.problems, |v| choice(v, &Role::ALL, Role::name));
         let address = fields.read("ipaddr", self.problems, address);

@@ -3,6 +3,9 @@
 //! Owns its grammar and how it is settled with the cluster file. Does not own Slurm's side of the option, which is
 //! the plugin's. A new key is a field of [`Request`] and a line of [`KEYS`].
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::num::NonZeroU32;
 
@@ -212,7 +215,7 @@ impl Reader<'_> {
 }
 
 fn did_you_mean(meant: Option<&str>) -> String {
-    meant.map(|word| format!(", did you mean `{word}`?")).unwrap_or_default()
+    meant.map(|word| format!(" (did you mean `{word}`?)")).unwrap_or_default()
 }
 
 fn key_names() -> String {

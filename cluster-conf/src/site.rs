@@ -4,6 +4,8 @@
 //! Every type here holds only what passed those rules.
 
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

@@ -3,6 +3,9 @@
 //! Owns how it follows from cluster file, option and the job's facts, and its form on disk. Does not own where it
 //! lies nor who may read it; it holds the job's key, which leaves this type by [`JobSpec::to_toml`] alone.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;

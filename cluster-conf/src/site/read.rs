@@ -2,7 +2,8 @@
 //!
 //! Owns the rules between keys. Does not own the rules of single values, nor the report.
 
-use std::collections::BTreeMap;
+mod nodes;
+
 use std::num::NonZeroU32;
 use std::ops::Range;
 
@@ -12,14 +13,13 @@ use toml::de::{DeTable, DeValue};
 use super::{
     CommentConfig, DriverPaths, Failure, Network, Nodes, Paths, SchedulerConfig, SiteConfig,
 };
-use crate::diagnostics::{Problem, nearest};
+use crate::diagnostics::Problem;
 use crate::election::CANDIDATE_PORTS;
 use crate::fields::{Fault, Fields, boolean, choice, integer, string};
 use crate::folder::{SOCKET_PATH_MAX, longest_socket};
-use crate::hostlist;
 use crate::option::MAX_QUANTUM_MS;
 use crate::policy::{OnFailure, Policy};
-use crate::values::{AbsolutePath, Environment, PathProblem, is_host_name};
+use crate::values::{AbsolutePath, Environment, PathProblem};
 
 /// A cluster file and the keys that it could have had, as `section.key`.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(super) fn site(text: &str) -> Result<Read, Vec<Problem>> {
         return Err(problems);
     }
     let reader = &mut Reader { problems: &mut problems, keys: Vec::new() };
-    let site = reader.file(document.get_ref());
+    let site = reader.file(text, document.get_ref());
     let keys = std::mem::take(&mut reader.keys);
     if problems.is_empty() { Ok(Read { site, keys }) } else { Err(problems) }
 }
@@ -57,16 +57,19 @@ struct Reader<'p> {
 }
 
 impl Reader<'_> {
-    fn file(&mut self, table: &DeTable<'_>) -> SiteConfig {
-        let mut top = Fields::new("", table);
+    fn file(&mut self, text: &str, table: &DeTable<'_>) -> SiteConfig {
+        let mut top = Fields::new("", text, table);
         let (paths, run_dir_span) = self.paths(&mut top);
         let driver = self.driver(&mut top);
         let environment = self.environment(&mut top);
         let scheduler = self.scheduler(&mut top);
         let failure = self.failure(&mut top);
         let network = self.network(&mut top);
+        let before = self.problems.len();
         let nodes = self.nodes(&mut top);
-        let controller = self.controller(&mut top, &nodes);
+        // With a faulty list nobody knows what it would have held.
+        let listed = (self.problems.len() == before && !nodes.is_empty()).then_some(&nodes);
+        let controller = self.controller(&mut top, listed);
         let comment = self.comment(&mut top);
         self.socket_paths(&paths, run_dir_span, &nodes);
         self.finish(top);
@@ -258,76 +261,6 @@ impl Reader<'_> {
         })
     }
 
-    fn nodes(&mut self, top: &mut Fields<'_, '_>) -> Nodes {
-        let mut nodes = BTreeMap::new();
-        let mut places: BTreeMap<String, Range<usize>> = BTreeMap::new();
-        for (section_span, mut fields) in top.sections("node", self.problems) {
-            let named = fields.take("name").is_some();
-            let name = fields.read("name", self.problems, hostlist_value);
-            let address = fields.read("address", self.problems, address_value);
-            self.finish(fields);
-            let Some(names) = name else {
-                if !named {
-                    self.problems.push(
-                        Problem::new(section_span, "this [[node]] has no `name`")
-                            .help("name = \"n1\", or many at once: name = \"n[1-8]\""),
-                    );
-                }
-                continue;
-            };
-            let address = self.one_address_each(names.get_ref().len(), address);
-            for name in names.get_ref() {
-                if let Some(first) = places.get(name) {
-                    self.problems.push(
-                        Problem::new(names.span(), format!("node `{name}` is listed twice"))
-                            .related(first.clone(), "here first"),
-                    );
-                    // One message per list is enough.
-                    break;
-                }
-                places.insert(name.clone(), names.span());
-                nodes.insert(name.clone(), address.as_ref().map(|text| text.replace("%n", name)));
-            }
-        }
-        Nodes(nodes)
-    }
-
-    /// Several nodes cannot have the same address.
-    fn one_address_each(
-        &mut self,
-        nodes: usize,
-        address: Option<Spanned<String>>,
-    ) -> Option<String> {
-        let address = address?;
-        if nodes > 1 && !address.get_ref().contains("%n") {
-            self.problems.push(
-                Problem::new(address.span(), format!("{nodes} nodes cannot share one address"))
-                    .help("put %n where the node's name belongs, as in \"%n-ib\", or list the nodes one by one"),
-            );
-            return None;
-        }
-        Some(address.into_inner())
-    }
-
-    fn controller(&mut self, top: &mut Fields<'_, '_>, nodes: &Nodes) -> Option<String> {
-        let mut fields = top.section("controller", self.problems)?;
-        let node = fields.read("node", self.problems, host_value);
-        self.finish(fields);
-        let node = node?;
-        if !nodes.is_empty() && !nodes.contains(node.get_ref()) {
-            let name = node.get_ref();
-            let problem = Problem::new(
-                node.span(),
-                format!("`controller.node`: no [[node]] is named `{name}`"),
-            );
-            self.problems.push(match nearest(name, nodes.names()) {
-                Some(meant) => problem.label(format!("did you mean `{meant}`?")),
-                None => problem.help("list it under [[node]], or leave [controller] out: then the first node of each job is its controller"),
-            });
-        }
-        Some(node.into_inner())
-    }
-
     fn comment(&mut self, top: &mut Fields<'_, '_>) -> CommentConfig {
         let Some(mut fields) = top.section("comment", self.problems) else {
             return CommentConfig::default();
@@ -357,35 +290,4 @@ fn absolute(value: &DeValue<'_>) -> Result<AbsolutePath, Fault> {
             PathProblem::Control => fault,
         }
     })
-}
-
-fn hostlist_value(value: &DeValue<'_>) -> Result<Vec<String>, Fault> {
-    let text = string(value)?;
-    hostlist::expand(&text).map_err(|error| {
-        Fault::new(format!("\"{}\", {error}", text.escape_debug()))
-            .help("host names as Slurm writes them: n1, n[1-8], n[01-16],gpu[1-2]")
-    })
-}
-
-fn host_value(value: &DeValue<'_>) -> Result<String, Fault> {
-    let text = string(value)?;
-    if is_host_name(&text) {
-        Ok(text)
-    } else {
-        Err(Fault::new(format!("\"{}\" is not the name of one node", text.escape_debug())))
-    }
-}
-
-fn address_value(value: &DeValue<'_>) -> Result<String, Fault> {
-    let text = string(value)?;
-    let sample = text.replace("%n", "n");
-    if is_host_name(&sample) || sample.parse::<std::net::IpAddr>().is_ok() {
-        Ok(text)
-    } else {
-        Err(Fault::new(format!(
-            "\"{}\" is neither a host name nor an IP address",
-            text.escape_debug()
-        ))
-        .help("the port is not part of it; see [network]"))
-    }
 }

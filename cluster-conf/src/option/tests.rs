@@ -1,0 +1,186 @@
+//! The `--acb` option: what is read, what is refused and with which words.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[track_caller]
+fn on(value: &str) -> Request {
+    match AcbOption::parse(value) {
+        Ok(AcbOption::On(request)) => request,
+        other => panic!("{value}: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn refused(value: &str) -> String {
+    AcbOption::parse(value).expect_err(value).to_string()
+}
+
+fn some(n: u32) -> Option<NonZeroU32> {
+    NonZeroU32::new(n)
+}
+
+#[test]
+fn no_argument_means_the_cluster_file() {
+    assert_eq!(on(""), Request::default());
+    assert_eq!(on("(null)"), Request::default());
+}
+
+#[test]
+fn off_is_off() {
+    assert_eq!(AcbOption::parse("off"), Ok(AcbOption::Off));
+    assert_eq!(
+        refused("off,gpus=2"),
+        "--acb=off,gpus=2: at character 1: `off` stands alone: nothing can follow it"
+    );
+    assert_eq!(refused("gpus=2,off"), "--acb=gpus=2,off: at character 8: `off` must stand first");
+}
+
+#[test]
+fn policy_and_keys() {
+    assert_eq!(on("simple").policy, Some(Policy::Simple));
+    assert_eq!(
+        on("gpu-affinity,gpus=4,quantum=500ms,on_failure=fail"),
+        Request {
+            policy: Some(Policy::GpuAffinity),
+            gpus: some(4),
+            quantum_ms: some(500),
+            on_failure: Some(OnFailure::Fail),
+        }
+    );
+    assert_eq!(on("gpus=2").gpus, some(2));
+}
+
+#[test]
+fn quanta() {
+    for (text, ms) in [
+        ("500ms", 500),
+        ("2s", 2000),
+        ("2", 2000),
+        ("1.5s", 1500),
+        ("0.25", 250),
+        ("1m", 60_000),
+        ("86400", 86_400_000),
+    ] {
+        assert_eq!(on(&format!("quantum={text}")).quantum_ms, some(ms), "{text}");
+    }
+    for text in [
+        "0",
+        "0s",
+        "",
+        "s",
+        "ms",
+        "-1",
+        "+1",
+        "1e3",
+        "inf",
+        "1.",
+        ".5",
+        "0.5ms",
+        "0.0001",
+        "1h",
+        "1 s",
+        "86401",
+        "9999999999999999999999s",
+        "١",
+    ] {
+        let message = refused(&format!("quantum={text}"));
+        assert!(message.contains("at character 9"), "{message}");
+        assert!(message.contains("a time like 500ms, 2s or 1m"), "{message}");
+    }
+}
+
+#[test]
+fn mistakes_name_the_place_and_what_is_allowed() {
+    assert_eq!(
+        refused("simple,gpu=2"),
+        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure"
+    );
+    assert_eq!(
+        refused("gpu-afinity"),
+        "--acb=gpu-afinity: at character 1: `gpu-afinity` is not a policy (did you mean `gpu-affinity`?); \
+         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure)"
+    );
+    assert_eq!(
+        refused("gpus=0"),
+        "--acb=gpus=0: at character 6: `0` cannot be the value of `gpus`: allowed is a whole number from 1 to 64"
+    );
+    assert_eq!(
+        refused("gpus"),
+        "--acb=gpus: at character 1: `gpus` needs a value, gpus=…: a whole number from 1 to 64"
+    );
+    assert_eq!(
+        refused("gpus=1,gpus=2"),
+        "--acb=gpus=1,gpus=2: at character 8: `gpus` is given twice"
+    );
+    assert_eq!(refused("a#b"), "--acb=a#b: at character 2: `#` cannot stand in the value");
+    assert_eq!(
+        refused("simple,,gpus=1"),
+        "--acb=simple,,gpus=1: at character 8: nothing stands between the commas"
+    );
+    assert!(refused("ü,ö=1").contains("at character 3: unknown key `ö`"));
+}
+
+#[test]
+fn every_mistake_is_reported() {
+    let error = AcbOption::parse("smple,gpus=x,on_failure=maybe").unwrap_err();
+    let places: Vec<_> = error.problems().iter().map(|problem| problem.at).collect();
+    assert_eq!(places, [1, 12, 25]);
+    assert_eq!(error.to_string().lines().count(), 3);
+}
+
+#[test]
+fn terminals_are_not_written_to_by_the_value() {
+    let message = refused("\u{1b}[2J,gpus=\u{7}");
+    assert!(!message.contains(['\u{1b}', '\u{7}']), "{message:?}");
+}
+
+#[test]
+fn several_gpus_need_the_policy_that_gives_them() {
+    let site =
+        |policy| SiteConfig::parse("t", &format!("[scheduler]\npolicy = \"{policy}\"")).unwrap();
+    let settled = Settings::settle(&site("simple"), &on("gpu-affinity,gpus=2")).unwrap();
+    assert_eq!((settled.policy, settled.gpus), (Policy::GpuAffinity, some(2)));
+    assert_eq!(Settings::settle(&site("simple"), &on("")).unwrap().policy, Policy::Simple);
+    assert_eq!(
+        Settings::settle(&site("simple"), &on("gpus=2")).unwrap_err().to_string(),
+        "--acb: gpus=2 is not possible with policy simple of the cluster file, which gives one GPU to each client; \
+         use --acb=gpu-affinity,gpus=2"
+    );
+    assert!(Settings::settle(&site("gpu-affinity"), &on("gpu-sharing,gpus=2")).is_err());
+    assert!(Settings::settle(&site("simple"), &on("gpus=1")).is_ok());
+}
+
+fn requests() -> impl Strategy<Value = Request> {
+    (
+        prop::option::of(prop::sample::select(Policy::ALL.to_vec())),
+        prop::option::of(1u32..=64),
+        prop::option::of(1u32..=MAX_QUANTUM_MS),
+        prop::option::of(prop::sample::select(OnFailure::ALL.to_vec())),
+    )
+        .prop_map(|(policy, gpus, quantum, on_failure)| Request {
+            policy,
+            gpus: gpus.and_then(NonZeroU32::new),
+            quantum_ms: quantum.and_then(NonZeroU32::new),
+            on_failure,
+        })
+}
+
+proptest! {
+    #[test]
+    fn the_canonical_form_reads_back(request in requests()) {
+        let option = AcbOption::On(request);
+        prop_assert_eq!(AcbOption::parse(&option.to_string()), Ok(option));
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,60}|[a-z_,=#0-9.]{0,40}") {
+        if let Err(error) = AcbOption::parse(&text) {
+            prop_assert!(!error.problems().is_empty());
+            for problem in error.problems() {
+                prop_assert!(problem.at <= text.chars().count() + 1);
+            }
+        }
+    }
+}
