@@ -4,5 +4,10 @@
 //! their picture ([`timeline`]). Does not own: the cluster that they run on ([`crate::lab`]).
 
 pub mod analysis;
+pub mod b1;
+pub mod interrupt;
+pub mod machine;
+pub mod quickstart;
 pub mod record;
+pub mod terminal;
 pub mod timeline;

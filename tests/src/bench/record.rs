@@ -2,10 +2,10 @@
 //!
 //! Owns: reading it. Does not own: writing it (tests/workloads/src/bin/phases.rs).
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// One round of one client; times are CLOCK_MONOTONIC in nanoseconds, one clock for all clients.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
     /// The client.
     pub name: String,

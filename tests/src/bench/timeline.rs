@@ -100,10 +100,10 @@ impl Picture {
         let cells = look.width.saturating_sub(LABEL + 1).max(MIN_CELLS);
         let all = || runs.iter().flat_map(|run| run.rounds);
         let longest = runs.iter().map(|run| span(run.rounds).length()).max().unwrap_or(1).max(1);
-        // A GPU phase must cover more than a cell, or the picture would lose some of them.
+        // A GPU phase must cover two cells, or it could not be told from its neighbours.
         let phases: Vec<u64> = all().map(|round| round.gpu_done_ns - round.gpu_got_ns).collect();
         let phase = phases.iter().sum::<u64>() / phases.len().max(1) as u64;
-        let shown = longest.min((phase * cells as u64 * 10 / 11).max(1));
+        let shown = longest.min((phase * cells as u64 / 2).max(1));
         let seconds = |ns: u64| (ns as f64 / 1e9).round();
         let cut = (shown < longest).then(|| {
             format!("{:LABEL$}(the first {} s of {} s)", "", seconds(shown), seconds(longest))
@@ -218,8 +218,11 @@ impl Picture {
     /// The stretch that was counted, where the picture is wide enough to show it.
     fn steady_row(&self, steady: Window, origin: u64) -> Option<String> {
         let cell = |at: u64| ((at - origin) as f64 / self.slot_ns / 2.0) as usize;
-        let (from, to) = (cell(steady.from), cell(steady.to).min(self.cells - 1));
         let (begin, line, end) = self.glyphs.span;
+        let (from, to, end) = match cell(steady.to) {
+            to if to < self.cells => (cell(steady.from), to, end),
+            _ => (cell(steady.from), self.cells - 1, line),
+        };
         let text = " counted ";
         let inner = to.checked_sub(from + 1)?;
         let lines = inner.checked_sub(text.len())?;
