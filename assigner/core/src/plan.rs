@@ -205,9 +205,7 @@ impl Scheduler {
             return Vec::new();
         }
         if client.bound.is_empty() {
-            kept.sort_by_cached_key(|&gpu| {
-                (self.expected_back(gpu), self.recalled_by(gpu), self.preference(client, gpu))
-            });
+            kept.sort_by_cached_key(|&gpu| (self.soonest(gpu), self.preference(client, gpu)));
             kept.truncate(width);
         }
         let latest = |time: fn(&Scheduler, Gpu) -> Time| {
@@ -242,6 +240,14 @@ impl Scheduler {
         } else {
             ahead.gpus.extend(self.candidates(client));
         }
+    }
+
+    /// Among GPUs to keep, the lower the better. What is free comes first, and among recalled ones
+    /// the one recalled first: a promise relies on them, and they must not be let go for others.
+    fn soonest(&self, gpu: Gpu) -> (bool, Time, Time, Time) {
+        let recalled = self.leases_on(gpu).filter_map(|lease| lease.recalled).max();
+        let recalled = recalled.unwrap_or(Time(u64::MAX));
+        (!self.is_free(gpu), self.expected_back(gpu), self.recalled_by(gpu), recalled)
     }
 
     /// When a GPU will be free if the estimates are right. A holder beyond its estimate may be done

@@ -172,7 +172,8 @@ impl Scheduler {
             if idle >= client.width as usize {
                 return Err(SanityError::Idle(waiter.client));
             }
-            let first_in_line = candidates.iter().all(|gpu| ahead.insert(*gpu));
+            let first_in_line = candidates.iter().all(|gpu| !ahead.contains(gpu));
+            ahead.extend(&candidates);
             let mut kept =
                 (0..).map(Gpu).zip(&self.gpus).filter(|(_, state)| state.reserved == Some(*ticket));
             let stuck = candidates.iter().any(|gpu| self.is_stuck(*gpu));

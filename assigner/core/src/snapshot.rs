@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use crate::config::Policy;
+use crate::config::{Expected, Policy};
+use crate::event::Held;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::scheduler::{Client, Scheduler};
 
@@ -24,7 +25,20 @@ pub struct Snapshot {
     /// GPUs that are kept for waiting clients, in order of the queue.
     pub reservations: Vec<ReservationSnapshot>,
     /// Clients from before a restart that have not come back.
-    pub expected: Vec<ClientId>,
+    pub expected: Vec<Expected>,
+}
+
+impl Snapshot {
+    /// What to write down, so that [`Settle::expected`](crate::Settle::expected) can be made of it
+    /// after a restart: every client that is bound, and what it holds.
+    #[must_use]
+    pub fn survivors(&self) -> Vec<Expected> {
+        let bound = self.clients.iter().filter(|client| client.bound).map(|client| Expected {
+            client: client.client,
+            held: Held { bound: client.room.clone(), lease: client.epoch },
+        });
+        bound.chain(self.expected.iter().cloned()).collect()
+    }
 }
 
 /// One GPU.
@@ -160,7 +174,11 @@ impl Scheduler {
             gpus: gpus.collect(),
             clients,
             reservations: reservations.collect(),
-            expected: self.expected.keys().copied().collect(),
+            expected: self
+                .expected
+                .iter()
+                .map(|(client, held)| Expected { client: *client, held: held.clone() })
+                .collect(),
         }
     }
 

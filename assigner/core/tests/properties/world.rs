@@ -1,0 +1,402 @@
+//! The world around a scheduler under test: clients, their truth about what they hold, and a check
+//! of every action against it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use acb_core::*;
+
+use crate::history::{SLOTS, Setup, Step, What};
+
+/// How clients are numbered: the order of numbers must not matter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Names {
+    Forward,
+    Backward,
+}
+
+/// A client, as it sees itself.
+#[derive(Clone, Debug, Default)]
+struct Client {
+    id: u64,
+    present: bool,
+    /// The assigner has started again, and the client has not joined the new one.
+    away: bool,
+    width: u32,
+    eligible: Option<Vec<Gpu>>,
+    bound: Vec<Gpu>,
+    waiting: bool,
+    lease: Option<Lease>,
+    room: BTreeMap<Gpu, u64>,
+    /// Requests for room without a final answer.
+    requests: BTreeMap<u64, (Gpu, u64)>,
+    next_seq: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    epoch: Epoch,
+    gpus: Vec<Gpu>,
+    wanted: bool,
+    recalled: bool,
+}
+
+pub(crate) struct World {
+    setup: Setup,
+    names: Names,
+    scheduler: Scheduler,
+    clients: Vec<Client>,
+    now: Time,
+    latest_epoch: Epoch,
+    next_id: u64,
+    settled: Time,
+    /// All actions, with clients named by their slots.
+    pub(crate) log: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn new(setup: &Setup, names: Names) -> World {
+        World {
+            setup: setup.clone(),
+            names,
+            scheduler: Scheduler::new(setup.config()).expect("the configuration is valid"),
+            clients: vec![Client::default(); SLOTS],
+            now: Time(0),
+            latest_epoch: Epoch(0),
+            next_id: 0,
+            settled: Time(0),
+            log: Vec::new(),
+        }
+    }
+
+    fn name(&self, id: u64) -> ClientId {
+        ClientId(match self.names {
+            Names::Forward => id,
+            Names::Backward => 1_000_000 - id,
+        })
+    }
+
+    fn slot(&self, client: ClientId) -> usize {
+        let named = |other: &Client| other.present && self.name(other.id) == client;
+        self.clients.iter().position(named).expect("actions concern clients that are there")
+    }
+
+    pub(crate) fn step(&mut self, step: &Step) {
+        self.now = self.now.after(Duration::from_millis(step.wait_ms));
+        let slot = step.slot;
+        if let What::Restart = step.what {
+            return self.restart();
+        }
+        if let What::Timer = step.what {
+            self.now = self.now.max(self.scheduler.poll_deadline().unwrap_or(self.now));
+            return self.tell(Event::Timer);
+        }
+        if self.clients[slot].away {
+            return self.step_away(slot, &step.what);
+        }
+        let client = self.name(self.clients[slot].id);
+        match &step.what {
+            What::Join { gpus, eligible } if !self.clients[slot].present => {
+                self.join(slot, *gpus, eligible.clone());
+            }
+            _ if !self.clients[slot].present => {}
+            What::Join { .. } => {} // it is there already
+            What::Bind => self.tell(Event::Bind { client }),
+            What::Acquire { expected_ms } => {
+                self.clients[slot].waiting |= self.clients[slot].lease.is_none();
+                let expected = expected_ms.map(Duration::from_millis);
+                self.tell(Event::Acquire { client, expected });
+            }
+            What::Cancel => {
+                self.clients[slot].waiting = false;
+                self.tell(Event::Cancel { client });
+            }
+            What::Release => self.release(slot),
+            What::ReleaseStale { epoch } => {
+                let current = self.clients[slot].lease.as_ref().map(|lease| lease.epoch);
+                if current != Some(Epoch(*epoch)) {
+                    self.tell(Event::Release { client, epoch: Epoch(*epoch) });
+                }
+            }
+            What::Leave => {
+                self.clients[slot] = Client::default();
+                self.tell(Event::Leave { client });
+            }
+            What::Room { gpu, bytes } => self.room(slot, Gpu(*gpu), *bytes),
+            What::RoomCancel { nth } => {
+                if let Some(&seq) = self.clients[slot].requests.keys().nth(*nth) {
+                    self.clients[slot].requests.remove(&seq);
+                    self.tell(Event::RoomCancel { client, seq });
+                }
+            }
+            What::RoomReturn { gpu, bytes } => self.room_return(slot, Gpu(*gpu), *bytes),
+            What::Timer | What::Restart => unreachable!("handled above"),
+        }
+    }
+
+    /// What a client does that has lost its assigner: it goes on, dies, or joins the new one.
+    fn step_away(&mut self, slot: usize, what: &What) {
+        let id = self.name(self.clients[slot].id);
+        match what {
+            What::Release => self.clients[slot].lease = None,
+            What::RoomReturn { gpu, bytes } => {
+                if let Some(room) = self.clients[slot].room.get_mut(&Gpu(*gpu)) {
+                    *room = room.saturating_sub(*bytes);
+                }
+            }
+            What::Leave => {
+                self.clients[slot] = Client::default();
+                self.tell(Event::Leave { client: id });
+            }
+            What::Join { .. } | What::Bind | What::Acquire { .. } => self.come_back(slot),
+            _ => {}
+        }
+    }
+
+    fn come_back(&mut self, slot: usize) {
+        let id = self.name(self.clients[slot].id);
+        let client = &mut self.clients[slot];
+        client.away = false;
+        let room = |gpu: &Gpu| (*gpu, client.room.get(gpu).copied().unwrap_or(0));
+        let held = Held {
+            bound: client.bound.iter().map(room).collect(),
+            lease: client.lease.as_ref().map(|lease| lease.epoch),
+        };
+        let eligible = client.eligible.clone().map_or(Eligible::All, Eligible::Only);
+        let spec = ClientSpec { gpus: client.width, eligible, held: Some(held) };
+        let is_late = self.now >= self.settled;
+        self.tell(Event::Join { client: id, spec });
+        assert!(self.clients[slot].present || is_late, "what it held had to be kept for it");
+    }
+
+    fn join(&mut self, slot: usize, gpus: u32, eligible: Option<Vec<Gpu>>) {
+        self.next_id += 1;
+        self.clients[slot] = Client {
+            id: self.next_id,
+            present: true,
+            width: gpus,
+            eligible: eligible.clone(),
+            ..Client::default()
+        };
+        let eligible = eligible.map_or(Eligible::All, Eligible::Only);
+        let spec = ClientSpec { gpus, eligible, held: None };
+        self.tell(Event::Join { client: self.name(self.next_id), spec });
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(lease) = self.clients[slot].lease.take() {
+            let client = self.name(self.clients[slot].id);
+            self.tell(Event::Release { client, epoch: lease.epoch });
+        }
+    }
+
+    fn room(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
+        let client = &mut self.clients[slot];
+        let seq = client.next_seq;
+        client.next_seq += 1;
+        client.requests.insert(seq, (gpu, bytes));
+        let client = self.name(self.clients[slot].id);
+        self.tell(Event::RoomRequest { client, seq, gpu, bytes });
+    }
+
+    fn room_return(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
+        let client = &mut self.clients[slot];
+        if let Some(room) = client.room.get_mut(&gpu) {
+            *room = room.saturating_sub(bytes);
+        }
+        let client = self.name(self.clients[slot].id);
+        self.tell(Event::RoomReturn { client, gpu, bytes });
+    }
+
+    /// The assigner dies, and a new one starts with what the old one had written down. Clients that
+    /// wait ask again later; those that are not bound (manual mode) are lost with it.
+    fn restart(&mut self) {
+        let mut config = self.setup.config();
+        let snapshot = self.scheduler.snapshot();
+        config.first_epoch = snapshot.next_epoch;
+        self.settled = self.now.after(Duration::from_secs(2));
+        config.settle.until = self.settled;
+        for client in &mut self.clients {
+            client.waiting = false;
+            client.requests.clear();
+            if client.bound.is_empty() {
+                *client = Client::default();
+            }
+            client.away = client.present;
+            if let Some(lease) = &mut client.lease {
+                (lease.wanted, lease.recalled) = (false, false); // the new life says it again
+            }
+        }
+        config.settle.expected = snapshot.survivors();
+        // Those that were late already are not expected a second time.
+        for slot in 0..SLOTS {
+            let id = self.name(self.clients[slot].id);
+            if self.clients[slot].away && !config.settle.expected.iter().any(|e| e.client == id) {
+                self.clients[slot] = Client::default();
+            }
+        }
+        self.scheduler = Scheduler::new(config).expect("the configuration is valid");
+        self.tell(Event::Timer);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.scheduler.handle(event.clone(), self.now);
+        while let Some(action) = self.scheduler.poll_action() {
+            self.obey(action);
+        }
+        if let Err(error) = self.scheduler.sanity_check() {
+            panic!("after {event:?} at {:?}: {error}", self.now);
+        }
+        self.compare();
+    }
+
+    fn obey(&mut self, action: Action) {
+        match action {
+            Action::Bound { client, gpus } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} bound {gpus:?}"));
+                let client = &mut self.clients[slot];
+                assert!(client.bound.is_empty() || client.bound == gpus, "bound for good");
+                check_gpus(client, &gpus);
+                client.bound = gpus;
+            }
+            Action::Refused { client, reason } => {
+                let slot = self.slot(client);
+                // Whom a lease belongs to is a name, too.
+                let reason = match reason {
+                    Refusal::HeldByAnother { gpu, .. } => format!("{gpu} is another's"),
+                    reason => reason.to_string(),
+                };
+                self.log.push(format!("{slot} refused {reason}"));
+                self.clients[slot] = Client::default();
+            }
+            Action::Grant { client, epoch, gpus } => self.granted(client, epoch, gpus),
+            Action::Wanted { client, epoch } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} wanted {epoch}"));
+                let lease = self.clients[slot].lease.as_mut().expect("only holders are wanted");
+                assert_eq!(lease.epoch, epoch);
+                assert!(!lease.wanted, "told once");
+                lease.wanted = true;
+            }
+            Action::Recall { client, epoch } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} recalled {epoch}"));
+                let lease = self.clients[slot].lease.as_mut().expect("only holders are recalled");
+                assert_eq!(lease.epoch, epoch);
+                assert!(lease.wanted && !lease.recalled, "wanted first, and recalled once");
+                lease.recalled = true;
+            }
+            Action::Room { client, seq, verdict } => self.verdict(client, seq, verdict),
+        }
+    }
+
+    fn granted(&mut self, client: ClientId, epoch: Epoch, gpus: Vec<Gpu>) {
+        let slot = self.slot(client);
+        self.log.push(format!("{slot} granted {gpus:?} {epoch}"));
+        assert!(epoch > self.latest_epoch, "epochs only grow");
+        self.latest_epoch = epoch;
+        if self.setup.policy.is_exclusive() {
+            for other in self.clients.iter().filter(|other| !other.away || self.now < self.settled)
+            {
+                let held = other.lease.iter().flat_map(|lease| &lease.gpus);
+                assert!(held.clone().all(|gpu| !gpus.contains(gpu)), "no GPU is held twice");
+            }
+        }
+        let client = &mut self.clients[slot];
+        assert!(client.waiting && client.lease.is_none(), "only who waits is served");
+        check_gpus(client, &gpus);
+        assert!(client.bound.is_empty() || client.bound == gpus, "a lease covers all bound GPUs");
+        client.waiting = false;
+        client.lease = Some(Lease { epoch, gpus, wanted: false, recalled: false });
+    }
+
+    fn verdict(&mut self, client: ClientId, seq: u64, verdict: RoomVerdict) {
+        let slot = self.slot(client);
+        let client = &mut self.clients[slot];
+        let request = client.requests.get(&seq).copied();
+        let (gpu, bytes) = request.expect("only open requests are answered");
+        match &verdict {
+            RoomVerdict::Granted => *client.room.entry(gpu).or_insert(0) += bytes,
+            RoomVerdict::Waiting { .. } => {}
+            RoomVerdict::Denied(RoomDenied::NotBound) => assert!(!client.bound.contains(&gpu)),
+            RoomVerdict::Denied(RoomDenied::ExceedsGpu { total, .. }) => assert!(*total > 100),
+            RoomVerdict::Denied(RoomDenied::Deadlock) => {
+                assert!(client.room.values().any(|bytes| *bytes > 0), "others are left alone");
+            }
+        }
+        if !matches!(verdict, RoomVerdict::Waiting { .. }) {
+            client.requests.remove(&seq);
+        }
+        let verdict = match verdict {
+            RoomVerdict::Waiting { missing, mut holders } => {
+                let mut holders: Vec<u64> = holders.drain(..).map(|(_, bytes)| bytes).collect();
+                holders.sort_unstable();
+                format!("waits for {missing} of {holders:?}")
+            }
+            verdict => format!("{verdict:?}"),
+        };
+        self.log.push(format!("{slot} room {seq} {verdict}"));
+    }
+
+    /// What the scheduler says of its clients is what they think of themselves.
+    fn compare(&self) {
+        let snapshot = self.scheduler.snapshot();
+        let present = self.clients.iter().filter(|client| client.present && !client.away).count();
+        assert_eq!(snapshot.clients.len(), present);
+        let mut room: BTreeMap<Gpu, u64> = BTreeMap::new();
+        for theirs in &snapshot.clients {
+            let ours = &self.clients[self.slot(theirs.client)];
+            let lease = ours.lease.as_ref();
+            assert_eq!(theirs.epoch, lease.map(|lease| lease.epoch));
+            assert_eq!(theirs.position.is_some(), ours.waiting);
+            assert_eq!(theirs.bound, !ours.bound.is_empty());
+            for (gpu, bytes) in &theirs.room {
+                assert_eq!(*bytes, ours.room.get(gpu).copied().unwrap_or(0));
+                *room.entry(*gpu).or_insert(0) += bytes;
+            }
+        }
+        for gpu in &snapshot.gpus {
+            assert!(gpu.room <= gpu.memory, "no room is promised twice");
+            assert!(gpu.room >= room.get(&gpu.gpu).copied().unwrap_or(0));
+        }
+        for kept in &snapshot.reservations {
+            assert!(kept.bypassed <= self.setup.max_bypass, "nobody is passed too often");
+        }
+    }
+
+    /// Everybody releases what it holds and returns its room, until nobody waits.
+    pub(crate) fn calm_down(&mut self) {
+        for slot in 0..SLOTS {
+            if self.clients[slot].away {
+                self.come_back(slot);
+            }
+        }
+        self.now = self.now.max(self.settled);
+        self.tell(Event::Timer);
+        for _ in 0..10 * SLOTS {
+            for slot in 0..SLOTS {
+                self.release(slot);
+                // Who waits for room is blocked; everybody else finishes and frees what it has.
+                if self.clients[slot].requests.is_empty() {
+                    for gpu in self.clients[slot].bound.clone() {
+                        self.room_return(slot, gpu, u64::MAX);
+                    }
+                }
+            }
+        }
+        let waiting: BTreeSet<usize> = (0..SLOTS)
+            .filter(|slot| self.clients[*slot].waiting || !self.clients[*slot].requests.is_empty())
+            .collect();
+        assert!(waiting.is_empty(), "{waiting:?} wait for ever");
+    }
+}
+
+fn check_gpus(client: &Client, gpus: &[Gpu]) {
+    let distinct: BTreeSet<&Gpu> = gpus.iter().collect();
+    assert_eq!(distinct.len(), gpus.len(), "each GPU once");
+    assert_eq!(gpus.len(), client.width as usize, "all or none");
+    if let Some(eligible) = &client.eligible {
+        assert!(gpus.iter().all(|gpu| eligible.contains(gpu)), "only eligible GPUs");
+    }
+}
