@@ -225,7 +225,8 @@ MpiDefault=none
 
 const SIMULATED: &str = r#"[paths]
 run_dir = "{lab}/run"
-prefix = "{prefix}"
+bin_dir = "{prefix}/bin"
+lib_dir = "{prefix}/lib/acb"
 
 [driver]
 cuda = "{prefix}/libexec/acb-tests/sim/libcuda.so.1"
@@ -237,7 +238,8 @@ SIMCUDA_CONFIG = "{lab}/simcuda.toml"
 
 const REAL: &str = r#"[paths]
 run_dir = "{lab}/run"
-prefix = "{prefix}"
+bin_dir = "{prefix}/bin"
+lib_dir = "{prefix}/lib/acb"
 "#;
 
 const CGROUP: &str = "CgroupAutomount=no

@@ -1,0 +1,60 @@
+//! Which function answers a callback in which context.
+
+use crate::slurm::{Context, Handle};
+use crate::{args, epilog, extern_step, local, option, prolog, step};
+use std::ffi::c_int;
+
+/// A callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Init,
+    InitPostOpt,
+    JobProlog,
+    TaskInit,
+    TaskPostFork,
+    JobEpilog,
+}
+
+impl Hook {
+    /// What is returned when the plugin itself fails. On a node it is success: anything else could
+    /// drain it.
+    pub(crate) fn failure(self) -> c_int {
+        match self {
+            Self::TaskInit => -1,
+            Self::Init | Self::InitPostOpt => match Context::current() {
+                Context::Srun | Context::Allocator => -1,
+                _ => 0,
+            },
+            Self::JobProlog | Self::TaskPostFork | Self::JobEpilog => 0,
+        }
+    }
+}
+
+/// Answers a callback.
+pub(crate) fn call(hook: Hook, handle: &Handle<'_>, words: &[String]) -> c_int {
+    args::remember(words);
+    match (hook, Context::current()) {
+        (Hook::Init, context) => {
+            option::register(handle);
+            if context == Context::Srun {
+                local::share_gpus_between_steps();
+            }
+            0
+        }
+        (Hook::InitPostOpt, Context::Srun | Context::Allocator) => local::make_key(handle),
+        (Hook::InitPostOpt, Context::Step) => step::look_as_root(handle),
+        (Hook::JobProlog, _) => prolog::run(handle),
+        (Hook::TaskPostFork, Context::Step) => extern_step::run(handle),
+        (Hook::TaskInit, Context::Step) => step::prepare_task(handle),
+        (Hook::JobEpilog, _) => epilog::run(handle),
+        _ => 0,
+    }
+}
+
+/// Answers an option. On a node the callbacks ask for it when they need it.
+pub(crate) fn option(value: &str, side: option::Side) -> c_int {
+    match side {
+        option::Side::Local => local::check(value),
+        option::Side::Node => 0,
+    }
+}

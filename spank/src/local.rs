@@ -1,0 +1,79 @@
+//! In srun, sbatch and salloc, as the user: what can be checked or prepared before there is a job.
+
+use crate::args;
+use crate::slurm::{self, Handle};
+use acb_cluster_conf::{AcbOption, Key, Settings};
+use std::ffi::c_int;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The variable that carries the job's key; prolog and epilog see it as `SPANK_ACB_KEY`.
+const KEY: &str = "ACB_KEY";
+
+/// By this srun inside a job finds the option that the job was submitted with.
+const INHERITED: &str = "SLURM_SPANK__SLURM_SPANK_OPTION_acb_acb";
+
+/// Whether the job that this program makes gets an assigner. The last `--acb` counts.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Steps of an acb job run beside each other on the job's GPUs: the assigner orders their use, so
+/// Slurm need not. srun reads this variable after the plugins' init.
+pub(crate) fn share_gpus_between_steps() {
+    let inside = std::env::var_os("SLURM_JOB_ID").is_some();
+    // With --export=NONE only what the batch step was given is left.
+    let acb = std::env::var_os(INHERITED).is_some_and(|value| value != "off")
+        || std::env::var_os("ACB_SOCKET").is_some();
+    if inside && acb {
+        slurm::set_own_default(c"SLURM_OVERLAP", c"1");
+    }
+}
+
+/// Checks an option that the user gave, with the cluster file, so that a mistake costs no queueing.
+pub(crate) fn check(value: &str) -> c_int {
+    let request = match AcbOption::parse(value) {
+        Ok(AcbOption::Off) => {
+            WANTED.store(false, Ordering::Relaxed);
+            return 0;
+        }
+        Ok(AcbOption::On(request)) => request,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    match args::site().map_err(|error| error.to_string()).and_then(|site| {
+        Settings::settle(&site, &request).map(|_| ()).map_err(|error| error.to_string())
+    }) {
+        Ok(()) => {
+            WANTED.store(true, Ordering::Relaxed);
+            0
+        }
+        Err(message) => refuse(&message),
+    }
+}
+
+/// The option's callback is the one place whose failure always ends srun, sbatch and salloc.
+fn refuse(message: &str) -> c_int {
+    slurm::error(message);
+    -1
+}
+
+/// Makes the job's key. It travels in the job-control environment, which only prologs and epilogs
+/// see: not on a command line, not in the job's own environment.
+pub(crate) fn make_key(handle: &Handle<'_>) -> c_int {
+    if !WANTED.load(Ordering::Relaxed) {
+        return 0;
+    }
+    let key = match random_key() {
+        Ok(key) => key,
+        Err(error) => return refuse(&format!("--acb: /dev/urandom: {error}")),
+    };
+    match handle.set_control_variable(KEY, &key.expose_hex()) {
+        Ok(()) => 0,
+        Err(error) => refuse(&format!("--acb: the job's key cannot be handed on: {error}")),
+    }
+}
+
+fn random_key() -> io::Result<Key> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(Key::new(bytes))
+}

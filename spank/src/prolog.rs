@@ -1,0 +1,80 @@
+//! job_prolog, as root, in a process of its own on each node: writes the job's spec.
+//!
+//! Returns no error, because Slurm would drain the node: what goes wrong is remembered for the
+//! job's tasks, which tell the user.
+
+use crate::records::Records;
+use crate::slurm::{self, Handle};
+use crate::{args, option, plan};
+use acb_cluster_conf::{AcbOption, JobFacts, JobSpec, Key, Request, SiteConfig};
+use std::env;
+use std::ffi::c_int;
+use std::fs;
+use std::path::PathBuf;
+
+/// Writes the spec of a job with `--acb`.
+pub(crate) fn run(handle: &Handle<'_>) -> c_int {
+    let request = match option::given(handle) {
+        None | Some(Ok(AcbOption::Off)) => return 0,
+        Some(Ok(AcbOption::On(request))) => Ok(request),
+        Some(Err(error)) => Err(error.to_string()),
+    };
+    if let Err(why) = record(handle, request) {
+        slurm::error(&why);
+    }
+    0
+}
+
+fn record(handle: &Handle<'_>, request: Result<Request, String>) -> Result<(), String> {
+    let job_id = handle.job_id().map_err(|error| error.to_string())?;
+    let site = args::site().map_err(|error| format!("job {job_id} gets no assigner: {error}"))?;
+    let node = variable("SLURMD_NODENAME")?;
+    let records = Records::new(&site.paths.run_dir, &node, job_id);
+    // A job that was requeued, or whose epilog has not run.
+    if records.exist() {
+        records.remove().map_err(|error| format!("of an earlier job {job_id}: {error}"))?;
+    }
+    let spec = request.and_then(|request| {
+        let facts = facts(handle, job_id, node).map_err(|error| error.to_string())?;
+        plan_spec(&site, &request, facts)
+    });
+    let written = match spec {
+        Ok(spec) => records.write_spec(&spec),
+        Err(why) => {
+            slurm::error(&format!("job {job_id}: {why}"));
+            records.write_failure(&why)
+        }
+    };
+    written.map_err(|error| format!("job {job_id}: {}: {error}", records.spec().display()))
+}
+
+fn plan_spec(site: &SiteConfig, request: &Request, facts: JobFacts) -> Result<JobSpec, String> {
+    JobSpec::plan(site, request, facts).map_err(|error| error.to_string())
+}
+
+fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, String> {
+    // The name since 23.02, and the one before.
+    let nodes = variable("SLURM_JOB_NODELIST").or_else(|_| variable("SLURM_NODELIST"))?;
+    let nodes = acb_cluster_conf::expand(&nodes).map_err(|error| error.to_string())?;
+    let uid = handle.uid().map_err(|error| error.to_string())?;
+    let key = variable("SPANK_ACB_KEY")
+        .and_then(|key| Key::from_hex(&key).map_err(|error| error.to_string()))
+        .map_err(|error| format!("the job's key did not arrive: {error}"))?;
+    let slurm_conf = env::var_os("SLURM_CONF").map(PathBuf::from);
+    let gres = slurm_conf.as_deref().map(fs::read_to_string).and_then(Result::ok);
+    Ok(JobFacts {
+        job_id,
+        gpus: plan::job_gpus(env::var("SLURM_JOB_GPUS").ok().as_deref(), gres.as_deref(), &node)?,
+        node,
+        nodes,
+        uid,
+        gid: handle.gid().map_err(|error| error.to_string())?,
+        home: None,
+        key,
+        slurm_conf,
+    })
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|error| format!("variable {name} of the prolog: {error}"))
+}

@@ -1,0 +1,128 @@
+//! In slurmstepd, for the steps that run programs: as root, what only root can see; as the user, in
+//! each task before its program starts, the task's environment.
+//!
+//! A failure of task_init reaches the user and fails the task, and nothing else; so every error on
+//! a node is told from here. Slurm ignores the result of plugins that are `optional`, hence the
+//! task ends itself.
+
+use crate::plan::{self, Change, TaskError, TaskFacts};
+use crate::ready::Ready;
+use crate::records::Records;
+use crate::slurm::{self, Handle};
+use crate::{args, option};
+use acb_cluster_conf::{AcbOption, JobSpec, Request};
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::c_int;
+use std::sync::{Mutex, PoisonError};
+
+/// SLURM_BATCH_SCRIPT and SLURM_INTERACTIVE_STEP of slurm.h.
+const BATCH_STEP: u32 = 0xffff_fffb;
+const INTERACTIVE_STEP: u32 = 0xffff_fffa;
+
+/// What root knows of the step's job on this node. The tasks are forked from the process that
+/// knows, and keep it until their program starts.
+#[derive(Debug, Clone)]
+enum Job {
+    /// The cluster file cannot be used.
+    Unknown(String),
+    /// Not an acb job.
+    Plain,
+    /// It gets no assigner.
+    Failed(String),
+    /// The assigner of this spec was to be started.
+    Acb(Box<JobSpec>),
+}
+
+static JOB: Mutex<Option<Job>> = Mutex::new(None);
+
+/// init_post_opt, as root.
+pub(crate) fn look_as_root(handle: &Handle<'_>) -> c_int {
+    let (Ok(job_id), Ok(node)) = (handle.job_id(), env::var("SLURMD_NODENAME")) else { return 0 };
+    let job = match args::site() {
+        Err(error) => Job::Unknown(error.to_string()),
+        Ok(site) => {
+            let records = Records::new(&site.paths.run_dir, &node, job_id);
+            match records.failure() {
+                Some(why) => Job::Failed(why),
+                None if !records.exist() => Job::Plain,
+                None => match JobSpec::load(records.spec()) {
+                    Ok(spec) => Job::Acb(Box::new(spec)),
+                    Err(error) => Job::Failed(error.to_string()),
+                },
+            }
+        }
+    };
+    *JOB.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+    0
+}
+
+/// task_init, as the user.
+pub(crate) fn prepare_task(handle: &Handle<'_>) -> c_int {
+    let job = JOB.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Job::Plain);
+    match environment(handle, job) {
+        Ok(changes) => apply(handle, &changes),
+        Err(why) => fail(&why),
+    }
+}
+
+fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
+    let given = option::given(handle).transpose().map_err(|error| error.to_string())?;
+    let spec = match (job, &given) {
+        (Job::Acb(spec), _) => spec,
+        (Job::Plain | Job::Unknown(_), None) | (_, Some(AcbOption::Off)) => return Ok(vec![]),
+        (Job::Unknown(why) | Job::Failed(why), _) => return Err(why),
+        (Job::Plain, Some(AcbOption::On(_))) => {
+            let job_id = handle.job_id().map_err(|error| error.to_string())?;
+            return Err(TaskError::NotAnAcbJob { job_id }.to_string());
+        }
+    };
+    let variables: BTreeMap<_, _> =
+        plan::READS.into_iter().filter_map(|name| Some((name, handle.variable(name)?))).collect();
+    let ready = Ready::load(&spec.run_folder.ready());
+    let request = match given {
+        Some(AcbOption::Off) => return Ok(plan::leave(&spec, ready.as_ref().ok(), &variables)),
+        Some(AcbOption::On(request)) => request,
+        // srun --export=NONE in a job's script does not hand the option on; the job is one all the same.
+        None => Request::default(),
+    };
+    let ready = ready.map_err(|error| match spec.run_folder.path().exists() {
+        false => {
+            TaskError::NoExternStep { job_id: spec.job_id, node: spec.node.clone() }.to_string()
+        }
+        true => format!("{}: {error}", spec.run_folder.ready().display()),
+    })?;
+    let step = match handle.step_id().map_err(|error| error.to_string())? {
+        BATCH_STEP => "batch".to_owned(),
+        INTERACTIVE_STEP => "interactive".to_owned(),
+        number => number.to_string(),
+    };
+    let rank = handle.task_rank().map_err(|error| error.to_string())?;
+    let facts = TaskFacts {
+        spec: &spec,
+        ready: &ready,
+        request: &request,
+        step,
+        rank,
+        environment: &variables,
+    };
+    plan::join(&facts).map_err(|error| error.to_string())
+}
+
+fn apply(handle: &Handle<'_>, changes: &[Change]) -> c_int {
+    for change in changes {
+        let result = match change {
+            Change::Set(name, value) => handle.set_variable(name, value),
+            Change::Unset(name) => handle.unset_variable(name),
+        };
+        if let Err(error) = result {
+            fail(&format!("{change:?}: {error}"));
+        }
+    }
+    0
+}
+
+fn fail(why: &str) -> ! {
+    slurm::error(why);
+    slurm::end_task()
+}
