@@ -35,14 +35,26 @@ pub enum Trust {
     Privileged,
 }
 
+impl Trust {
+    fn remedy(self) -> &'static str {
+        match self {
+            Trust::User => "with ACB_CONF=PATH",
+            Trust::Privileged => "with conf=PATH in plugstack.conf",
+        }
+    }
+}
+
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The default cluster file does not exist.
-    #[error("there is no cluster file {}: ask the administrator to install one (an empty file means all defaults), or name another with ACB_CONF=PATH", path.display())]
+    #[error("there is no cluster file {}: the administrator can install one (an empty file means all defaults), or name another {}",
+        path.display(), trust.remedy())]
     NoDefault {
         /// The default place.
         path: PathBuf,
+        /// Who wanted it.
+        trust: Trust,
     },
     /// The file cannot be read.
     #[error("{} cannot be read: {source} ({origin})", path.display())]
@@ -164,7 +176,7 @@ fn read_text(path: &Path, origin: Origin, trust: Trust) -> Result<String, LoadEr
     // Before the file is opened, because opening a pipe would wait for its other end…
     let before = fs::metadata(path).map_err(|source| match (source.kind(), origin) {
         (io::ErrorKind::NotFound, Origin::Default) => {
-            LoadError::NoDefault { path: path.to_owned() }
+            LoadError::NoDefault { path: path.to_owned(), trust }
         }
         _ => unreadable(source),
     })?;

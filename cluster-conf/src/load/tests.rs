@@ -46,8 +46,12 @@ fn a_file_that_is_not_there_is_named() {
     let text = message(&folder.0.path().join("x.toml"), Trust::User);
     assert!(text.contains("x.toml cannot be read: No such file"), "{text}");
     assert!(text.contains("plugstack.conf"), "{text}");
-    let text = LoadError::NoDefault { path: DEFAULT_PATH.into() }.to_string();
-    assert!(text.contains("/etc/acb/cluster.toml") && text.contains("ACB_CONF=PATH"), "{text}");
+    for (trust, remedy) in
+        [(Trust::User, "ACB_CONF=PATH"), (Trust::Privileged, "conf=PATH in plug")]
+    {
+        let text = LoadError::NoDefault { path: DEFAULT_PATH.into(), trust }.to_string();
+        assert!(text.contains("/etc/acb/cluster.toml") && text.contains(remedy), "{text}");
+    }
 }
 
 #[test]
