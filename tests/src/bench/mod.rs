@@ -5,8 +5,12 @@
 
 pub mod analysis;
 pub mod b1;
+pub mod clock;
+pub mod figure;
 pub mod interrupt;
 pub mod machine;
+pub mod measure;
+pub mod outside;
 pub mod quickstart;
 pub mod record;
 pub mod terminal;

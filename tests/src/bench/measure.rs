@@ -1,0 +1,295 @@
+//! The small figures: launch, grant, exec, regrant, B6.
+//!
+//! Owns: how each is measured. Does not own: B1 ([`super::b1`]), the list and the order (acb-bench).
+//! Nothing here asserts a time: a crowded machine makes a worse figure, not a failure.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use acb_wire::frame::{self, Decoder};
+use acb_wire::v1::{
+    Acquire, AssignerMessage, Bind, ClientMessage, Hello, Release, ReleaseReason,
+    assigner_message::Kind as Said, client_message::Kind as Say,
+};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::clock;
+use super::figure::{Figure, Sample};
+use super::outside::{Outside, ZERO_COST_GPU};
+use crate::lab::Prefix;
+
+/// How often things are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// For a figure that counts.
+    Full,
+    /// To see that it works.
+    Quick,
+}
+
+impl Effort {
+    fn times(self, full: u32) -> u32 {
+        match self {
+            Effort::Full => full,
+            Effort::Quick => (full / 10).max(10),
+        }
+    }
+}
+
+/// An intercepted launch while the lease is held, against a direct call.
+///
+/// # Errors
+/// A program fails.
+pub fn launch(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
+    #[derive(Deserialize)]
+    struct Costs {
+        interposed_ns: Vec<f64>,
+        direct_ns: Vec<f64>,
+    }
+    let outside = Outside::start(prefix, ZERO_COST_GPU, &[])?;
+    let output = outside
+        .client(prefix.test_program("launch_cost"))
+        .arg(prefix.test_program("sim/libcuda.so.1"))
+        .args(["--pairs", &effort.times(3000).to_string()])
+        .output()
+        .context("run launch_cost")?;
+    if !output.status.success() {
+        bail!("launch_cost failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let costs: Costs = serde_json::from_slice(&output.stdout).context("launch_cost's output")?;
+    let added: Vec<f64> = costs
+        .interposed_ns
+        .iter()
+        .zip(&costs.direct_ns)
+        .map(|(ours, theirs)| ours - theirs)
+        .collect();
+    let added = Sample::new(added).context("launch_cost measured nothing")?;
+    let direct = Sample::new(costs.direct_ns).context("launch_cost measured nothing")?;
+    Ok(vec![Figure {
+        name: "launch_added_ns",
+        value: added.median(),
+        unit: "ns",
+        how: format!(
+            "pairs of batches in one process; direct {:.1}; added: {}",
+            direct.median(),
+            added.spread()
+        ),
+    }])
+}
+
+/// Release to grant between two processes: from before the releasing client writes its message to
+/// after the first launch of a program that was waiting at its gate. The releasing side speaks the
+/// protocol itself, so that the moment is known; the other is a program under the interposer.
+///
+/// # Errors
+/// A program or the connection fails.
+pub fn grant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
+    let outside = Outside::start(prefix, ZERO_COST_GPU, &["--idle-us", "100"])?;
+    let mut program = outside.on_request()?;
+    let mut client = WireClient::join(&outside)?;
+    let mut latencies = vec![];
+    for _ in 0..effort.times(2000) {
+        let epoch = client.acquire()?;
+        program.request("nop")?;
+        client.until(|said| {
+            matches!(said, Said::Wanted(wanted) if wanted.epoch == epoch).then_some(())
+        })?;
+        // The program has asked; let it and everybody fall asleep, as they are when a phase ends.
+        std::thread::sleep(Duration::from_micros(500));
+        let released = clock::monotonic_ns();
+        client.release(epoch)?;
+        let answer = program.answer()?;
+        latencies.push((answer.got_ns as f64 - released as f64) / 1e3);
+    }
+    let sample = Sample::new(latencies).context("nothing was measured")?;
+    let figure = |name, value| Figure {
+        name,
+        value,
+        unit: "us",
+        how: format!("release sent to waiting launch returned; {}", sample.spread()),
+    };
+    Ok(vec![
+        figure("grant_p50_us", sample.percentile(0.50)),
+        figure("grant_p99_us", sample.percentile(0.99)),
+    ])
+}
+
+/// What the environment of a client adds to the exec of a program that never uses CUDA.
+///
+/// # Errors
+/// The program cannot be run.
+pub fn exec(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
+    let outside = Outside::start(prefix, ZERO_COST_GPU, &[])?;
+    let run = |mut command: Command| -> Result<f64> {
+        let begin = Instant::now();
+        let status = command.status().context("run /bin/true")?;
+        let took = begin.elapsed();
+        if !status.success() {
+            bail!("/bin/true failed: {status}");
+        }
+        Ok(took.as_secs_f64() * 1e3)
+    };
+    let plain_command = || {
+        let mut command = outside.plain("/bin/true");
+        command.env_remove("LD_LIBRARY_PATH");
+        command
+    };
+    let (mut added, mut plain) = (vec![], vec![]);
+    for pair in 0..effort.times(1000) {
+        let (without, with) = if pair % 2 == 0 {
+            let without = run(plain_command())?;
+            (without, run(outside.client("/bin/true"))?)
+        } else {
+            let with = run(outside.client("/bin/true"))?;
+            (run(plain_command())?, with)
+        };
+        added.push(with - without);
+        plain.push(without);
+    }
+    let added = Sample::new(added).context("nothing was measured")?;
+    let plain = Sample::new(plain).context("nothing was measured")?;
+    Ok(vec![Figure {
+        name: "exec_added_ms",
+        value: added.median(),
+        unit: "ms",
+        how: format!("/bin/true, pairs; plain {:.2}; added: {}", plain.median(), added.spread()),
+    }])
+}
+
+/// From SIGKILL of a holder in the middle of a kernel to the first launch of the next in the queue.
+///
+/// # Errors
+/// A program fails.
+pub fn regrant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
+    // The quantum is longer than the wait, so that nothing but the death ends the lease.
+    let outside = Outside::start(prefix, ZERO_COST_GPU, &["--quantum-ms", "60000"])?;
+    let mut next = outside.on_request()?;
+    let mut latencies = vec![];
+    for _ in 0..effort.times(200).max(100) {
+        let mut holder = outside.on_request()?;
+        holder.request("spin 30000000000")?;
+        holder.answer()?;
+        next.request("nop")?;
+        // Time to get into the queue.
+        std::thread::sleep(Duration::from_millis(10));
+        let killed = clock::monotonic_ns();
+        holder.kill()?;
+        let answer = next.answer()?;
+        if answer.got_ns < killed {
+            bail!("the program in the queue got the GPU before its holder was killed");
+        }
+        latencies.push((answer.got_ns - killed) as f64 / 1e6);
+    }
+    let sample = Sample::new(latencies).context("nothing was measured")?;
+    Ok(vec![Figure {
+        name: "regrant_p99_ms",
+        value: sample.percentile(0.99),
+        unit: "ms",
+        how: format!(
+            "kill sent to waiting launch returned; median {:.2}, {}",
+            sample.median(),
+            sample.spread()
+        ),
+    }])
+}
+
+/// B6: two GPUs, mixed jobs, in virtual time, by the scheduler itself.
+///
+/// # Errors
+/// The simulation fails.
+pub fn b6() -> Result<Vec<Figure>> {
+    use acb_core::Backfill;
+    use acb_core::sim;
+    let figure = |name, backfill, how: &str| -> Result<Figure> {
+        let report = sim::run(&sim::b6(backfill))?;
+        Ok(Figure { name, value: report.makespan.as_secs_f64(), unit: "s", how: how.into() })
+    };
+    Ok(vec![
+        figure("b6_fifo_s", Backfill::Off, "virtual time; strict order")?,
+        figure("b6_affinity_s", Backfill::ByEstimate, "virtual time; gpu-affinity")?,
+    ])
+}
+
+/// A client that speaks the protocol itself.
+struct WireClient {
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl WireClient {
+    /// Connects, and is bound to a GPU.
+    fn join(outside: &Outside) -> Result<Self> {
+        let socket = UnixStream::connect(outside.socket()).context("connect to the assigner")?;
+        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let mut client = Self { socket, decoder: Decoder::new() };
+        client.say(Say::Hello(Hello {
+            protocol: acb_wire::PROTOCOL,
+            pid: std::process::id(),
+            start_time: start_time()?,
+            program: "acb-bench".into(),
+            gpus: 1,
+            ..Hello::default()
+        }))?;
+        client.until(|said| matches!(said, Said::Welcome(_)).then_some(()))?;
+        client.say(Say::Bind(Bind {}))?;
+        client.until(|said| matches!(said, Said::Bound(_)).then_some(()))?;
+        Ok(client)
+    }
+
+    fn acquire(&mut self) -> Result<u64> {
+        self.say(Say::Acquire(Acquire {}))?;
+        self.until(|said| match said {
+            Said::Granted(granted) => Some(granted.epoch),
+            _ => None,
+        })
+    }
+
+    fn release(&mut self, epoch: u64) -> Result<()> {
+        self.say(Say::Release(Release {
+            epoch,
+            reason: ReleaseReason::Idle.into(),
+            ..Release::default()
+        }))
+    }
+
+    fn say(&mut self, kind: Say) -> Result<()> {
+        let bytes = frame::encode(&ClientMessage { kind: Some(kind) });
+        self.socket.write_all(&bytes).context("write to the assigner")
+    }
+
+    /// Reads until a message is the wanted one.
+    fn until<T>(&mut self, wanted: impl Fn(&Said) -> Option<T>) -> Result<T> {
+        let mut bytes = [0; 4096];
+        loop {
+            while let Some(message) = self.decoder.next::<AssignerMessage>()? {
+                match message.kind {
+                    Some(Said::Refused(refused)) => {
+                        bail!("the assigner refused: {}", refused.reason)
+                    }
+                    Some(said) => {
+                        if let Some(value) = wanted(&said) {
+                            return Ok(value);
+                        }
+                    }
+                    None => {}
+                }
+            }
+            let count = self.socket.read(&mut bytes).context("wait for the assigner")?;
+            if count == 0 {
+                bail!("the assigner closed the connection");
+            }
+            self.decoder.extend(&bytes[..count]);
+        }
+    }
+}
+
+/// Field 22 of /proc/self/stat.
+fn start_time() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The name in parentheses may hold blanks.
+    let fields = stat.rsplit_once(')').context("/proc/self/stat")?.1;
+    fields.split_whitespace().nth(19).context("/proc/self/stat")?.parse().context("/proc/self/stat")
+}

@@ -1,0 +1,229 @@
+//! A user's own assigner, outside Slurm, on software GPUs, and clients of it.
+//!
+//! Owns: the daemon, its folder, the environment of its clients (docs/architecture.md, "Environment
+//! of a client"). Dropping it stops the daemon and removes the folder. Does not own: what runs there.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::lab::{Prefix, wait_until};
+
+/// How long a daemon may take to come up, even on a crowded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A GPU that costs nothing: what remains is ours.
+pub const ZERO_COST_GPU: &str = r#"[[gpu]]
+name = "Simulated GPU"
+memory = "16GiB"
+launch_ns = 0
+copy_ns = 0
+"#;
+
+/// As long as the UUIDs that replace it in `cuInit`.
+const UUID_PLACEHOLDER: &str = "GPU-00000000-0000-0000-0000-000000000000";
+
+/// A running assigner.
+#[derive(Debug)]
+pub struct Outside {
+    folder: TempDir,
+    prefix: Prefix,
+    port: u16,
+    daemon: Child,
+}
+
+impl Outside {
+    /// Starts an assigner for the GPUs of a software GPU's configuration.
+    ///
+    /// # Errors
+    /// It does not come up; the error has its log.
+    pub fn start(prefix: &Prefix, simcuda: &str, options: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("acb-out-").tempdir_in("/tmp")?;
+        fs::write(folder.path().join("simcuda.toml"), simcuda)?;
+        let log = File::create(folder.path().join("out"))?;
+        // A port that was free a moment ago.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let mut command = Command::new(prefix.program("gpu_assigner"));
+        bare(&mut command);
+        command
+            .env("HOME", folder.path())
+            .env("SIMCUDA_CONFIG", folder.path().join("simcuda.toml"))
+            .env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1"))
+            .args(["--port", &port.to_string(), "start", "--foreground"])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C at the terminal is for the caller.
+            .process_group(0);
+        let daemon = command.spawn().context("start gpu_assigner")?;
+        let outside = Self { folder, prefix: prefix.clone(), port, daemon };
+        let socket = outside.socket();
+        wait_until("gpu_assigner serves", PATIENCE, || Ok(socket.exists()))
+            .with_context(|| format!("gpu_assigner said:\n{}", outside.log()))?;
+        Ok(outside)
+    }
+
+    /// Its folder, and its user's home.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its socket for clients.
+    pub fn socket(&self) -> PathBuf {
+        self.folder().join(format!(".acb/127.0.0.1-{}/client.sock", self.port))
+    }
+
+    /// What it said.
+    pub fn log(&self) -> String {
+        let read = |name| fs::read_to_string(self.folder().join(name)).unwrap_or_default();
+        read("out") + &read(".acb/gpu-assigner.log")
+    }
+
+    /// A program of this user, not interposed; it finds the software GPU.
+    pub fn plain(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        bare(&mut command);
+        command
+            .env("HOME", self.folder())
+            .env("SIMCUDA_CONFIG", self.folder().join("simcuda.toml"))
+            .env("LD_LIBRARY_PATH", self.prefix.test_program("sim"));
+        command
+    }
+
+    /// A program under the interposer, joined to this assigner.
+    pub fn client(&self, program: impl AsRef<Path>) -> Command {
+        let library = self.prefix.library();
+        let mut command = self.plain(program);
+        command
+            .env("LD_PRELOAD", library.join("libcuda.so.1"))
+            .env("LD_LIBRARY_PATH", library)
+            .env("ACB_SOCKET", self.socket())
+            .env("ACB_GPUS", "1")
+            .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"))
+            .env("CUDA_VISIBLE_DEVICES", UUID_PLACEHOLDER);
+        command
+    }
+
+    /// A program as a user starts it: `agarun -- program`.
+    pub fn agarun(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = self.plain(self.prefix.program("agarun"));
+        command
+            .env_remove("LD_LIBRARY_PATH")
+            .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"))
+            .env("AGA_GPU_ALLOC_SERVER_PORT", self.port.to_string())
+            .arg("--")
+            .arg(program.as_ref());
+        command
+    }
+
+    /// Starts the program `on_request` under the interposer and waits until it is ready.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn on_request(&self) -> Result<OnRequest> {
+        OnRequest::start(self.client(self.prefix.test_program("on_request")))
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let stopped = Command::new(self.prefix.program("gpu_assigner"))
+            .env("HOME", self.folder.path())
+            .args(["--port", &self.port.to_string(), "stop"])
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !stopped {
+            // It may have ended by itself.
+            let _ = self.daemon.kill();
+        }
+        let _ = self.daemon.wait();
+    }
+}
+
+/// Takes everything out of a command's environment that another job may have put there.
+fn bare(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let foreign = ["SLURM", "ACB_", "AGA_", "SIMCUDA", "LD_", "CUDA_"];
+        if foreign.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+}
+
+/// A running `on_request`; killed when dropped.
+#[derive(Debug)]
+pub struct OnRequest {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// When it asked for the GPU, and when the call had returned; CLOCK_MONOTONIC in nanoseconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Answer {
+    /// Before the call.
+    pub wanted_ns: u64,
+    /// After it.
+    pub got_ns: u64,
+}
+
+impl OnRequest {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start on_request")?;
+        let requests = child.stdin.take().context("on_request has no stdin")?;
+        let answers = BufReader::new(child.stdout.take().context("on_request has no stdout")?);
+        let mut started = Self { child, requests, answers };
+        started.answer().context("on_request did not start")?;
+        Ok(started)
+    }
+
+    /// Sends a request without waiting for the answer.
+    ///
+    /// # Errors
+    /// The program is gone.
+    pub fn request(&mut self, text: &str) -> Result<()> {
+        self.requests.write_all(format!("{text}\n").as_bytes()).context("ask on_request")
+    }
+
+    /// Waits for the answer to the oldest request.
+    ///
+    /// # Errors
+    /// The program is gone.
+    pub fn answer(&mut self) -> Result<Answer> {
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            bail!("on_request ended: {}", self.child.wait()?);
+        }
+        serde_json::from_str(&line).with_context(|| format!("on_request said {line:?}"))
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("kill on_request")
+    }
+}
+
+impl Drop for OnRequest {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
