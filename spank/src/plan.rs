@@ -73,6 +73,10 @@ pub(crate) const READS: [&str; 7] = [
     "SLURM_JOB_GPUS",
 ];
 
+/// The job's key, which sbatch and salloc leave in the job's environment under this name. It has
+/// done its work in the prolog: tasks, and what they write of their environment, need not have it.
+pub(crate) const KEY_LEFT_BEHIND: &str = "SLURM_SPANK_ACB_KEY";
+
 /// Our own variables.
 const OWN: [&str; 7] = [
     "ACB_SOCKET",
@@ -123,6 +127,7 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     if there("NCCL_GRAPH_REGISTER").is_none() {
         set("NCCL_GRAPH_REGISTER", &0);
     }
+    changes.push(Change::Unset(KEY_LEFT_BEHIND.to_owned()));
     Ok(changes)
 }
 
@@ -165,11 +170,12 @@ pub(crate) fn leave(
     ready: Option<&Ready>,
     environment: &BTreeMap<&'static str, String>,
 ) -> Vec<Change> {
+    let mut changes = vec![Change::Unset(KEY_LEFT_BEHIND.to_owned())];
     if !environment.contains_key("ACB_SOCKET") {
-        return Vec::new();
+        return changes;
     }
     let library = Library::of(&spec.lib_dir);
-    let mut changes: Vec<_> = OWN.iter().map(|name| Change::Unset((*name).to_owned())).collect();
+    changes.extend(OWN.iter().map(|name| Change::Unset((*name).to_owned())));
     let mut restore = |name: &str, rest: Option<String>| {
         changes.push(match rest.filter(|rest| !rest.is_empty()) {
             Some(rest) => Change::Set(name.to_owned(), rest),
@@ -272,4 +278,209 @@ fn counts_gpus(slurm_conf: &str) -> bool {
         name.trim().eq_ignore_ascii_case("GresTypes")
             && value.split(',').any(|kind| kind.trim().eq_ignore_ascii_case("gpu"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ready::ReadyGpu;
+    use acb_cluster_conf::{AcbOption, JobFacts, Key, SiteConfig};
+    use proptest::prelude::*;
+
+    const SITE: &str = "[driver]\ncuda = \"/real/libcuda.so.1\"\n[environment]\nSITE = \"1\"\n";
+    const PRELOAD: &str = "/usr/lib/acb/libcuda.so.1";
+
+    fn spec(option: &str) -> JobSpec {
+        let Ok(AcbOption::On(request)) = AcbOption::parse(option) else { panic!("{option}") };
+        let facts = JobFacts {
+            job_id: 7,
+            node: "n1".into(),
+            nodes: vec!["n1".into()],
+            uid: 1,
+            gid: 1,
+            home: None,
+            key: Key::new([0; 32]),
+            gpus: vec![0, 1],
+            slurm_conf: None,
+        };
+        JobSpec::plan(&SiteConfig::parse("x", SITE).unwrap(), &request, facts).unwrap()
+    }
+
+    fn ready() -> Ready {
+        let gpus = ["GPU-a", "GPU-b"].map(|uuid| ReadyGpu { uuid: uuid.into() }).into();
+        Ready { gpus, client_socket: "/run/acb/n1/7/client.sock".into() }
+    }
+
+    /// The environment after the changes, and the variables that were removed.
+    fn joined(
+        job: &str,
+        step: &str,
+        environment: &[(&'static str, &str)],
+    ) -> Result<BTreeMap<String, String>, TaskError> {
+        let Ok(AcbOption::On(request)) = AcbOption::parse(step) else { panic!("{step}") };
+        let environment = environment.iter().map(|(n, v)| (*n, (*v).to_owned())).collect();
+        let (spec, ready) = (spec(job), ready());
+        let facts = TaskFacts {
+            spec: &spec,
+            ready: &ready,
+            request: &request,
+            step: "0".into(),
+            rank: 3,
+            environment: &environment,
+        };
+        join(&facts).map(|changes| apply(&environment, &changes))
+    }
+
+    fn apply(
+        environment: &BTreeMap<&'static str, String>,
+        changes: &[Change],
+    ) -> BTreeMap<String, String> {
+        let mut after: BTreeMap<_, _> =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        for change in changes {
+            match change {
+                Change::Set(name, value) => after.insert(name.clone(), value.clone()),
+                Change::Unset(name) => after.remove(name),
+            };
+        }
+        after
+    }
+
+    #[test]
+    fn a_task_gets_the_contract() {
+        let after = joined("", "", &[("SLURM_GPUS_PER_TASK", "2")]).unwrap();
+        for (name, value) in [
+            ("LD_PRELOAD", PRELOAD),
+            ("LD_LIBRARY_PATH", "/usr/lib/acb"),
+            ("ACB_SOCKET", "/run/acb/n1/7/client.sock"),
+            ("ACB_GPUS", "2"),
+            ("ACB_DRIVER", "/real/libcuda.so.1"),
+            ("ACB_ON_FAILURE", "open"),
+            ("ACB_GRACE_MS", "10000"),
+            ("ACB_STEP", "0"),
+            ("ACB_RANK", "3"),
+            ("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b"),
+            ("NCCL_GRAPH_REGISTER", "0"),
+            ("SITE", "1"),
+        ] {
+            assert_eq!(after.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_users_own_is_kept() {
+        let after = joined(
+            "",
+            "",
+            &[
+                ("LD_PRELOAD", "/a.so /b.so"),
+                ("LD_LIBRARY_PATH", "/x:/y"),
+                ("NCCL_GRAPH_REGISTER", "1"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(after["LD_PRELOAD"], format!("{PRELOAD}:/a.so /b.so"));
+        assert_eq!(after["LD_LIBRARY_PATH"], "/usr/lib/acb:/x:/y");
+        assert_eq!(after["NCCL_GRAPH_REGISTER"], "1");
+    }
+
+    #[test]
+    fn gpus_are_the_steps_then_the_jobs_then_slurms_then_one() {
+        let gpus = |job, step, slurm: &'static str| {
+            let environment: &[_] =
+                if slurm.is_empty() { &[] } else { &[("SLURM_GPUS_PER_TASK", slurm)] };
+            joined(job, step, environment).map(|after| after["ACB_GPUS"].clone())
+        };
+        assert_eq!(gpus("gpus=2", "gpus=1", "2").unwrap(), "1");
+        assert_eq!(gpus("gpus=2", "", "1").unwrap(), "2");
+        assert_eq!(gpus("", "", "a100:2").unwrap(), "2");
+        assert_eq!(gpus("", "", "").unwrap(), "1");
+        assert!(matches!(gpus("", "gpus=3", ""), Err(TaskError::TooManyGpus { wanted: 3, .. })));
+        assert!(matches!(gpus("simple", "", "2"), Err(TaskError::PolicyGivesOne { .. })));
+        for wrong in ["x", "a100:", "0", "-1", "4294967296", "2,"] {
+            assert!(matches!(gpus("", "", wrong), Err(TaskError::GpusPerTask(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_step_cannot_change_what_is_the_jobs() {
+        for step in ["simple", "quantum=1s"] {
+            let error = joined("", step, &[]).unwrap_err();
+            assert!(matches!(error, TaskError::PolicyIsTheJobs { .. }), "{step}");
+        }
+        // What srun inherits from sbatch is the job's own.
+        assert!(joined("simple,quantum=1s", "simple,quantum=1s", &[]).is_ok());
+        assert_eq!(joined("", "on_failure=fail", &[]).unwrap()["ACB_ON_FAILURE"], "fail");
+    }
+
+    #[test]
+    fn the_job_key_goes() {
+        let (spec, ready) = (spec(""), ready());
+        let gone = Change::Unset("SLURM_SPANK_ACB_KEY".into());
+        assert!(leave(&spec, Some(&ready), &BTreeMap::new()).contains(&gone));
+        assert!(!joined("", "", &[]).unwrap().contains_key("SLURM_SPANK_ACB_KEY"));
+    }
+
+    #[test]
+    fn off_gives_back_slurms_devices() {
+        let (spec, ready) = (spec(""), ready());
+        let visible = |value: &str| {
+            let environment = BTreeMap::from([
+                ("ACB_SOCKET", "/s".to_owned()),
+                ("CUDA_VISIBLE_DEVICES", value.to_owned()),
+                ("SLURM_JOB_GPUS", "4,5".to_owned()),
+            ]);
+            apply(&environment, &leave(&spec, Some(&ready), &environment))["CUDA_VISIBLE_DEVICES"]
+                .clone()
+        };
+        assert_eq!(visible("GPU-b"), "4,5", "inherited from the batch step");
+        assert_eq!(visible("4"), "4", "the step's own");
+    }
+
+    #[test]
+    fn jobs_have_the_gpus_that_slurm_gave() {
+        let counts = Some("ClusterName=x\ngrestypes = mps, GPU # yes\n");
+        let none = Some("#GresTypes=gpu\nClusterName=x\n");
+        assert_eq!(job_gpus(Some("0,3"), counts, "n1"), Ok(vec![0, 3]));
+        assert_eq!(job_gpus(None, none, "n1"), Ok(vec![]));
+        for conf in [counts, None] {
+            assert!(job_gpus(None, conf, "n1").unwrap_err().contains("--gres=gpu:N"));
+        }
+        assert!(job_gpus(Some("a,b"), counts, "n1").is_err());
+    }
+
+    proptest! {
+        /// srun inside a batch step: what joins twice stands once, and `off` takes it away again.
+        #[test]
+        fn joining_is_idempotent_and_off_undoes_it(
+            preload in proptest::option::of("[a-z/.]{1,9}(:[a-z/.]{1,9}){0,2}"),
+            search in proptest::option::of("[a-z/]{1,9}(:[a-z/]{1,9}){0,2}"),
+        ) {
+            let (spec, ready) = (spec(""), ready());
+            let mut before = BTreeMap::new();
+            before.extend(preload.map(|value| ("LD_PRELOAD", value)));
+            before.extend(search.map(|value| ("LD_LIBRARY_PATH", value)));
+            let join_once = |environment: &BTreeMap<&'static str, String>| {
+                let facts = TaskFacts {
+                    spec: &spec,
+                    ready: &ready,
+                    request: &Request::default(),
+                    step: "0".into(),
+                    rank: 0,
+                    environment,
+                };
+                let after = apply(environment, &join(&facts).unwrap());
+                READS
+                    .into_iter()
+                    .filter_map(|name| Some((name, after.get(name)?.clone())))
+                    .collect::<BTreeMap<_, _>>()
+            };
+            let once = join_once(&before);
+            prop_assert_eq!(&join_once(&once), &once);
+            let left = apply(&once, &leave(&spec, Some(&ready), &once));
+            for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "ACB_SOCKET"] {
+                prop_assert_eq!(left.get(name), before.get(name));
+            }
+        }
+    }
 }

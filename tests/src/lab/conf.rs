@@ -46,7 +46,8 @@ pub enum Cluster {
     Simulated,
     /// The machine's own driver.
     Real,
-    /// This text; `{lab}` and `{prefix}` in it are replaced.
+    /// This text; `{lab}`, `{prefix}` and `{nodes}` in it are replaced. The last is a `[[node]]` for
+    /// each node, for their names have no addresses.
     Text(String),
     /// There is no such file.
     Missing,
@@ -219,11 +220,17 @@ MpiDefault=none
             Cluster::Simulated => SIMULATED,
             Cluster::Real => REAL,
         };
-        Some(text.replace("{lab}", &lab).replace("{prefix}", &prefix))
+        let nodes: String = self
+            .nodes
+            .iter()
+            .map(|node| format!("[[node]]\nname = \"{node}\"\naddress = \"127.0.0.1\"\n\n"))
+            .collect();
+        Some(text.replace("{lab}", &lab).replace("{prefix}", &prefix).replace("{nodes}", &nodes))
     }
 }
 
-const SIMULATED: &str = r#"[paths]
+/// The cluster file of [`Cluster::Simulated`]; a test that needs another can start from it.
+pub const SIMULATED: &str = r#"[paths]
 run_dir = "{lab}/run"
 bin_dir = "{prefix}/bin"
 lib_dir = "{prefix}/lib/acb"
@@ -234,13 +241,15 @@ nvml = "{prefix}/libexec/acb-tests/sim/libnvidia-ml.so.1"
 
 [environment]
 SIMCUDA_CONFIG = "{lab}/simcuda.toml"
-"#;
+
+{nodes}"#;
 
 const REAL: &str = r#"[paths]
 run_dir = "{lab}/run"
 bin_dir = "{prefix}/bin"
 lib_dir = "{prefix}/lib/acb"
-"#;
+
+{nodes}"#;
 
 const CGROUP: &str = "CgroupAutomount=no
 CgroupPlugin=cgroup/v1

@@ -22,7 +22,7 @@ mod outcome;
 mod prefix;
 
 pub use account::Account;
-pub use conf::{Cluster, Gpus, PlugStack, Proctrack};
+pub use conf::{Cluster, Gpus, PlugStack, Proctrack, SIMULATED};
 pub use jobs::JobId;
 pub use machine::{missing, processes_naming};
 pub use outcome::{Outcome, wait_until};
