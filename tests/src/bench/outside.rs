@@ -113,13 +113,14 @@ impl Outside {
         command
     }
 
-    /// A program as a user starts it: `agarun -- program`.
-    pub fn agarun(&self, program: impl AsRef<Path>) -> Command {
+    /// A program as a user starts it: `agarun OPTION… -- program`.
+    pub fn agarun(&self, options: &[&str], program: impl AsRef<Path>) -> Command {
         let mut command = self.plain(self.prefix.program("agarun"));
         command
             .env_remove("LD_LIBRARY_PATH")
             .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"))
             .env("AGA_GPU_ALLOC_SERVER_PORT", self.port.to_string())
+            .args(options)
             .arg("--")
             .arg(program.as_ref());
         command
