@@ -1,0 +1,300 @@
+//! Group `frameworks`: each installed framework's small program alone and under the interposer: the same
+//! results to the bit, the interposer in place, and which driver functions it was seen to use.
+//!
+//! The programs are in tests/gpu/frameworks and travel inside this binary.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::assigner::Assigner;
+use crate::bench::Bench;
+use crate::child;
+use crate::host;
+use crate::row::Row;
+
+const SCRIPTS: [(&str, &str); 7] = [
+    ("evidence.py", include_str!("../../../frameworks/evidence.py")),
+    ("pytorch.py", include_str!("../../../frameworks/pytorch.py")),
+    ("jax_program.py", include_str!("../../../frameworks/jax_program.py")),
+    ("cupy_program.py", include_str!("../../../frameworks/cupy_program.py")),
+    ("triton_program.py", include_str!("../../../frameworks/triton_program.py")),
+    ("numba_program.py", include_str!("../../../frameworks/numba_program.py")),
+    ("alternating.py", include_str!("../../../frameworks/alternating.py")),
+];
+
+/// Name of the row, module that must be there, script, its argument. The most used come first.
+const PROGRAMS: [(&str, &str, &str, Option<&str>); 8] = [
+    ("pytorch", "torch", "pytorch.py", Some("default")),
+    ("pytorch-expandable-segments", "torch", "pytorch.py", Some("expandable")),
+    ("pytorch-cuda-graphs", "torch", "pytorch.py", Some("graphs")),
+    ("jax", "jax", "jax_program.py", None),
+    ("cupy", "cupy", "cupy_program.py", None),
+    ("triton", "triton", "triton_program.py", None),
+    ("numba", "numba", "numba_program.py", None),
+    ("pytorch-compile", "torch", "pytorch.py", Some("compile")),
+];
+
+const COLUMNS: [(&str, &str); 6] = [
+    ("results", "text"),
+    ("interposer", "text"),
+    ("entry_points", "count"),
+    ("alone_s", "s"),
+    ("interposed_s", "s"),
+    ("version", "text"),
+];
+
+/// What a program prints.
+#[derive(Deserialize)]
+struct Evidence {
+    version: String,
+    digest: String,
+    libraries: Vec<String>,
+    seconds: f64,
+}
+
+/// The Python that has the frameworks.
+pub(crate) struct Python {
+    pub(crate) path: PathBuf,
+    scripts: PathBuf,
+}
+
+impl Python {
+    /// `ACB_PYTHON`, or python3; the scripts are laid out for it.
+    pub(crate) fn find(bench: &Bench) -> anyhow::Result<Self> {
+        let path =
+            PathBuf::from(std::env::var_os("ACB_PYTHON").unwrap_or_else(|| "python3".into()));
+        let scripts = bench.work.join("frameworks");
+        std::fs::create_dir_all(&scripts)?;
+        for (name, text) in SCRIPTS {
+            std::fs::write(scripts.join(name), text).with_context(|| format!("writing {name}"))?;
+        }
+        let python = Self { path, scripts };
+        anyhow::ensure!(
+            python.succeeds("pass"),
+            "there is no {} (set ACB_PYTHON to the Python that has the frameworks)",
+            python.path.display()
+        );
+        Ok(python)
+    }
+
+    pub(crate) fn script(&self, name: &str) -> PathBuf {
+        self.scripts.join(name)
+    }
+
+    /// Whether a module is installed, without importing it.
+    pub(crate) fn has(&self, module: &str) -> bool {
+        self.succeeds(&format!(
+            "import importlib.util, sys; sys.exit(importlib.util.find_spec('{module}') is None)"
+        ))
+    }
+
+    fn succeeds(&self, code: &str) -> bool {
+        let mut command = Command::new(&self.path);
+        command.args(["-c", code]);
+        child::run(&mut command, Duration::from_secs(20), |_| {})
+            .is_ok_and(|ending| ending.is_success())
+    }
+}
+
+pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
+    let refuse_all = |why: &str| {
+        for (name, ..) in PROGRAMS {
+            refuse(bench, name, why);
+        }
+    };
+    if bench.simulated {
+        refuse_all("the software GPU does not run a framework's kernels");
+        return Ok(());
+    }
+    let python = match Python::find(bench) {
+        Ok(python) => python,
+        Err(error) => {
+            refuse_all(&format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    let assigner = Assigner::start(bench).map_err(|error| format!("{error:#}"));
+    let next = Mutex::new(PROGRAMS.iter());
+    let details = Mutex::new(serde_json::Map::new());
+    // Importing takes most of the time and one core: several at a time.
+    let workers = (host::cores() / 4).clamp(1, 3);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let program = next.lock().ok().and_then(|mut next| next.next());
+                    let Some((name, module, script, argument)) = program else { return };
+                    if !python.has(module) {
+                        refuse(bench, name, &format!("{module} is not installed"));
+                        continue;
+                    }
+                    let runner = Runner {
+                        bench,
+                        python: &python,
+                        script: python.script(script),
+                        argument: *argument,
+                    };
+                    let detail = runner.compare(name, assigner.as_ref());
+                    if let Ok(mut details) = details.lock() {
+                        details.insert((*name).to_owned(), detail);
+                    }
+                }
+            });
+        }
+    });
+    bench.detail(serde_json::Value::Object(details.into_inner().unwrap_or_default()));
+    Ok(())
+}
+
+fn place(column: &str, program: &str) -> String {
+    format!("frameworks.{column}@{program}")
+}
+
+fn refuse(bench: &Bench, program: &str, why: &str) {
+    for (column, unit) in COLUMNS {
+        bench.missing(&place(column, program), unit, why);
+    }
+}
+
+/// One program, both ways.
+struct Runner<'a> {
+    bench: &'a Bench,
+    python: &'a Python,
+    script: PathBuf,
+    argument: Option<&'static str>,
+}
+
+impl Runner<'_> {
+    fn compare(&self, name: &str, assigner: Result<&Assigner, &String>) -> serde_json::Value {
+        let bench = self.bench;
+        let alone = match self.evidence(Command::new(&self.python.path)) {
+            Ok(alone) => alone,
+            Err(error) => {
+                refuse(bench, name, &format!("alone, without the interposer: {error:#}"));
+                return json!({ "alone": format!("{error:#}") });
+            }
+        };
+        bench.text(&place("version", name), &alone.version);
+        bench.value(&place("alone_s", name), "s", alone.seconds);
+        let log = bench.work.join(format!("interposer-{name}.log"));
+        let interposed = assigner.map_err(|why| anyhow::anyhow!("{why}")).and_then(|assigner| {
+            let mut command = assigner.run(&self.python.path);
+            command.env("ACB_LOG", "debug").env("ACB_LOG_FILE", &log);
+            self.evidence(command)
+        });
+        let group = bench.group;
+        let interposed = match interposed {
+            Ok(interposed) => interposed,
+            Err(error) => {
+                let row =
+                    Row::missing(group, &place("results", name), "text", format!("{error:#}"));
+                bench.row(if assigner.is_ok() { row.verified(false) } else { row });
+                for (column, unit) in
+                    [("interposer", "text"), ("entry_points", "count"), ("interposed_s", "s")]
+                {
+                    bench.missing(
+                        &place(column, name),
+                        unit,
+                        format!("under the interposer: {error:#}"),
+                    );
+                }
+                return json!({ "alone": alone.libraries, "interposed": format!("{error:#}") });
+            }
+        };
+        let same = alone.digest == interposed.digest;
+        let word = if same { "same to the bit" } else { "DIFFERENT" };
+        bench.row(Row::text(group, &place("results", name), word).verified(same));
+        let shim = bench.prefix.as_ref().map(|prefix| prefix.join("lib/acb"));
+        let verdict = in_place(&interposed.libraries, shim.as_deref());
+        bench.row(
+            Row::text(group, &place("interposer", name), verdict.0)
+                .verified(verdict.1)
+                .note(interposed.libraries.join(" ")),
+        );
+        bench.value(&place("interposed_s", name), "s", interposed.seconds);
+        let seen = entry_points(&std::fs::read_to_string(&log).unwrap_or_default());
+        if seen.is_empty() {
+            bench.missing(&place("entry_points", name), "count", "the interposer's log names none");
+        } else {
+            bench.value(&place("entry_points", name), "count", seen.len() as f64);
+        }
+        json!({ "alone": alone.libraries, "interposed": interposed.libraries, "entry_points": seen })
+    }
+
+    fn evidence(&self, mut command: Command) -> anyhow::Result<Evidence> {
+        command.arg(&self.script);
+        command.args(self.argument);
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        let limit = self.bench.seconds_left().clamp(1.0, 75.0);
+        let mut printed = String::new();
+        let ending = child::run(&mut command, Duration::from_secs_f64(limit), |line| {
+            if line.starts_with('{') {
+                printed = line.to_owned();
+            }
+        })?;
+        anyhow::ensure!(ending.is_success(), "{}", ending.why());
+        serde_json::from_str(&printed).with_context(|| format!("it printed '{printed}'"))
+    }
+}
+
+/// Whether the interposer is mapped, and before the real driver.
+fn in_place(libraries: &[String], shim: Option<&Path>) -> (&'static str, bool) {
+    let Some(shim) = shim else { return ("no --prefix", false) };
+    let shim = std::fs::canonicalize(shim).unwrap_or_else(|_| shim.to_owned());
+    let is_shim = |path: &&String| Path::new(path).starts_with(&shim);
+    match (
+        libraries.iter().any(|path| is_shim(&path)),
+        libraries.iter().any(|path| !is_shim(&path)),
+    ) {
+        (true, true) => ("in place", true),
+        (true, false) => ("in place, no driver behind it", false),
+        (false, _) => ("NOT IN PLACE", false),
+    }
+}
+
+/// Driver functions that the interposer's log names.
+fn entry_points(log: &str) -> BTreeSet<String> {
+    log.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| acb_cuda_abi::FUNCTIONS.iter().any(|f| f.symbol == *word || f.name == *word))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interposer_must_be_mapped_with_a_driver_behind_it() {
+        let shim = Some(Path::new("/opt/acb/lib/acb"));
+        let paths = |list: &[&str]| list.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
+        let (ours, real) = ("/opt/acb/lib/acb/libcuda.so.1", "/usr/lib/libcuda.so.580");
+        assert!(in_place(&paths(&[ours, real]), shim).1);
+        assert!(!in_place(&paths(&[ours]), shim).1);
+        assert!(!in_place(&paths(&[real]), shim).1);
+        assert!(!in_place(&paths(&[]), shim).1);
+        assert!(!in_place(&paths(&[ours, real]), None).1);
+    }
+
+    #[test]
+    fn entry_points_are_found_in_a_log() {
+        let log =
+            "acb[1]: asked for cuMemAlloc (v2)\nacb[1]: cuLaunchKernel, cuBlasThing, customer\n";
+        let seen: Vec<String> = entry_points(log).into_iter().collect();
+        assert_eq!(seen, ["cuLaunchKernel", "cuMemAlloc"]);
+    }
+
+    #[test]
+    fn every_program_has_its_script() {
+        for (name, _, script, _) in PROGRAMS {
+            assert!(SCRIPTS.iter().any(|(file, _)| *file == script), "{name}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Group `link`: page-locked copies out, in, and both at once, by block size and number of streams;
+//! then page-out of one process beside page-in of another (`groups::pipeline`).
+
+use anyhow::Context;
+
+use super::pipeline;
+use crate::bench::{Bench, GIB, MIB, Workbench, label};
+use crate::driver::device::{DeviceMemory, Event, Gpu, Pinned, Stream};
+use crate::reference::splitmix64;
+use crate::row::Row;
+
+pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
+    bench.text("pcie", pcie(&Gpu::open()?));
+    plain(bench)?;
+    pipeline::run(bench)
+}
+
+/// Speed and width of the GPU's link, as the kernel says.
+fn pcie(gpu: &Gpu) -> String {
+    let Ok(pci) = gpu.pci() else { return "unknown".into() };
+    let read = |name: &str| {
+        // CUDA writes eight digits for the domain, /sys four.
+        let short = pci.get(pci.len().saturating_sub(12)..).unwrap_or(&pci);
+        let file = format!("/sys/bus/pci/devices/{short}/{name}");
+        std::fs::read_to_string(file).map_or("unknown".into(), |text| text.trim().to_owned())
+    };
+    format!(
+        "{pci}: {} x{} (at most {} x{}), NUMA node {}",
+        read("current_link_speed"),
+        read("current_link_width"),
+        read("max_link_speed"),
+        read("max_link_width"),
+        read("numa_node"),
+    )
+}
+
+/// Memory on both sides for both directions.
+struct Ends {
+    host_out: Pinned,
+    host_in: Pinned,
+    device_out: DeviceMemory,
+    device_in: DeviceMemory,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Device to host.
+    Out,
+    /// Host to device.
+    In,
+}
+
+fn plain(bench: &Bench) -> anyhow::Result<()> {
+    let work = Workbench::open()?;
+    let device = bench.device_bytes(&work.gpu, 2 * GIB, 0.3)? / 2;
+    let size = device.min(bench.host_bytes(GIB, 0.2)).next_power_of_two();
+    let size = if size > device { size / 2 } else { size };
+    let mut ends = Ends {
+        host_out: work.gpu.pinned(size)?,
+        host_in: work.gpu.pinned(size)?,
+        device_out: work.gpu.allocate(size)?,
+        device_in: work.gpu.allocate(size)?,
+    };
+    for (i, word) in ends.host_in.words().iter_mut().enumerate() {
+        *word = splitmix64(i as u64);
+    }
+    work.fill(ends.device_out.at, size, 77)?;
+    let streams = [work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?];
+    let volume = bench.pick(size, size.max(2 * GIB));
+    let repeats = bench.pick(2, 5);
+    for block in bench.chunks(2 * size) {
+        let kinds: [(&str, &[Way], usize); 6] = [
+            ("out_1", &[Way::Out], 1),
+            ("in_1", &[Way::In], 1),
+            ("both_1", &[Way::Out, Way::In], 1),
+            ("out_2", &[Way::Out], 2),
+            ("in_2", &[Way::In], 2),
+            ("both_2", &[Way::Out, Way::In], 2),
+        ];
+        for (name, ways, count) in kinds {
+            let mut rates = Vec::new();
+            for repeat in 0..=repeats {
+                let shape = Shape { block, volume, streams: count };
+                let seconds = copies(&work.gpu, &streams, &ends, ways, shape)?;
+                if repeat > 0 {
+                    rates.push((volume * ways.len() as u64) as f64 / seconds / 1e9);
+                }
+            }
+            bench.sample(&format!("copy.{name}_gb_per_s@{}", label(block)), "GB/s", &rates);
+        }
+    }
+    duplex(bench, &work.gpu, &streams, &ends, size, volume)?;
+    // What the copies left must be what the other side had.
+    let right_out = ends
+        .host_out
+        .words()
+        .iter()
+        .enumerate()
+        .all(|(i, word)| *word == splitmix64(77 + i as u64));
+    let back = work.gpu.read(ends.device_in.at, size / 8)?;
+    let right_in = back.iter().zip(ends.host_in.words().iter()).all(|(a, b)| a == b);
+    bench.row(
+        Row::text(
+            bench.group,
+            "copied_bytes",
+            if right_out && right_in { "right" } else { "WRONG" },
+        )
+        .verified(right_out && right_in)
+        .note(format!("{} each way compared word by word", label(size))),
+    );
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    block: u64,
+    volume: u64,
+    /// Streams of each direction.
+    streams: usize,
+}
+
+/// Device seconds for `volume` bytes in each of the directions, all streams started by one event.
+fn copies(
+    gpu: &Gpu,
+    streams: &[Stream; 4],
+    ends: &Ends,
+    ways: &[Way],
+    shape: Shape,
+) -> anyhow::Result<f64> {
+    let begin = gpu.event()?;
+    begin.record(&streams[0])?;
+    let mut finish = Vec::new();
+    for (w, way) in ways.iter().enumerate() {
+        for s in 0..shape.streams {
+            let stream = &streams[2 * w + s];
+            stream.wait(&begin)?;
+        }
+        for piece in 0..shape.volume / shape.block {
+            queue(
+                &streams[2 * w + piece as usize % shape.streams],
+                ends,
+                *way,
+                piece,
+                shape.block,
+            )?;
+        }
+        for s in 0..shape.streams {
+            let event = gpu.event()?;
+            event.record(&streams[2 * w + s])?;
+            finish.push(event);
+        }
+    }
+    latest(&begin, &finish)
+}
+
+fn queue(stream: &Stream, ends: &Ends, way: Way, piece: u64, block: u64) -> anyhow::Result<()> {
+    let at = piece * block % ends.host_in.bytes;
+    match way {
+        Way::In => stream.copy_in(ends.device_in.at + at, &ends.host_in, at, block)?,
+        Way::Out => stream.copy_out(&ends.host_out, at, ends.device_out.at + at, block)?,
+    }
+    Ok(())
+}
+
+fn latest(begin: &Event, events: &[Event]) -> anyhow::Result<f64> {
+    let mut seconds = 0f64;
+    for event in events {
+        event.synchronize()?;
+        seconds = seconds.max(event.seconds_since(begin)?);
+    }
+    Ok(seconds)
+}
+
+/// Rate of each direction while both are busy: only what is done before the faster one ends counts.
+fn duplex(
+    bench: &Bench,
+    gpu: &Gpu,
+    streams: &[Stream; 4],
+    ends: &Ends,
+    size: u64,
+    volume: u64,
+) -> anyhow::Result<()> {
+    let block = (16 * MIB).min(size);
+    let (mut out, mut within) = (Vec::new(), Vec::new());
+    for repeat in 0..=bench.pick(2, 5) {
+        let begin = gpu.event()?;
+        begin.record(&streams[0])?;
+        let mut done: [Vec<Event>; 2] = Default::default();
+        for stream in [&streams[0], &streams[2]] {
+            stream.wait(&begin)?;
+        }
+        for piece in 0..volume / block {
+            for (w, way) in [Way::Out, Way::In].into_iter().enumerate() {
+                queue(&streams[2 * w], ends, way, piece, block)?;
+                let event = gpu.event()?;
+                event.record(&streams[2 * w])?;
+                done[w].push(event);
+            }
+        }
+        let mut times: [Vec<f64>; 2] = Default::default();
+        for w in 0..2 {
+            for event in &done[w] {
+                event.synchronize()?;
+                times[w].push(event.seconds_since(&begin)?);
+            }
+        }
+        let end = |w: usize| times[w].last().copied().context("no block was copied");
+        let both = end(0)?.min(end(1)?);
+        let rate = |w: usize| {
+            let blocks = times[w].iter().filter(|time| **time <= both).count();
+            (blocks as u64 * block) as f64 / both / 1e9
+        };
+        if repeat > 0 {
+            out.push(rate(0));
+            within.push(rate(1));
+        }
+    }
+    bench.sample("duplex_out_gb_per_s", "GB/s", &out);
+    bench.sample("duplex_in_gb_per_s", "GB/s", &within);
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! A run over groups: each in a process of its own with a time limit, within one limit for all; the
+//! results in one file, written after every group.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::bench::Depth;
+use crate::child;
+use crate::groups::Group;
+use crate::host;
+use crate::row::{Ended, GroupRun, Line, Results, Row, SCHEMA};
+
+/// What a run is asked for.
+pub(crate) struct Request {
+    pub(crate) groups: Vec<Group>,
+    pub(crate) depth: Depth,
+    pub(crate) simulated: bool,
+    pub(crate) prefix: Option<PathBuf>,
+    /// For all groups.
+    pub(crate) budget: Duration,
+    /// Where the results go; None: only the table.
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) command: String,
+}
+
+/// Measures, and says how it goes on stderr.
+pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
+    let begin = Instant::now();
+    let work =
+        tempfile::Builder::new().prefix("acb-gpu.").tempdir().context("making a private folder")?;
+    let mut results = Results {
+        schema: SCHEMA,
+        simulated: request.simulated,
+        quick: request.depth == Depth::Quick,
+        date: date(),
+        command: request.command.clone(),
+        probe: env!("CARGO_PKG_VERSION").into(),
+        machine: machine(),
+        groups: Vec::new(),
+        rows: Vec::new(),
+        details: BTreeMap::new(),
+    };
+    for group in &request.groups {
+        let left = request.budget.saturating_sub(begin.elapsed());
+        let limit = Duration::from_secs(group.limit_s()).min(left);
+        if limit < Duration::from_secs(3) {
+            results.groups.push(GroupRun {
+                name: group.name().into(),
+                ended: Ended::Skipped,
+                seconds: 0.0,
+                why: format!("the {} s for all groups were over", request.budget.as_secs()),
+            });
+        } else {
+            eprintln!(
+                "[{:3.0} s] {} (at most {} s)",
+                begin.elapsed().as_secs_f64(),
+                group.name(),
+                limit.as_secs()
+            );
+            measure(*group, request, limit, work.path(), &mut results)?;
+        }
+        save(request.json.as_deref(), &results)?;
+    }
+    eprintln!("[{:3.0} s] done", begin.elapsed().as_secs_f64());
+    Ok(results)
+}
+
+fn measure(
+    group: Group,
+    request: &Request,
+    limit: Duration,
+    work: &Path,
+    results: &mut Results,
+) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("group").arg(group.name()).arg("--work").arg(work);
+    command.args(["--limit", &limit.as_secs().to_string()]);
+    if request.depth == Depth::Quick {
+        command.arg("--quick");
+    }
+    if request.simulated {
+        command.arg("--sim");
+    }
+    if let Some(prefix) = &request.prefix {
+        command.arg("--prefix").arg(prefix);
+    }
+    let mut garbled = String::new();
+    let ending = child::run(&mut command, limit, |line| match serde_json::from_str(line) {
+        Ok(Line::Row(row)) => results.rows.push(row),
+        Ok(Line::Machine { key, value }) => {
+            results.machine.insert(key, value);
+        }
+        Ok(Line::Detail { value }) => {
+            results.details.insert(group.name().into(), value);
+        }
+        Err(_) => garbled = line.to_owned(),
+    })
+    .with_context(|| format!("starting the group {}", group.name()))?;
+    crate::assigner::end_left_behind(work);
+    let ended = match ending.status {
+        None => Ended::Overran,
+        Some(status) if status.success() => Ended::Well,
+        Some(_) => Ended::Failed,
+    };
+    let mut why = if ended == Ended::Well { String::new() } else { ending.why() };
+    if !garbled.is_empty() {
+        why = format!("{why} (printed '{garbled}')");
+    }
+    if !why.is_empty() {
+        eprintln!("        {}: {why}", group.name());
+    }
+    results.groups.push(GroupRun {
+        name: group.name().into(),
+        ended,
+        seconds: ending.seconds,
+        why,
+    });
+    Ok(())
+}
+
+/// Writes the file anew and puts it in place by a rename.
+fn save(json: Option<&Path>, results: &Results) -> anyhow::Result<()> {
+    let Some(path) = json else { return Ok(()) };
+    let text = serde_json::to_string_pretty(results).context("writing the results as JSON")?;
+    let new = path.with_extension("new");
+    std::fs::write(&new, text + "\n").with_context(|| format!("writing {}", new.display()))?;
+    std::fs::rename(&new, path).with_context(|| format!("writing {}", path.display()))
+}
+
+/// What is known of the host.
+fn machine() -> BTreeMap<String, String> {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let mut machine = BTreeMap::new();
+    let mut add = |key: &str, value: String| machine.insert(key.to_owned(), value);
+    add("cores", host::cores().to_string());
+    add(
+        "host_memory_available_gib",
+        format!("{:.1}", host::available_memory() as f64 / (1u64 << 30) as f64),
+    );
+    if let Ok(kernel) = read("/proc/sys/kernel/osrelease") {
+        add("kernel", kernel);
+    }
+    if let Ok(info) = read("/proc/cpuinfo")
+        && let Some(model) = info.lines().find_map(|line| line.strip_prefix("model name"))
+    {
+        add("cpu", model.trim_start_matches([' ', '\t', ':']).to_owned());
+    }
+    if let Ok(release) = read("/etc/os-release")
+        && let Some(name) = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))
+    {
+        add("system", name.trim_matches('"').to_owned());
+    }
+    machine
+}
+
+/// Today, UTC, `2026-11-21 01:02`.
+fn date() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = since.map_or(0, |elapsed| elapsed.as_secs());
+    let (year, month, day) = civil(seconds / 86_400);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60)
+}
+
+/// Year, month and day of a day since 1970 (Gregorian).
+fn civil(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let of_era = z % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// Whether a check failed: of what was measured, or of a group that should have ended well.
+pub(crate) fn wrong(results: &Results) -> Vec<String> {
+    let unlucky = results
+        .groups
+        .iter()
+        .filter(|group| group.ended != Ended::Well)
+        .map(|group| format!("group {}: {}", group.name, group.why));
+    let is_wrong = |row: &&Row| row.verified == Some(false);
+    let wrong = results.rows.iter().filter(is_wrong);
+    unlucky
+        .chain(wrong.map(|row| format!("{} {}: wrong. {}", row.group, row.name, row.note)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_dates() {
+        let cases = [
+            (0, (1970, 1, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_778, (2026, 11, 21)),
+            (19_722, (2023, 12, 31)),
+        ];
+        for (day, date) in cases {
+            assert_eq!(civil(day), date);
+        }
+    }
+}
