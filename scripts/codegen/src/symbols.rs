@@ -14,8 +14,20 @@ use std::path::{Path, PathBuf};
 /// Headers that declare exported functions; what a release does not have is skipped.
 const HEADERS: [&str; 4] = ["cuda.h", "cudaGL.h", "cudaEGL.h", "cudaVDPAU.h"];
 
-/// Structs and handles that are newer than the bindings in cudarc: they become `c_void`.
-const NOT_IN_CUDARC: [&str; 0] = [];
+/// Structs and handles that cudarc's bindings (of CUDA 13.0, without graphics) lack. They become
+/// `c_void`, which says no less about a pointer; nobody calls the one function that takes such a
+/// struct by value (cuEGLStreamProducerPresentFrame) other than through its trampoline.
+const NOT_IN_CUDARC: [&str; 9] = [
+    "CUDA_FABRIC_COPY_BATCH_OP",
+    "CU_DEV_SM_RESOURCE_GROUP_PARAMS",
+    "CUcheckpointOperationHandle",
+    "CUcliqueInfo",
+    "CUcoredumpCallbackHandle",
+    "CUeglFrame",
+    "CUeglStreamConnection",
+    "CUlogicalEndpointProp",
+    "CUstreamCigCaptureParams",
+];
 
 /// One exported symbol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -394,7 +406,7 @@ fn rust_parameter(part: &str, position: usize, enums: &BTreeSet<String>) -> Resu
         }
     };
     let name = match name.as_deref() {
-        Some("type") => "kind".to_owned(),
+        Some(name @ ("fn" | "in" | "mod" | "ref" | "self" | "type" | "use")) => format!("{name}_"),
         Some(name) => name.to_owned(),
         None => format!("parameter{position}"),
     };

@@ -1,0 +1,124 @@
+//! What the process is: its environment as C sees it, its name and start, its signals and forks.
+//!
+//! Owns: the calls into libc that need unsafe for it. Does not own: what follows from them.
+#![allow(unsafe_code)] // FFI: getenv, setenv, pthread_sigmask, pthread_atfork, atexit.
+
+use std::ffi::{CStr, CString};
+
+/// How [`replace_variable`] went about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    /// The bytes were overwritten where they lie.
+    InPlace,
+    /// The place was missing or too short, so that the C library made a new one.
+    Anew,
+}
+
+/// Gives a variable a new value for everyone who asks the C library. Where the old value has room,
+/// its bytes are overwritten: no pointer changes and nothing is allocated, so that another thread
+/// in getenv cannot fall over it. Otherwise setenv does it, which is only safe against getenv
+/// because glibc never frees values.
+pub(crate) fn replace_variable(name: &CStr, value: &str) -> Option<Replaced> {
+    let new = CString::new(value).ok()?;
+    // SAFETY: getenv returns NULL or a string of the environment.
+    let old = unsafe { libc::getenv(name.as_ptr()) };
+    if !old.is_null() {
+        // SAFETY: not NULL, so it is a string that ends in NUL.
+        let room = unsafe { CStr::from_ptr(old) }.count_bytes();
+        if room >= new.count_bytes() {
+            // SAFETY: the new value and its NUL fit where the old one was; the environment's
+            // strings are writable, they lie on the initial stack or in setenv's heap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(new.as_ptr(), old, new.as_bytes_with_nul().len());
+            }
+            return Some(Replaced::InPlace);
+        }
+    }
+    // SAFETY: both are strings that end in NUL.
+    let done = unsafe { libc::setenv(name.as_ptr(), new.as_ptr(), 1) };
+    (done == 0).then_some(Replaced::Anew)
+}
+
+/// Name of the program without its folder.
+pub(crate) fn program() -> String {
+    let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = first.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    String::from_utf8_lossy(name).chars().take(64).collect()
+}
+
+/// Clock ticks from boot to the start of this process: with the pid it names it for ever.
+pub(crate) fn start_time() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    start_time_in(&stat).unwrap_or(0)
+}
+
+/// Field 22; the second field is a name in parentheses that may contain anything.
+fn start_time_in(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Runs `start` while this thread blocks every signal: a thread made in there never takes one.
+pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
+    // SAFETY: an all-zero sigset_t is valid storage for the calls below to fill.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to sets on this stack.
+    unsafe {
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+    }
+    let made = start();
+    // SAFETY: `before` was filled by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
+    made
+}
+
+/// Has `child` run in every child that fork makes, and `exit` when the process ends.
+pub(crate) fn on_fork_and_exit(child: extern "C" fn(), exit: extern "C" fn()) {
+    // SAFETY: both are functions of a library that is never unloaded.
+    unsafe {
+        libc::pthread_atfork(None, None, Some(as_unsafe(child)));
+        libc::atexit(exit);
+    }
+}
+
+fn as_unsafe(function: extern "C" fn()) -> unsafe extern "C" fn() {
+    function
+}
+
+/// Closes a descriptor by its number.
+pub(crate) fn close_descriptor(number: i32) {
+    // SAFETY: called in a forked child with descriptors that the interposer alone has opened and
+    // that no object of the child will close or use again.
+    unsafe { libc::close(number) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let fields = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(start_time_in(&format!("77 (a) b) {fields}")), Some(22));
+        assert_eq!(start_time_in("77 (a"), None);
+        assert!(start_time() > 0);
+    }
+
+    #[test]
+    fn a_value_that_fits_stays_in_its_place() {
+        let get = |name: &CStr| {
+            // SAFETY: a name that ends in NUL; tests of this crate set these names nowhere else.
+            unsafe { libc::getenv(name.as_ptr()) }
+        };
+        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-1111"), Some(Replaced::Anew));
+        let place = get(c"ACB_TEST_PLACE");
+        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-2222"), Some(Replaced::InPlace));
+        assert_eq!(get(c"ACB_TEST_PLACE"), place);
+        assert_eq!(std::env::var("ACB_TEST_PLACE").as_deref(), Ok("GPU-2222"));
+        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-33333"), Some(Replaced::Anew));
+        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "short"), Some(Replaced::InPlace));
+        assert_eq!(std::env::var("ACB_TEST_PLACE").as_deref(), Ok("short"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Contexts come and go: each takes memory of the GPU, and holds streams that must be drained.
+#![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
+#![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
+
+use crate::memory::LEDGER;
+use crate::table::real;
+use crate::work::WORK;
+use acb_cuda_abi::{CuResult, sys};
+use std::ffi::*;
+
+macro_rules! create {
+    ($($symbol:ident (pctx: *mut sys::CUcontext $(, $parameter:ident: $kind:ty)*) on $device:ident;)*) => {$(
+        pub(crate) unsafe fn $symbol(pctx: *mut sys::CUcontext $(, $parameter: $kind)*) -> CuResult {
+            if !LEDGER.reserve_context(stringify!($symbol), $device) {
+                return CuResult::OUT_OF_MEMORY;
+            }
+            // SAFETY: the program's own arguments.
+            let result = unsafe { real::$symbol(pctx $(, $parameter)*) };
+            match result.is_success() {
+                // SAFETY: the driver has just written there.
+                true => made(unsafe { pctx.read() }, $device),
+                false => LEDGER.return_context($device),
+            }
+            result
+        }
+    )*};
+}
+
+create! {
+    cuCtxCreate(pctx: *mut sys::CUcontext, flags: c_uint, dev: c_int) on dev;
+    cuCtxCreate_v2(pctx: *mut sys::CUcontext, flags: c_uint, dev: c_int) on dev;
+    cuCtxCreate_v3(pctx: *mut sys::CUcontext, params: *mut sys::CUexecAffinityParam, count: c_int, flags: c_uint, dev: c_int) on dev;
+    cuCtxCreate_v4(pctx: *mut sys::CUcontext, params: *mut sys::CUctxCreateParams, flags: c_uint, dev: c_int) on dev;
+}
+
+fn made(context: sys::CUcontext, device: c_int) {
+    WORK.add_context(context as usize);
+    LEDGER.context_made(context as usize, device);
+}
+
+pub(crate) unsafe fn cuCtxDestroy(ctx: sys::CUcontext) -> CuResult {
+    // SAFETY: the program's own argument.
+    destroy(ctx, || unsafe { real::cuCtxDestroy(ctx) })
+}
+
+pub(crate) unsafe fn cuCtxDestroy_v2(ctx: sys::CUcontext) -> CuResult {
+    // SAFETY: the program's own argument.
+    destroy(ctx, || unsafe { real::cuCtxDestroy_v2(ctx) })
+}
+
+fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult {
+    let streams = WORK.remove_context(context as usize);
+    let result = call();
+    match result.is_success() {
+        true => LEDGER.context_gone(context as usize),
+        false if context.is_null() => {}
+        false => WORK.restore_context(context as usize, streams),
+    }
+    result
+}
+
+macro_rules! adopt {
+    ($($symbol:ident;)*) => {$(
+        pub(crate) unsafe fn $symbol(ctx: sys::CUcontext) -> CuResult {
+            // SAFETY: the program's own argument.
+            let result = unsafe { real::$symbol(ctx) };
+            if result.is_success() {
+                WORK.add_context(ctx as usize);
+            }
+            result
+        }
+    )*};
+}
+
+// Contexts that were made on ways unknown here are known from the moment they are used.
+adopt! {
+    cuCtxSetCurrent;
+    cuCtxPushCurrent;
+    cuCtxPushCurrent_v2;
+}
+
+pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_int) -> CuResult {
+    let before = primary_active(dev);
+    if !before && !LEDGER.reserve_context("cuDevicePrimaryCtxRetain", dev) {
+        return CuResult::OUT_OF_MEMORY;
+    }
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuDevicePrimaryCtxRetain(pctx, dev) };
+    if result.is_success() {
+        // SAFETY: the driver has just written there.
+        let context = unsafe { pctx.read() } as usize;
+        WORK.add_context(context);
+        if !before && !LEDGER.primary_made(context, dev) {
+            // Another thread was first: one context, counted once.
+            LEDGER.return_context(dev);
+        }
+    } else if !before {
+        LEDGER.return_context(dev);
+    }
+    result
+}
+
+fn primary_active(device: c_int) -> bool {
+    let (mut flags, mut active) = (0, 0);
+    // SAFETY: two places on this stack.
+    let result =
+        unsafe { real::cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) };
+    result.is_success() && active != 0
+}
+
+macro_rules! release {
+    ($($symbol:ident;)*) => {$(
+        pub(crate) unsafe fn $symbol(dev: c_int) -> CuResult {
+            let Some(context) = LEDGER.primary(dev) else {
+                // SAFETY: the program's own argument.
+                return unsafe { real::$symbol(dev) };
+            };
+            let streams = WORK.remove_context(context);
+            // SAFETY: the program's own argument.
+            let result = unsafe { real::$symbol(dev) };
+            // Retained elsewhere still, or the call failed: then it lives on.
+            match primary_active(dev) {
+                true => WORK.restore_context(context, streams),
+                false => LEDGER.context_gone(context),
+            }
+            result
+        }
+    )*};
+}
+
+release! {
+    cuDevicePrimaryCtxRelease;
+    cuDevicePrimaryCtxRelease_v2;
+    cuDevicePrimaryCtxReset;
+    cuDevicePrimaryCtxReset_v2;
+}

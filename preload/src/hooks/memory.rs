@@ -1,0 +1,373 @@
+//! Device memory comes and goes: first room, then memory; first the memory goes, then its room.
+//!
+//! Owns: how many bytes each kind of allocation takes. Does not own: the account (`memory`).
+//!
+//! The forms of CUDA 3.1 and before, with 32-bit addresses, pass through uncounted: drivers of
+//! this decade give such programs no memory.
+//! Stream-ordered allocations count from the call that allocates to the call that frees.
+#![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
+#![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
+
+use crate::memory::{Key, LEDGER};
+use crate::table::real;
+use crate::work::current_context;
+use acb_cuda_abi::{CuResult, sys};
+use std::ffi::*;
+
+/// Large allocations are made of such pieces, small ones are cut from shared ones.
+const GRANULE: u64 = 2 << 20;
+const SMALL: u64 = 512;
+
+/// Allocates: `place` is where the driver puts what `key` makes a key of.
+///
+/// # Safety
+/// `place` is written by `call` when it succeeds.
+unsafe fn allocate<T>(
+    symbol: &str,
+    bytes: u64,
+    place: *mut T,
+    key: impl FnOnce(T) -> Key,
+    call: impl FnOnce() -> CuResult,
+) -> CuResult {
+    let Some(device) = current_device() else { return call() };
+    let Some(promise) = LEDGER.reserve(symbol, device, rounded(bytes)) else {
+        return CuResult::OUT_OF_MEMORY;
+    };
+    let result = call();
+    if result.is_success() {
+        // SAFETY: the call succeeded.
+        LEDGER.allocated(promise, key(unsafe { place.read() }), current_context());
+    } else {
+        LEDGER.forget(promise);
+    }
+    result
+}
+
+fn free(key: Key, call: impl FnOnce() -> CuResult) -> CuResult {
+    let taken = LEDGER.take(key);
+    let result = call();
+    match taken {
+        Some(taken) if result.is_success() => LEDGER.freed(taken),
+        Some(taken) => LEDGER.put_back(taken),
+        None => {}
+    }
+    result
+}
+
+fn rounded(bytes: u64) -> u64 {
+    let unit = if bytes >= GRANULE / 2 { GRANULE } else { SMALL };
+    bytes.checked_next_multiple_of(unit).unwrap_or(bytes)
+}
+
+fn current_device() -> Option<c_int> {
+    let mut device: c_int = 0;
+    // SAFETY: a place on this stack.
+    unsafe { real::cuCtxGetDevice(&raw mut device) }.is_success().then_some(device)
+}
+
+// ---------------------------------------------------------------- linear memory
+
+pub(crate) unsafe fn cuMemAlloc(dptr: *mut c_uint, bytesize: c_uint) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuMemAlloc(dptr, bytesize) }
+}
+
+pub(crate) unsafe fn cuMemAlloc_v2(dptr: *mut u64, bytesize: usize) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe {
+        allocate("cuMemAlloc", bytesize as u64, dptr, Key::Pointer, || {
+            real::cuMemAlloc_v2(dptr, bytesize)
+        })
+    }
+}
+
+pub(crate) unsafe fn cuMemAllocPitch(
+    dptr: *mut c_uint,
+    pPitch: *mut c_uint,
+    WidthInBytes: c_uint,
+    Height: c_uint,
+    ElementSizeBytes: c_uint,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuMemAllocPitch(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes) }
+}
+
+pub(crate) unsafe fn cuMemAllocPitch_v2(
+    dptr: *mut u64,
+    pPitch: *mut usize,
+    WidthInBytes: usize,
+    Height: usize,
+    ElementSizeBytes: c_uint,
+) -> CuResult {
+    // The driver chooses the pitch; 512 is the largest alignment that it has used.
+    let pitch = (WidthInBytes as u64).checked_next_multiple_of(512).unwrap_or(u64::MAX);
+    let bytes = pitch.saturating_mul(Height as u64);
+    // SAFETY: the program's own arguments.
+    unsafe {
+        allocate("cuMemAllocPitch", bytes, dptr, Key::Pointer, || {
+            real::cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes)
+        })
+    }
+}
+
+/// Managed memory may exceed the GPU by design; it is counted as if it all were there, as long as
+/// that is possible at all.
+pub(crate) unsafe fn cuMemAllocManaged(dptr: *mut u64, bytesize: usize, flags: c_uint) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real::cuMemAllocManaged(dptr, bytesize, flags) };
+    let capacity = current_device().and_then(|device| LEDGER.info(device)).map(|(free, _)| free);
+    if capacity.is_some_and(|free| bytesize as u64 > free) {
+        crate::log::info!("cuMemAllocManaged: {bytesize} bytes exceed the GPU and are not counted");
+        return call();
+    }
+    // SAFETY: the driver writes `dptr` when it succeeds.
+    unsafe { allocate("cuMemAllocManaged", bytesize as u64, dptr, Key::Pointer, call) }
+}
+
+pub(crate) unsafe fn cuMemFree(dptr: c_uint) -> CuResult {
+    // SAFETY: the program's own argument.
+    free(Key::Pointer(dptr.into()), || unsafe { real::cuMemFree(dptr) })
+}
+
+pub(crate) unsafe fn cuMemFree_v2(dptr: u64) -> CuResult {
+    // SAFETY: the program's own argument.
+    free(Key::Pointer(dptr), || unsafe { real::cuMemFree_v2(dptr) })
+}
+
+macro_rules! stream_ordered {
+    ($($symbol:ident $name:literal ($($parameter:ident: $kind:ty),*);)*) => {$(
+        pub(crate) unsafe fn $symbol(dptr: *mut u64, bytesize: usize, $($parameter: $kind),*) -> CuResult {
+            // SAFETY: the program's own arguments.
+            unsafe {
+                allocate($name, bytesize as u64, dptr, Key::Pointer, || {
+                    real::$symbol(dptr, bytesize, $($parameter),*)
+                })
+            }
+        }
+    )*};
+}
+
+stream_ordered! {
+    cuMemAllocAsync "cuMemAllocAsync" (hStream: sys::CUstream);
+    cuMemAllocAsync_ptsz "cuMemAllocAsync" (hStream: sys::CUstream);
+    cuMemAllocFromPoolAsync "cuMemAllocFromPoolAsync" (pool: sys::CUmemoryPool, hStream: sys::CUstream);
+    cuMemAllocFromPoolAsync_ptsz "cuMemAllocFromPoolAsync" (pool: sys::CUmemoryPool, hStream: sys::CUstream);
+}
+
+pub(crate) unsafe fn cuMemFreeAsync(dptr: u64, hStream: sys::CUstream) -> CuResult {
+    // SAFETY: the program's own arguments.
+    free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync(dptr, hStream) })
+}
+
+pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> CuResult {
+    // SAFETY: the program's own arguments.
+    free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) })
+}
+
+// ---------------------------------------------------------------- physical memory
+
+/// The program's own virtual-memory calls: the handle is what takes memory.
+pub(crate) unsafe fn cuMemCreate(
+    handle: *mut u64,
+    size: usize,
+    prop: *const sys::CUmemAllocationProp,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real::cuMemCreate(handle, size, prop, flags) };
+    // SAFETY: NULL, or what the program gave as properties. The type of the location is read as a
+    // number, for it may be newer than its enum here.
+    let location = unsafe {
+        if prop.is_null() {
+            return call();
+        }
+        (&raw const (*prop).location).cast::<[c_int; 2]>().read()
+    };
+    let [kind, device] = location;
+    if kind != sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as c_int {
+        return call();
+    }
+    let Some(promise) = LEDGER.reserve("cuMemCreate", device, rounded(size as u64)) else {
+        return CuResult::OUT_OF_MEMORY;
+    };
+    let result = call();
+    if result.is_success() {
+        // SAFETY: the call succeeded, so the handle was written.
+        LEDGER.allocated(promise, Key::Physical(unsafe { handle.read() }), 0);
+    } else {
+        LEDGER.forget(promise);
+    }
+    result
+}
+
+/// Memory that is still mapped lives on after this; programs unmap first.
+pub(crate) unsafe fn cuMemRelease(handle: u64) -> CuResult {
+    // SAFETY: the program's own argument.
+    free(Key::Physical(handle), || unsafe { real::cuMemRelease(handle) })
+}
+
+// ---------------------------------------------------------------- arrays
+
+pub(crate) unsafe fn cuArrayCreate(
+    pHandle: *mut sys::CUarray,
+    pAllocateArray: *const c_void,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuArrayCreate(pHandle, pAllocateArray) }
+}
+
+pub(crate) unsafe fn cuArray3DCreate(
+    pHandle: *mut sys::CUarray,
+    pAllocateArray: *const c_void,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuArray3DCreate(pHandle, pAllocateArray) }
+}
+
+pub(crate) unsafe fn cuArrayCreate_v2(
+    pHandle: *mut sys::CUarray,
+    pAllocateArray: *const sys::CUDA_ARRAY_DESCRIPTOR,
+) -> CuResult {
+    // SAFETY: the program's own arguments; fields are read one by one, the format as a number.
+    unsafe {
+        let bytes = match pAllocateArray.is_null() {
+            true => 0,
+            false => {
+                let d = pAllocateArray;
+                let format = (&raw const (*d).Format).cast::<c_uint>().read();
+                array_bytes([(*d).Width, (*d).Height, 1], format, (*d).NumChannels, 1)
+            }
+        };
+        allocate(
+            "cuArrayCreate",
+            bytes,
+            pHandle,
+            |array| Key::Array(array as usize),
+            || real::cuArrayCreate_v2(pHandle, pAllocateArray),
+        )
+    }
+}
+
+pub(crate) unsafe fn cuArray3DCreate_v2(
+    pHandle: *mut sys::CUarray,
+    pAllocateArray: *const sys::CUDA_ARRAY3D_DESCRIPTOR,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe {
+        let bytes = bytes_3d(pAllocateArray, 1);
+        allocate(
+            "cuArray3DCreate",
+            bytes,
+            pHandle,
+            |array| Key::Array(array as usize),
+            || real::cuArray3DCreate_v2(pHandle, pAllocateArray),
+        )
+    }
+}
+
+pub(crate) unsafe fn cuArrayDestroy(hArray: sys::CUarray) -> CuResult {
+    // SAFETY: the program's own argument.
+    free(Key::Array(hArray as usize), || unsafe { real::cuArrayDestroy(hArray) })
+}
+
+pub(crate) unsafe fn cuMipmappedArrayCreate(
+    pHandle: *mut sys::CUmipmappedArray,
+    pMipmappedArrayDesc: *const sys::CUDA_ARRAY3D_DESCRIPTOR,
+    numMipmapLevels: c_uint,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe {
+        let bytes = bytes_3d(pMipmappedArrayDesc, numMipmapLevels);
+        allocate(
+            "cuMipmappedArrayCreate",
+            bytes,
+            pHandle,
+            |array| Key::Mipmap(array as usize),
+            || real::cuMipmappedArrayCreate(pHandle, pMipmappedArrayDesc, numMipmapLevels),
+        )
+    }
+}
+
+pub(crate) unsafe fn cuMipmappedArrayDestroy(hMipmappedArray: sys::CUmipmappedArray) -> CuResult {
+    // SAFETY: the program's own argument.
+    free(Key::Mipmap(hMipmappedArray as usize), || unsafe {
+        real::cuMipmappedArrayDestroy(hMipmappedArray)
+    })
+}
+
+/// # Safety
+/// `d` is NULL or a descriptor.
+unsafe fn bytes_3d(d: *const sys::CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint) -> u64 {
+    if d.is_null() {
+        return 0;
+    }
+    // SAFETY: not NULL; fields are read one by one, the format as a number.
+    unsafe {
+        let format = (&raw const (*d).Format).cast::<c_uint>().read();
+        array_bytes([(*d).Width, (*d).Height, (*d).Depth], format, (*d).NumChannels, levels)
+    }
+}
+
+/// An estimate: the driver's layout is its secret.
+fn array_bytes(extent: [usize; 3], format: c_uint, channels: c_uint, levels: c_uint) -> u64 {
+    // CU_AD_FORMAT_*: 1, 8: one byte; 2, 9, 16: two; 3, 10, 32: four; others have four at most.
+    let element: u64 = match format {
+        0x01 | 0x08 => 1,
+        0x02 | 0x09 | 0x10 => 2,
+        _ => 4,
+    };
+    let base = extent
+        .iter()
+        .map(|side| (*side as u64).max(1))
+        .fold(element * u64::from(channels.max(1)), u64::saturating_mul);
+    // All further levels of a mipmap together take less than another base.
+    if levels > 1 { base.saturating_add(base / 2) } else { base }
+}
+
+// ---------------------------------------------------------------- questions
+
+/// As if the client were alone on the GPU. Either pointer may be NULL.
+pub(crate) unsafe fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuResult {
+    let (mut real_free, mut real_total) = (0usize, 0usize);
+    // SAFETY: two places on this stack.
+    let result = unsafe { real::cuMemGetInfo_v2(&raw mut real_free, &raw mut real_total) };
+    if result.is_success() {
+        let own = current_device().and_then(|device| LEDGER.info(device));
+        let own_free = own.map_or(real_free, |(free, _)| free as usize);
+        // SAFETY: NULL, or a place of the program.
+        unsafe {
+            if !free.is_null() {
+                free.write(own_free.min(real_total));
+            }
+            if !total.is_null() {
+                total.write(real_total);
+            }
+        }
+    }
+    result
+}
+
+pub(crate) unsafe fn cuMemGetInfo(free: *mut c_uint, total: *mut c_uint) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuMemGetInfo(free, total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_as_the_driver_does() {
+        assert_eq!(rounded(1), 512);
+        assert_eq!(rounded(513), 1024);
+        assert_eq!(rounded(3 << 20), 4 << 20);
+        assert_eq!(rounded(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn arrays_count_their_elements() {
+        assert_eq!(array_bytes([10, 0, 0], 0x20, 4, 1), 160);
+        assert_eq!(array_bytes([10, 10, 10], 0x10, 2, 1), 4000);
+        assert_eq!(array_bytes([usize::MAX; 3], 0x20, 4, 9), u64::MAX);
+    }
+}

@@ -1,0 +1,10 @@
+//! What happens in the calls that the interposer acts on; one file a class of the one list.
+//!
+//! The functions here carry the symbols' own names, for `exports` finds them by name.
+
+pub(crate) mod capture;
+pub(crate) mod context;
+pub(crate) mod memory;
+pub(crate) mod resolve;
+pub(crate) mod stream;
+pub(crate) mod submit;

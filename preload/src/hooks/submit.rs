@@ -1,0 +1,58 @@
+//! Submitting calls: through the gate to the driver.
+//!
+//! Owns: the way in and out, and what a call tells about the streams in use.
+//! Does not own: the gate, or waiting for a lease (`link`).
+#![allow(unsafe_code)] // FFI: looks at parameters by their C types.
+
+use crate::link::LINK;
+use crate::work::{PER_THREAD, WORK};
+use acb_cuda_abi::{CuResult, StreamForm, sys};
+use std::any::TypeId;
+
+/// Runs a submitting call when a lease is held, else waits for one.
+#[inline(always)]
+pub(crate) fn pass(symbol: &'static str, call: impl FnOnce() -> CuResult) -> CuResult {
+    if !LINK.gate.enter()
+        && let Err(result) = LINK.wait_for_lease(symbol)
+    {
+        return result;
+    }
+    let result = call();
+    LINK.gate.leave();
+    result
+}
+
+/// A function of the per-thread form may use the thread's own default stream.
+#[inline(always)]
+pub(crate) fn note_form(form: StreamForm) {
+    if form == StreamForm::PerThread {
+        WORK.note_per_thread();
+    }
+}
+
+/// Looks for the per-thread default stream among the parameters. The types are known when this is
+/// compiled: nothing is left of it for parameters that are no streams.
+///
+/// # Safety
+/// `parameter` is a driver function's parameter as the program gave it.
+#[inline(always)]
+pub(crate) unsafe fn note_parameter<T: Copy + 'static>(parameter: &T) {
+    let stream = if TypeId::of::<T>() == TypeId::of::<sys::CUstream>() {
+        // SAFETY: T is CUstream.
+        unsafe { std::mem::transmute_copy::<T, sys::CUstream>(parameter) }
+    } else if TypeId::of::<T>() == TypeId::of::<*const sys::CUlaunchConfig>() {
+        // SAFETY: T is a pointer to a CUlaunchConfig.
+        let config =
+            unsafe { std::mem::transmute_copy::<T, *const sys::CUlaunchConfig>(parameter) };
+        // SAFETY: NULL, or the configuration that the driver is about to read.
+        match unsafe { config.as_ref() } {
+            Some(config) => config.hStream,
+            None => return,
+        }
+    } else {
+        return;
+    };
+    if stream as usize == PER_THREAD {
+        WORK.note_per_thread();
+    }
+}

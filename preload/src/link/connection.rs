@@ -1,0 +1,244 @@
+//! A connection to the assigner, and the first words on it.
+//!
+//! Owns: connecting with patience, Hello, Welcome, Bind, Bound; reading frames.
+//! Does not own: what is said afterwards.
+
+use crate::environment;
+use crate::settings::{OnFailure, Settings};
+use acb_wire::frame::{self, Decoder, FrameError};
+use acb_wire::v1::{
+    AssignerMessage, Bind, BoundGpu, ClientMessage, Held, Hello, OnFailure as WireOnFailure,
+    Refused, assigner_message, client_message,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, SendFlags};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the assigner said in Welcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) client: u64,
+    pub(crate) idle: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) on_failure: OnFailure,
+    pub(crate) context_bytes: u64,
+}
+
+/// Why there is no contact.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContactError {
+    #[error("no answer from the GPU assigner at {socket} within {} ms", waited.as_millis())]
+    Silent { socket: String, waited: Duration },
+    #[error("cannot reach the GPU assigner at {socket}: {cause}")]
+    Connect { socket: String, cause: std::io::Error },
+    #[error("the GPU assigner at {socket} closed the connection")]
+    Closed { socket: String },
+    #[error("what answers at {socket} is no GPU assigner of this version: {cause}")]
+    Garbage { socket: String, cause: FrameError },
+    #[error("the GPU assigner refuses: {}", .0.reason)]
+    Refused(Refused),
+}
+
+impl ContactError {
+    /// Whether a further try could end otherwise.
+    fn may_pass(&self) -> bool {
+        match self {
+            ContactError::Connect { .. } | ContactError::Closed { .. } => true,
+            ContactError::Silent { .. }
+            | ContactError::Garbage { .. }
+            | ContactError::Refused(_) => false,
+        }
+    }
+}
+
+pub(crate) struct Connection {
+    pub(crate) stream: Arc<UnixStream>,
+    decoder: Decoder,
+    socket: String,
+}
+
+impl Connection {
+    /// Connects and says Hello, again and again until `deadline`.
+    pub(crate) fn open(
+        settings: &Settings,
+        held: Option<Held>,
+        patience: Duration,
+    ) -> Result<(Connection, Terms), ContactError> {
+        let deadline = Instant::now() + patience;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let error = match Connection::once(settings, held.clone(), patience, deadline) {
+                Ok(open) => return Ok(open),
+                Err(error) => error,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !error.may_pass() {
+                return Err(error);
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+    }
+
+    fn once(
+        settings: &Settings,
+        held: Option<Held>,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<(Connection, Terms), ContactError> {
+        let socket = settings.socket.display().to_string();
+        let stream = connect(&settings.socket)
+            .map_err(|cause| ContactError::Connect { socket: socket.clone(), cause })?;
+        let mut connection =
+            Connection { stream: Arc::new(stream), decoder: Decoder::new(), socket };
+        connection.say(client_message::Kind::Hello(hello(settings, held)), deadline, patience)?;
+        loop {
+            if let assigner_message::Kind::Welcome(welcome) =
+                connection.answer(deadline, patience)?
+            {
+                let on_failure = match welcome.on_failure() {
+                    WireOnFailure::Open => OnFailure::Open,
+                    WireOnFailure::Fail => OnFailure::Fail,
+                    WireOnFailure::Unspecified => settings.on_failure,
+                };
+                let grace = match welcome.grace_ms {
+                    0 => settings.grace,
+                    ms => Duration::from_millis(ms.into()),
+                };
+                let terms = Terms {
+                    client: welcome.client,
+                    idle: Duration::from_micros(welcome.idle_us.into()),
+                    grace,
+                    on_failure,
+                    context_bytes: welcome.context_bytes,
+                };
+                return Ok((connection, terms));
+            }
+        }
+    }
+
+    /// Asks for the GPUs of this process, and waits for them.
+    pub(crate) fn bind(&mut self, patience: Duration) -> Result<Vec<BoundGpu>, ContactError> {
+        let deadline = Instant::now() + patience;
+        self.say(client_message::Kind::Bind(Bind {}), deadline, patience)?;
+        loop {
+            if let assigner_message::Kind::Bound(bound) = self.answer(deadline, patience)? {
+                return Ok(bound.gpus);
+            }
+        }
+    }
+
+    /// The next message, waiting for it. Refused is an error; so is silence.
+    fn answer(
+        &mut self,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<assigner_message::Kind, ContactError> {
+        loop {
+            if let Some(kind) = self.next()? {
+                return match kind {
+                    assigner_message::Kind::Refused(refused) => Err(ContactError::Refused(refused)),
+                    kind => Ok(kind),
+                };
+            }
+            if !self.wait(PollFlags::IN, deadline) {
+                return Err(ContactError::Silent { socket: self.socket.clone(), waited: patience });
+            }
+            self.receive()?;
+        }
+    }
+
+    /// The next message that has arrived in full. Kinds that this version does not know are left out.
+    pub(crate) fn next(&mut self) -> Result<Option<assigner_message::Kind>, ContactError> {
+        let garbage = |cause| ContactError::Garbage { socket: self.socket.clone(), cause };
+        loop {
+            match self.decoder.next::<AssignerMessage>().map_err(garbage)? {
+                Some(AssignerMessage { kind: Some(kind) }) => return Ok(Some(kind)),
+                Some(AssignerMessage { kind: None }) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Takes in whatever has arrived, without waiting.
+    pub(crate) fn receive(&mut self) -> Result<(), ContactError> {
+        let mut buffer = [0u8; 4096];
+        match rustix::net::recv(self.stream.as_fd(), &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Err(ContactError::Closed { socket: self.socket.clone() }),
+            Ok((count, _)) => {
+                self.decoder.extend(&buffer[..count]);
+                Ok(())
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+            Err(_) => Err(ContactError::Closed { socket: self.socket.clone() }),
+        }
+    }
+
+    fn say(
+        &self,
+        kind: client_message::Kind,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<(), ContactError> {
+        let bytes = frame::encode(&ClientMessage { kind: Some(kind) });
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(self.stream.as_fd(), rest, flags) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if self.wait(PollFlags::OUT, deadline) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    return Err(ContactError::Silent {
+                        socket: self.socket.clone(),
+                        waited: patience,
+                    });
+                }
+                Err(_) => return Err(ContactError::Closed { socket: self.socket.clone() }),
+            }
+        }
+        Ok(())
+    }
+
+    /// False: `deadline` has passed.
+    fn wait(&self, flags: PollFlags, deadline: Instant) -> bool {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let time =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.stream, flags)], Some(&time)) {
+                Ok(0) => return false,
+                Ok(_) => return true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Connects without waiting: a full backlog counts as "not now".
+fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+fn hello(settings: &Settings, held: Option<Held>) -> Hello {
+    Hello {
+        protocol: acb_wire::PROTOCOL,
+        pid: std::process::id(),
+        start_time: environment::start_time(),
+        program: environment::program(),
+        gpus: settings.gpus,
+        eligible: Vec::new(),
+        held,
+        step: settings.step.clone(),
+        rank: settings.rank,
+    }
+}

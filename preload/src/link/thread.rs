@@ -1,0 +1,181 @@
+//! The link thread: reads what the assigner says, does it, and keeps the connection alive.
+//!
+//! Owns: the loop, reconnecting, giving up. Does not own: when a lease goes back (`watch`).
+//! The one thread of the interposer; it lives from cuInit to the end of the process.
+
+use super::watch::Watch;
+use super::{Connection, ContactError, LINK, Terms};
+use crate::lease::Order;
+use crate::log::{error, info, warning};
+use crate::memory::LEDGER;
+use crate::settings::{OnFailure, Settings};
+use acb_wire::v1::assigner_message::Kind;
+use acb_wire::v1::{Acquire, Held, Refused, client_message};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::time::{Duration, Instant};
+
+/// Pauses between attempts to reach a lost assigner.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// A connection that lived shorter than this counts as a failed attempt.
+const STABLE: Duration = Duration::from_secs(1);
+
+/// Serves the link until there is no assigner any more.
+pub(crate) fn run(
+    settings: Settings,
+    mut connection: Connection,
+    mut terms: Terms,
+    bound: Vec<String>,
+) {
+    let mut watch = Watch::new(terms.idle);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let end = serve(&mut connection, &mut watch);
+        LINK.uninstall();
+        if let ContactError::Refused(refused) = end {
+            return give_up(&terms, &refusal(&refused));
+        }
+        if began.elapsed() > STABLE {
+            pause = FIRST_PAUSE;
+        }
+        warning!("{end}; reconnecting, for {} s at most", terms.grace.as_secs_f64());
+        match reconnect(&settings, &terms, &bound, &mut pause) {
+            Ok((new, its_terms)) => {
+                connection = new;
+                terms = its_terms;
+                watch.idle = terms.idle;
+                info!("reconnected to the GPU assigner as client {}", terms.client);
+                resume(&connection);
+            }
+            Err(error) => return give_up(&terms, &error.to_string()),
+        }
+    }
+}
+
+/// Does what the assigner says until the connection ends.
+fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
+    loop {
+        loop {
+            match connection.next() {
+                Ok(Some(message)) => {
+                    if let Some(refused) = handle(message, watch) {
+                        return ContactError::Refused(refused);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return error,
+            }
+        }
+        wait(connection, watch.look());
+        if let Err(error) = connection.receive() {
+            return error;
+        }
+    }
+}
+
+fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
+    match message {
+        Kind::Granted(granted) => {
+            let mut lease = LINK.lease();
+            if lease.granted(granted.epoch) == Order::OpenGate {
+                LINK.gate.open();
+                drop(lease);
+                watch.granted();
+            }
+        }
+        Kind::Wanted(wanted) => {
+            LINK.lease().wanted(wanted.epoch);
+        }
+        Kind::Recall(recall) => {
+            let mut lease = LINK.lease();
+            if lease.recalled(recall.epoch) == Order::CloseGate {
+                LINK.gate.close();
+                drop(lease);
+                watch.recalled();
+            }
+        }
+        Kind::RoomReply(reply) => LEDGER.handle_reply(reply),
+        Kind::Notice(notice) => warning!("{}", notice.text),
+        Kind::Refused(refused) => return Some(refused),
+        // Answers to what was asked while connecting; out of turn they mean nothing.
+        Kind::Welcome(_) | Kind::Bound(_) => {}
+    }
+    None
+}
+
+/// Waits for a message, the doorbell or the time, and sends what could not be sent at once.
+fn wait(connection: &Connection, time: Option<Duration>) {
+    let Some(doorbell) = LINK.doorbell.get() else { return };
+    let time =
+        time.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+    let pending = !LINK.outbox().pending.is_empty();
+    let flags = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    let mut fds = [PollFd::new(&connection.stream, flags), PollFd::new(doorbell, PollFlags::IN)];
+    // Errors are signals, which this thread blocks, or lack of memory, which passes.
+    let _ = poll(&mut fds, time.as_ref());
+    let rung = fds[1].revents().contains(PollFlags::IN);
+    if rung {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(doorbell, &mut count[..]);
+    }
+    if rung || pending {
+        LINK.outbox().flush();
+    }
+}
+
+/// Tries again and again until grace is over.
+fn reconnect(
+    settings: &Settings,
+    terms: &Terms,
+    bound: &[String],
+    pause: &mut Duration,
+) -> Result<(Connection, Terms), ContactError> {
+    let deadline = Instant::now() + terms.grace;
+    loop {
+        std::thread::sleep(*pause);
+        *pause = (*pause * 2).min(LAST_PAUSE);
+        let held = Held {
+            client: terms.client,
+            bound: bound.to_vec(),
+            epoch: LINK.lease().epoch(),
+            room: LEDGER.rooms(),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        match Connection::open(settings, Some(held), left) {
+            Ok(open) => return Ok(open),
+            Err(ContactError::Refused(refused)) => return Err(ContactError::Refused(refused)),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Takes the new connection into use, and asks again for what the old one owed.
+fn resume(connection: &Connection) {
+    let mut lease = LINK.lease();
+    LEDGER.resume(|| {
+        LINK.install(&connection.stream);
+        if lease.reconnected() {
+            LINK.send(client_message::Kind::Acquire(Acquire {}));
+        }
+    });
+}
+
+fn refusal(refused: &Refused) -> String {
+    ContactError::Refused(refused.clone()).to_string()
+}
+
+fn give_up(terms: &Terms, reason: &str) {
+    match terms.on_failure {
+        OnFailure::Open => warning!(
+            "{reason}. This program goes on without scheduling and may meet others on the GPU \
+             (ACB_ON_FAILURE=fail would stop it instead)"
+        ),
+        OnFailure::Fail => error!(
+            "{reason}. Further work for the GPU fails with CUDA_ERROR_SYSTEM_NOT_READY (ACB_ON_FAILURE=fail)"
+        ),
+    }
+    LINK.give_up(terms.on_failure);
+    LEDGER.stop();
+}

@@ -1,0 +1,234 @@
+//! When a lease goes back: the watch for idleness, and the drain after a recall.
+//!
+//! Owns: how often to look, how long to be idle, what to do about a GPU that does not drain.
+//! Does not own: looking itself (`work`). Nothing is watched while nobody else wants the lease.
+
+use super::{LINK, Link};
+use crate::gate::Snapshot;
+use crate::lease::{Lease, Reason};
+use crate::log::{debug, info, warning};
+use crate::work::{Drained, Inspector, WORK};
+use acb_wire::v1::{Acquire, Release, ReleaseReason, Usage, client_message::Kind};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Shortest and longest pause between two looks.
+const SHORTEST: Duration = Duration::from_micros(30);
+const LONGEST: Duration = Duration::from_millis(1);
+/// After so long behind a closed gate the program is told to be stuck; if calls of its own wait at
+/// the gate, one of them may be what the GPU waits for, and the gate opens for a moment.
+const STUCK: Duration = Duration::from_secs(5);
+const MOMENT: Duration = Duration::from_millis(500);
+/// Counters are sent no more often than this.
+const USAGE_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Watch {
+    inspector: Inspector,
+    /// How long the streams must be idle.
+    pub(super) idle: Duration,
+    /// The gate when it was last looked at.
+    seen: Option<Snapshot>,
+    /// Since when nothing has come and all is drained.
+    quiet_since: Option<Instant>,
+    pause: Duration,
+    /// When the gate was closed for a recall.
+    closed_at: Option<Instant>,
+    /// When to close it again after it was opened for a stuck program.
+    close_again: Option<Instant>,
+    told_stuck: bool,
+    granted_at: Option<Instant>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    submissions: u64,
+    /// What the gate had counted when `submissions` was last brought up to date.
+    come: u32,
+    phases: u64,
+    held: Duration,
+    sent: Option<Instant>,
+}
+
+impl Watch {
+    pub(super) fn new(idle: Duration) -> Self {
+        Watch {
+            inspector: Inspector::default(),
+            idle,
+            seen: None,
+            quiet_since: None,
+            pause: SHORTEST,
+            closed_at: None,
+            close_again: None,
+            told_stuck: false,
+            granted_at: None,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn granted(&mut self) {
+        let now = Instant::now();
+        *self = Watch {
+            inspector: std::mem::take(&mut self.inspector),
+            counters: std::mem::take(&mut self.counters),
+            granted_at: Some(now),
+            ..Watch::new(self.idle)
+        };
+    }
+
+    pub(super) fn recalled(&mut self) {
+        self.closed_at = Some(Instant::now());
+        self.close_again = None;
+        self.pause = SHORTEST;
+    }
+
+    /// Looks once, acts, and says when to look again; `None`: not before a message comes.
+    pub(super) fn look(&mut self) -> Option<Duration> {
+        let lease = *LINK.lease();
+        match lease {
+            Lease::Held { wanted: true, .. } => self.look_for_idleness(),
+            Lease::Closing { .. } => self.look_for_the_end(),
+            _ => None,
+        }
+    }
+
+    fn look_for_idleness(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.close_again.is_some_and(|at| now >= at) {
+            self.close_again = None;
+            return self.close_after_moment();
+        }
+        let gate = LINK.gate.snapshot();
+        if gate.inside > 0 || self.seen.is_none_or(|seen| seen.come != gate.come) {
+            self.seen = Some(gate);
+            self.quiet_since = None;
+            self.pause = SHORTEST;
+            if gate.inside > 0 {
+                return Some(self.idle.clamp(SHORTEST, LONGEST));
+            }
+        }
+        let since = match self.quiet_since {
+            Some(since) => since,
+            None if self.inspector.drained(&WORK, gate.come) == Drained::No => {
+                return Some(self.longer_pause());
+            }
+            None => *self.quiet_since.insert(now),
+        };
+        let left = self.idle.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        // Drained when nobody had come since `seen`, and if nobody has come until now, drained still.
+        let mut lease = LINK.lease();
+        if lease.begin_idle_release() {
+            if LINK.gate.close_if_quiet(gate) {
+                self.release(&mut lease, since);
+                return None;
+            }
+            lease.reopen();
+            self.quiet_since = None;
+        }
+        Some(SHORTEST)
+    }
+
+    fn look_for_the_end(&mut self) -> Option<Duration> {
+        let gate = LINK.gate.snapshot();
+        if gate.inside == 0 && self.inspector.drained(&WORK, gate.come) == Drained::Yes {
+            self.release(&mut LINK.lease(), Instant::now());
+            return None;
+        }
+        let closed = *self.closed_at.get_or_insert_with(Instant::now);
+        if closed.elapsed() > STUCK {
+            self.stuck(closed);
+        }
+        Some(self.longer_pause())
+    }
+
+    /// The lease is kept: taking it away would let two programs compute at once.
+    fn stuck(&mut self, closed: Instant) {
+        if !self.told_stuck {
+            self.told_stuck = true;
+            warning!(
+                "the GPU has not finished {} s after the assigner asked for it back: a kernel that does not end, or \
+                 one that waits for this program. The GPU is kept until it has; others wait",
+                closed.elapsed().as_secs()
+            );
+        }
+        if LINK.waiting.load(Ordering::SeqCst) > 0 {
+            debug!(
+                "the gate opens for a moment: calls of this program may be what the GPU waits for"
+            );
+            let mut lease = LINK.lease();
+            lease.reopen();
+            LINK.gate.open();
+            self.seen = None;
+            self.quiet_since = None;
+            self.closed_at = None;
+            self.close_again = Some(Instant::now() + MOMENT);
+        }
+    }
+
+    fn close_after_moment(&mut self) -> Option<Duration> {
+        let mut lease = LINK.lease();
+        let epoch = lease.epoch();
+        if lease.recalled(epoch) == crate::lease::Order::CloseGate {
+            LINK.gate.close();
+            drop(lease);
+            self.recalled();
+        }
+        Some(SHORTEST)
+    }
+
+    fn longer_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST);
+        pause
+    }
+
+    fn release(&mut self, lease: &mut Lease, last_work: Instant) {
+        let waiting = LINK.waiting.load(Ordering::SeqCst) > 0;
+        let Some((epoch, reason)) = lease.drained(waiting) else { return };
+        let busy =
+            self.granted_at.map_or(Duration::ZERO, |at| last_work.saturating_duration_since(at));
+        LINK.send(Kind::Release(Release {
+            epoch,
+            reason: match reason {
+                Reason::Idle => ReleaseReason::Idle,
+                Reason::Recalled => ReleaseReason::Recalled,
+            }
+            .into(),
+            busy_ns: busy.as_nanos() as u64,
+        }));
+        if waiting {
+            LINK.send(Kind::Acquire(Acquire {}));
+        }
+        if self.told_stuck {
+            warning!("the GPU has finished; it goes back");
+        }
+        info!("gave the GPU back ({reason:?}) after {:.3} s", busy.as_secs_f64());
+        self.counters.phase(&LINK, self.granted_at);
+        self.closed_at = None;
+        self.told_stuck = false;
+        self.granted_at = None;
+    }
+}
+
+impl Counters {
+    fn phase(&mut self, link: &Link, granted_at: Option<Instant>) {
+        let come = link.gate.snapshot().come;
+        self.submissions += u64::from(come.wrapping_sub(self.come));
+        self.come = come;
+        self.phases += 1;
+        self.held += granted_at.map_or(Duration::ZERO, |at| at.elapsed());
+        if self.sent.is_some_and(|at| at.elapsed() < USAGE_EVERY) {
+            return;
+        }
+        self.sent = Some(Instant::now());
+        link.send(Kind::Usage(Usage {
+            submissions: self.submissions,
+            phases: self.phases,
+            wait_ns: link.waited_ns.load(Ordering::Relaxed),
+            held_ns: self.held.as_nanos() as u64,
+        }));
+    }
+}

@@ -1,0 +1,98 @@
+//! What the interposer says to people: lines `acb[PID]: …` on stderr or in `ACB_LOG_FILE`.
+//!
+//! Owns: the level (`ACB_LOG`), the destination, one write(2) a line. Never stdout, never a lock:
+//! a line may be written in a forked child whose parent held any lock at all.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+/// How much a line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Error = 1,
+    Warn = 2,
+    Info = 3,
+    Debug = 4,
+}
+
+impl Level {
+    fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "error" => Level::Error,
+            "warn" => Level::Warn,
+            "info" => Level::Info,
+            "debug" => Level::Debug,
+            _ => return None,
+        })
+    }
+}
+
+/// The chosen level as a number; 0: the environment has not been read yet.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+pub(crate) fn enabled(level: Level) -> bool {
+    let mut chosen = LEVEL.load(Ordering::Relaxed);
+    if chosen == 0 {
+        let word = std::env::var("ACB_LOG").unwrap_or_default();
+        let parsed = Level::parse(&word);
+        chosen = parsed.unwrap_or(Level::Warn) as u8;
+        LEVEL.store(chosen, Ordering::Relaxed);
+        if parsed.is_none() && !word.is_empty() {
+            write(
+                Level::Warn,
+                format_args!("ACB_LOG={word}: use error, warn, info or debug; warn is used"),
+            );
+        }
+    }
+    level as u8 <= chosen
+}
+
+/// Writes one line, if its level is wanted.
+pub(crate) fn write(level: Level, text: fmt::Arguments<'_>) {
+    if !enabled(level) {
+        return;
+    }
+    let line = format!("acb[{}]: {text}\n", std::process::id());
+    match std::env::var_os("ACB_LOG_FILE") {
+        Some(path) => {
+            use std::io::Write as _;
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+            match file.and_then(|mut file| file.write_all(line.as_bytes())) {
+                Ok(()) => {}
+                Err(error) => {
+                    static TOLD: AtomicBool = AtomicBool::new(false);
+                    if !TOLD.swap(true, Ordering::Relaxed) {
+                        to_stderr(&format!(
+                            "acb[{}]: ACB_LOG_FILE={}: {error}; writing to stderr\n",
+                            std::process::id(),
+                            path.to_string_lossy()
+                        ));
+                    }
+                    to_stderr(&line);
+                }
+            }
+        }
+        None => to_stderr(&line),
+    }
+}
+
+/// A program may have closed its stderr; then there is nobody to tell.
+fn to_stderr(line: &str) {
+    let stderr: BorrowedFd<'_> = rustix::stdio::stderr();
+    let _ = rustix::io::write(stderr, line.as_bytes());
+}
+
+macro_rules! error {
+    ($($text:tt)*) => { $crate::log::write($crate::log::Level::Error, format_args!($($text)*)) };
+}
+macro_rules! warning {
+    ($($text:tt)*) => { $crate::log::write($crate::log::Level::Warn, format_args!($($text)*)) };
+}
+macro_rules! info {
+    ($($text:tt)*) => { $crate::log::write($crate::log::Level::Info, format_args!($($text)*)) };
+}
+macro_rules! debug {
+    ($($text:tt)*) => { $crate::log::write($crate::log::Level::Debug, format_args!($($text)*)) };
+}
+pub(crate) use {debug, error, info, warning};

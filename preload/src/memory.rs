@@ -1,0 +1,368 @@
+//! The account of device memory: what this client has, and the room it has been promised for it.
+//!
+//! Owns: asking the assigner for room before memory is allocated, waiting for it, giving it back;
+//! what cuMemGetInfo answers.
+//! Does not own: allocating (`hooks::memory`), or the ledger of the whole GPU (the assigner's).
+//!
+//! Room is asked for in slabs, so that a thousand small allocations cost one question, and given
+//! back with some slack kept, so that allocating and freeing in turns costs none.
+//!
+//! The pager will stand between the hooks and this account: an allocation will then be address
+//! space with chunks behind it, `reserve` will ask for what is to be resident rather than for what
+//! is allocated, and a room that must be waited for will be made by evicting others.
+
+use crate::link::LINK;
+use crate::log::warning;
+use acb_wire::v1::{
+    RoomKind, RoomReply, RoomRequest, RoomReturn, RoomVerdict, client_message::Kind,
+};
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What small requests are rounded up to.
+const SLAB: u64 = 32 << 20;
+
+/// The one account of this process.
+pub(crate) static LEDGER: Ledger = Ledger::new();
+
+/// What the driver knows an allocation by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    Pointer(u64),
+    Physical(u64),
+    Array(usize),
+    Mipmap(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    device: u32,
+    bytes: u64,
+    /// Its end is the end of its memory; 0: bound to no context.
+    context: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Device {
+    /// What a client alone on the GPU can have.
+    capacity: u64,
+    room: u64,
+    used: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    device: u32,
+    bytes: u64,
+    kind: RoomKind,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Open,
+    Waiting(String),
+    Granted,
+    Denied(String),
+}
+
+#[derive(Default)]
+struct Books {
+    /// Empty: nothing is counted.
+    devices: Vec<Device>,
+    context_bytes: u64,
+    holdings: BTreeMap<Key, Holding>,
+    /// Contexts that were counted, with their devices.
+    contexts: BTreeMap<usize, u32>,
+    /// The primary context of each device.
+    primaries: BTreeMap<u32, usize>,
+    requests: BTreeMap<u64, Request>,
+    last_seq: u64,
+}
+
+pub(crate) struct Ledger {
+    books: Mutex<Books>,
+    replied: Condvar,
+}
+
+/// Memory that has been promised but is not in the books yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promise {
+    device: u32,
+    bytes: u64,
+}
+
+impl Ledger {
+    const fn new() -> Self {
+        Ledger {
+            books: Mutex::new(Books {
+                devices: Vec::new(),
+                context_bytes: 0,
+                holdings: BTreeMap::new(),
+                contexts: BTreeMap::new(),
+                primaries: BTreeMap::new(),
+                requests: BTreeMap::new(),
+                last_seq: 0,
+            }),
+            replied: Condvar::new(),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counting begins: these are the GPUs, and what a context takes on each.
+    pub(crate) fn start(&self, capacities: Vec<u64>, context_bytes: u64) {
+        let mut books = self.books();
+        books.devices = capacities
+            .into_iter()
+            .map(|capacity| Device { capacity, ..Device::default() })
+            .collect();
+        books.context_bytes = context_bytes;
+    }
+
+    /// There is no assigner any more: nothing is counted, nobody waits.
+    pub(crate) fn stop(&self) {
+        let mut books = self.books();
+        books.devices.clear();
+        books.requests.clear();
+        self.replied.notify_all();
+    }
+
+    /// Room for memory, waiting for it where others have it; `None`: the client alone would exceed
+    /// the GPU, and the reason has been told.
+    pub(crate) fn reserve(&self, call: &str, device: i32, bytes: u64) -> Option<Promise> {
+        let device = device as u32;
+        match self.ask(device, bytes, RoomKind::Memory) {
+            Ok(()) => Some(Promise { device, bytes }),
+            Err(reason) => {
+                warning!(
+                    "{call}: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
+                    size(bytes)
+                );
+                None
+            }
+        }
+    }
+
+    /// The memory exists now.
+    pub(crate) fn allocated(&self, promise: Promise, key: Key, context: usize) {
+        let Promise { device, bytes } = promise;
+        self.books().holdings.insert(key, Holding { device, bytes, context });
+    }
+
+    /// It does not: the driver refused.
+    pub(crate) fn forget(&self, promise: Promise) {
+        self.give_back(&mut self.books(), promise.device, promise.bytes);
+    }
+
+    /// Takes an allocation out of the books before it is freed: another thread may be given the
+    /// same address at once.
+    pub(crate) fn take(&self, key: Key) -> Option<Taken> {
+        self.books().holdings.remove(&key).map(|holding| Taken { key, holding })
+    }
+
+    /// It was freed.
+    pub(crate) fn freed(&self, taken: Taken) {
+        self.give_back(&mut self.books(), taken.holding.device, taken.holding.bytes);
+    }
+
+    /// It was not.
+    pub(crate) fn put_back(&self, taken: Taken) {
+        self.books().holdings.insert(taken.key, taken.holding);
+    }
+
+    /// Free and total bytes of a device, as if this client were alone on it.
+    pub(crate) fn info(&self, device: i32) -> Option<(u64, u64)> {
+        let books = self.books();
+        let device = books.devices.get(device as usize)?;
+        Some((device.capacity.saturating_sub(device.used), device.capacity))
+    }
+
+    // ------------------------------------------------------------ contexts
+
+    /// Room for a context; false: there is none, and the reason has been told.
+    pub(crate) fn reserve_context(&self, call: &str, device: i32) -> bool {
+        let bytes = self.books().context_bytes;
+        match self.ask(device as u32, bytes, RoomKind::Context) {
+            Ok(()) => true,
+            Err(reason) => {
+                warning!(
+                    "{call}: {} for a context on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
+                    size(bytes)
+                );
+                false
+            }
+        }
+    }
+
+    pub(crate) fn return_context(&self, device: i32) {
+        let mut books = self.books();
+        let bytes = books.context_bytes;
+        self.give_back(&mut books, device as u32, bytes);
+    }
+
+    pub(crate) fn context_made(&self, context: usize, device: i32) {
+        self.books().contexts.insert(context, device as u32);
+    }
+
+    /// False: it is in the books already.
+    pub(crate) fn primary_made(&self, context: usize, device: i32) -> bool {
+        let mut books = self.books();
+        books.primaries.insert(device as u32, context);
+        books.contexts.insert(context, device as u32).is_none()
+    }
+
+    pub(crate) fn primary(&self, device: i32) -> Option<usize> {
+        self.books().primaries.get(&(device as u32)).copied()
+    }
+
+    /// A context is destroyed, and all memory that was allocated in it.
+    pub(crate) fn context_gone(&self, context: usize) {
+        let mut books = self.books();
+        books.primaries.retain(|_, primary| *primary != context);
+        let mut returns = Vec::new();
+        if let Some(device) = books.contexts.remove(&context) {
+            returns.push((device, books.context_bytes));
+        }
+        books.holdings.retain(|_, holding| {
+            let goes = holding.context == context;
+            if goes {
+                returns.push((holding.device, holding.bytes));
+            }
+            !goes
+        });
+        for (device, bytes) in returns {
+            self.give_back(&mut books, device, bytes);
+        }
+    }
+
+    // ------------------------------------------------------------ room
+
+    fn ask(&self, device: u32, bytes: u64, kind: RoomKind) -> Result<(), String> {
+        let mut books = self.books();
+        let mut exact = kind == RoomKind::Context;
+        let mut told = false;
+        loop {
+            let Some(state) = books.devices.get_mut(device as usize) else { return Ok(()) };
+            let missing = state.used.saturating_add(bytes).saturating_sub(state.room);
+            if missing == 0 {
+                state.used += bytes;
+                return Ok(());
+            }
+            let wanted = if exact { missing } else { missing.max(SLAB) };
+            let seq = books.open(device, wanted, kind);
+            LINK.send(books.message(seq));
+            loop {
+                books = self.replied.wait(books).unwrap_or_else(PoisonError::into_inner);
+                match books.requests.get(&seq).map(|request| request.verdict.clone()) {
+                    None | Some(Verdict::Granted) => break,
+                    Some(Verdict::Open) => {}
+                    Some(Verdict::Waiting(reason)) if !told => {
+                        told = true;
+                        warning!("waiting for {} on GPU {device}: {reason}", size(bytes));
+                    }
+                    Some(Verdict::Waiting(_)) => {}
+                    Some(Verdict::Denied(_)) if !exact && wanted > missing => {
+                        exact = true;
+                        break;
+                    }
+                    Some(Verdict::Denied(reason)) => {
+                        books.requests.remove(&seq);
+                        return Err(reason);
+                    }
+                }
+            }
+            books.requests.remove(&seq);
+        }
+    }
+
+    /// An answer of the assigner; one to an unknown question is left out.
+    pub(crate) fn handle_reply(&self, reply: RoomReply) {
+        let mut books = self.books();
+        let verdict = match reply.verdict() {
+            RoomVerdict::Granted => Verdict::Granted,
+            RoomVerdict::Waiting => Verdict::Waiting(reply.reason),
+            RoomVerdict::Denied => Verdict::Denied(reply.reason),
+            RoomVerdict::Unspecified => return,
+        };
+        let Some(request) = books.requests.get_mut(&reply.seq) else { return };
+        if matches!(request.verdict, Verdict::Granted | Verdict::Denied(_)) {
+            return;
+        }
+        let granted = (verdict == Verdict::Granted).then_some((request.device, request.bytes));
+        request.verdict = verdict;
+        if let Some((device, bytes)) = granted
+            && let Some(state) = books.devices.get_mut(device as usize)
+        {
+            state.room += bytes;
+        }
+        self.replied.notify_all();
+    }
+
+    fn give_back(&self, books: &mut Books, device: u32, bytes: u64) {
+        let Some(state) = books.devices.get_mut(device as usize) else { return };
+        state.used = state.used.saturating_sub(bytes);
+        // Nothing is said to a lost assigner: what the client has is stated when it is back.
+        if !LINK.is_connected() {
+            return;
+        }
+        let spare = state.room - state.used;
+        let kept = if state.used == 0 { 0 } else { SLAB };
+        if spare > 2 * kept {
+            state.room -= spare - kept;
+            LINK.send(Kind::RoomReturn(RoomReturn { device, bytes: spare - kept }));
+        }
+    }
+
+    /// Room on each device, to be stated when the client reconnects.
+    pub(crate) fn rooms(&self) -> Vec<u64> {
+        self.books().devices.iter().map(|device| device.room).collect()
+    }
+
+    /// `install` takes a new connection into use; what was asked of the old one is asked again.
+    pub(crate) fn resume(&self, install: impl FnOnce()) {
+        let books = self.books();
+        install();
+        for (seq, request) in &books.requests {
+            if matches!(request.verdict, Verdict::Open | Verdict::Waiting(_)) {
+                LINK.send(books.message(*seq));
+            }
+        }
+    }
+}
+
+/// An allocation that is out of the books and not yet freed.
+pub(crate) struct Taken {
+    key: Key,
+    holding: Holding,
+}
+
+impl Books {
+    fn open(&mut self, device: u32, bytes: u64, kind: RoomKind) -> u64 {
+        self.last_seq += 1;
+        self.requests
+            .insert(self.last_seq, Request { device, bytes, kind, verdict: Verdict::Open });
+        self.last_seq
+    }
+
+    fn message(&self, seq: u64) -> Kind {
+        let request = &self.requests[&seq];
+        Kind::RoomRequest(RoomRequest {
+            seq,
+            device: request.device,
+            bytes: request.bytes,
+            kind: request.kind.into(),
+            cancel: false,
+        })
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
+        _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
+    }
+}

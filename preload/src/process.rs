@@ -1,0 +1,213 @@
+//! The start of a client, in cuInit; and its forks and end.
+//!
+//! ```text
+//!   Fresh ──cuInit──> Starting ──> Ready        other threads wait in Starting
+//!     ▲                  │
+//!     └───── failed ─────┘
+//! ```
+//! Owns: contact with the assigner, CUDA_VISIBLE_DEVICES, the link thread's start.
+//! Does not own: what the link does afterwards.
+#![allow(unsafe_code)] // FFI: the driver's cuInit.
+
+use crate::link::{self, Connection, ContactError, LINK, Terms};
+use crate::log::{error, info, warning};
+use crate::memory::LEDGER;
+use crate::settings::{OnFailure, Settings};
+use crate::table::real;
+use crate::work::WORK;
+use crate::{driver, environment, table};
+use acb_cuda_abi::CuResult;
+use acb_wire::v1::{BoundGpu, RefusedCode};
+use std::ffi::c_uint;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Fresh,
+    Starting,
+    Ready,
+}
+
+static PHASE: Mutex<Phase> = Mutex::new(Phase::Fresh);
+static STARTED: Condvar = Condvar::new();
+/// This process was forked from a client.
+static DETACHED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was forked from a client after its cuInit: CUDA does not work here.
+pub(crate) fn is_detached() -> bool {
+    let detached = DETACHED.load(Ordering::Relaxed);
+    if detached {
+        table::tell_detached();
+    }
+    detached
+}
+
+/// cuInit.
+pub(crate) fn init(flags: c_uint) -> CuResult {
+    if is_detached() {
+        return CuResult::NOT_INITIALIZED;
+    }
+    let settings = match Settings::read(|name| std::env::var(name).ok()) {
+        Ok(Some(settings)) => settings,
+        // SAFETY: the program's own argument.
+        Ok(None) => return unsafe { real::cuInit(flags) },
+        Err(bad) => {
+            error!("{bad}");
+            return CuResult::SYSTEM_NOT_READY;
+        }
+    };
+    if driver::handle().is_none() {
+        return CuResult::NO_DEVICE;
+    }
+    let mut phase = PHASE.lock().unwrap_or_else(PoisonError::into_inner);
+    while *phase == Phase::Starting {
+        phase = STARTED.wait(phase).unwrap_or_else(PoisonError::into_inner);
+    }
+    if *phase == Phase::Ready {
+        drop(phase);
+        // SAFETY: the program's own argument.
+        return unsafe { real::cuInit(flags) };
+    }
+    *phase = Phase::Starting;
+    drop(phase);
+    // Whatever happens, even a panic, the others are not left waiting.
+    let mut outcome = Outcome { phase: Phase::Fresh };
+    let result = start(&settings, flags);
+    if result.is_success() {
+        outcome.phase = Phase::Ready;
+    }
+    result
+}
+
+struct Outcome {
+    phase: Phase,
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        *PHASE.lock().unwrap_or_else(PoisonError::into_inner) = self.phase;
+        STARTED.notify_all();
+    }
+}
+
+fn start(settings: &Settings, flags: c_uint) -> CuResult {
+    if let Some(value) = hides_gpus() {
+        info!("CUDA_VISIBLE_DEVICES={value} hides every GPU: nothing to schedule");
+        // SAFETY: the program's own argument.
+        return unsafe { real::cuInit(flags) };
+    }
+    match contact(settings) {
+        Ok(contact) => start_client(settings, contact, flags),
+        Err(ContactError::Refused(refused)) => {
+            error!(
+                "the GPU assigner at {} refuses this program: {}",
+                settings.socket.display(),
+                refused.reason
+            );
+            match refused.code() {
+                RefusedCode::Impossible => CuResult::NO_DEVICE,
+                RefusedCode::Permission => CuResult::NOT_PERMITTED,
+                _ => CuResult::SYSTEM_NOT_READY,
+            }
+        }
+        Err(reason) => match settings.on_failure {
+            OnFailure::Open => {
+                warning!("{reason}. This program goes on without scheduling (ACB_ON_FAILURE=open)");
+                // SAFETY: the program's own argument.
+                unsafe { real::cuInit(flags) }
+            }
+            OnFailure::Fail => {
+                error!("{reason}. CUDA_ERROR_SYSTEM_NOT_READY is returned (ACB_ON_FAILURE=fail)");
+                CuResult::SYSTEM_NOT_READY
+            }
+        },
+    }
+}
+
+/// A program may hide all GPUs from itself.
+fn hides_gpus() -> Option<String> {
+    let value = std::env::var("CUDA_VISIBLE_DEVICES").ok()?;
+    let first = value.split(',').next().unwrap_or_default().trim();
+    let names_one = first.starts_with("GPU-")
+        || first.starts_with("MIG-")
+        || first.starts_with(|digit: char| digit.is_ascii_digit());
+    (!names_one).then_some(value)
+}
+
+struct Contact {
+    connection: Connection,
+    terms: Terms,
+    gpus: Vec<BoundGpu>,
+}
+
+fn contact(settings: &Settings) -> Result<Contact, ContactError> {
+    let (mut connection, terms) = Connection::open(settings, None, settings.grace)?;
+    let gpus = connection.bind(settings.grace)?;
+    Ok(Contact { connection, terms, gpus })
+}
+
+fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResult {
+    let Contact { connection, terms, gpus } = contact;
+    let bound: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+    let visible = bound.join(",");
+    if environment::replace_variable(c"CUDA_VISIBLE_DEVICES", &visible).is_none() {
+        error!("CUDA_VISIBLE_DEVICES cannot be set to {visible}: out of memory");
+        return CuResult::OUT_OF_MEMORY;
+    }
+    info!("client {} of {}: GPUs {visible}", terms.client, settings.socket.display());
+
+    if let Err(cause) = LINK.start(&connection.stream) {
+        error!("cannot make an eventfd: {cause}; raise the limit of open files (ulimit -n)");
+        return CuResult::SYSTEM_NOT_READY;
+    }
+    LEDGER.start(gpus.iter().map(|gpu| gpu.memory).collect(), terms.context_bytes);
+    // SAFETY: the program's own argument.
+    let result = unsafe { real::cuInit(flags) };
+    if !result.is_success() {
+        error!(
+            "the driver's cuInit failed with {} on the GPUs {visible}",
+            result.name().map_or_else(|| result.0.to_string(), str::to_owned)
+        );
+        LEDGER.stop();
+        LINK.abandon();
+        return result;
+    }
+    // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| environment::on_fork_and_exit(forked, exiting));
+
+    let settings = settings.clone();
+    let thread = environment::with_signals_blocked(|| {
+        std::thread::Builder::new()
+            .name("acb-link".into())
+            .stack_size(256 << 10)
+            .spawn(move || link::run(settings, connection, terms, bound))
+    });
+    match thread {
+        Ok(_) => CuResult::SUCCESS,
+        Err(cause) => {
+            error!(
+                "cannot start the link thread: {cause}; raise the limit of processes (ulimit -u)"
+            );
+            LEDGER.stop();
+            LINK.abandon();
+            CuResult::SYSTEM_NOT_READY
+        }
+    }
+}
+
+/// Runs in the child of every fork after cuInit. The other threads are not here, so neither locks
+/// nor the link are of any use: everything is marked unusable, with plain stores.
+extern "C" fn forked() {
+    DETACHED.store(true, Ordering::SeqCst);
+    table::detach();
+    LINK.detach();
+}
+
+/// Runs when the process exits: the driver is about to take itself apart.
+extern "C" fn exiting() {
+    if !DETACHED.load(Ordering::SeqCst) {
+        WORK.end();
+    }
+}

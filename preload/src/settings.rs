@@ -1,0 +1,127 @@
+//! What the environment tells the interposer; read once, in cuInit.
+//!
+//! Owns: the variables and their messages. Does not own: who sets them (the plugin, agarun).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What to do without an assigner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnFailure {
+    /// Go on without scheduling.
+    Open,
+    /// Every submission fails.
+    Fail,
+}
+
+/// A client's environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) socket: PathBuf,
+    pub(crate) gpus: u32,
+    pub(crate) on_failure: OnFailure,
+    pub(crate) grace: Duration,
+    pub(crate) step: String,
+    pub(crate) rank: u32,
+}
+
+/// A variable that cannot be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name}={value}: not {expected}; correct it, or unset it for the default ({default})")]
+pub(crate) struct BadSetting {
+    name: &'static str,
+    value: String,
+    expected: &'static str,
+    default: &'static str,
+}
+
+impl Settings {
+    /// `None` when the process is no client: nothing names a socket.
+    pub(crate) fn read(
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Settings>, BadSetting> {
+        let Some(socket) = variable("ACB_SOCKET").filter(|path| !path.is_empty()) else {
+            return Ok(None);
+        };
+        let number = |name, expected, default| match variable(name).filter(|text| !text.is_empty())
+        {
+            None => Ok(None),
+            Some(text) => match text.parse::<u32>() {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => Err(BadSetting { name, value: text, expected, default }),
+            },
+        };
+        let gpus = match number("ACB_GPUS", "a number of GPUs from 1", "1")? {
+            Some(0) => {
+                return Err(BadSetting {
+                    name: "ACB_GPUS",
+                    value: "0".into(),
+                    expected: "a number of GPUs from 1",
+                    default: "1",
+                });
+            }
+            gpus => gpus.unwrap_or(1),
+        };
+        let on_failure = match variable("ACB_ON_FAILURE").as_deref() {
+            None | Some("" | "open") => OnFailure::Open,
+            Some("fail") => OnFailure::Fail,
+            Some(other) => {
+                return Err(BadSetting {
+                    name: "ACB_ON_FAILURE",
+                    value: other.into(),
+                    expected: "open or fail",
+                    default: "open",
+                });
+            }
+        };
+        let grace = number("ACB_GRACE_MS", "a number of milliseconds", "10000")?.unwrap_or(10_000);
+        Ok(Some(Settings {
+            socket: socket.into(),
+            gpus,
+            on_failure,
+            grace: Duration::from_millis(grace.into()),
+            step: variable("ACB_STEP").unwrap_or_default(),
+            rank: number("ACB_RANK", "a rank", "0")?.unwrap_or(0),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Settings>, BadSetting> {
+        Settings::read(|name| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn without_a_socket_there_is_no_client() {
+        assert_eq!(read(&[("ACB_GPUS", "many")]), Ok(None));
+        assert_eq!(read(&[("ACB_SOCKET", "")]), Ok(None));
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let settings = read(&[("ACB_SOCKET", "/s")]).unwrap().unwrap();
+        assert_eq!(settings.gpus, 1);
+        assert_eq!(settings.on_failure, OnFailure::Open);
+        assert_eq!(settings.grace, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_remedy() {
+        for (name, value) in [
+            ("ACB_GPUS", "0"),
+            ("ACB_GPUS", "-1"),
+            ("ACB_GRACE_MS", "1s"),
+            ("ACB_ON_FAILURE", "close"),
+            ("ACB_RANK", "x"),
+        ] {
+            let message = read(&[("ACB_SOCKET", "/s"), (name, value)]).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{name}={value}: ")), "{message}");
+            assert!(message.contains("unset it"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The table through which every call reaches the driver, and typed calls through it.
+//!
+//! Owns: one slot a symbol, zero until first used; the resolver that fills a slot; [`real`], the
+//! driver's functions as the interposer itself calls them; what is called where the driver has
+//! nothing.
+//! Does not own: finding the driver (`driver`), or what programs see (`exports`).
+#![allow(unsafe_code)] // FFI: calls through addresses that the dynamic linker gave.
+
+use crate::driver;
+use crate::log::{debug, error};
+use acb_cuda_abi::{CuResult, FUNCTIONS, driver_functions};
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("the interposer's trampolines are written for Linux on x86-64 alone");
+
+/// Address to call for each symbol of [`FUNCTIONS`]; 0: not resolved yet.
+pub(crate) static SLOTS: [AtomicUsize; FUNCTIONS.len()] =
+    [const { AtomicUsize::new(0) }; FUNCTIONS.len()];
+
+/// Address to call for the symbol at `index`: the driver's, or a function that returns an error.
+#[inline(always)]
+pub(crate) fn target(index: usize) -> usize {
+    match SLOTS[index].load(Ordering::Acquire) {
+        0 => resolve(index),
+        address => address,
+    }
+}
+
+/// Fills a slot. Two threads may do so at once; they write the same.
+#[cold]
+#[inline(never)]
+pub(crate) extern "C" fn resolve(index: usize) -> usize {
+    let function = &FUNCTIONS[index];
+    let address = match driver::handle() {
+        Some(handle) => match driver_symbol(handle, function.symbol) {
+            Some(address) => address,
+            None => {
+                debug!(
+                    "{} is not in {}: it returns CUDA_ERROR_NOT_SUPPORTED",
+                    function.symbol, handle.path
+                );
+                not_supported as *const () as usize
+            }
+        },
+        None => no_driver as *const () as usize,
+    };
+    // A fork has put `detached` there in the meantime: it stays.
+    match SLOTS[index].compare_exchange(0, address, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => address,
+        Err(already) => already,
+    }
+}
+
+/// The driver's own address of a symbol, without going through the table.
+pub(crate) fn driver_symbol(handle: &driver::Handle, symbol: &str) -> Option<usize> {
+    let name = CString::new(symbol).ok()?;
+    // SAFETY: the handle was opened by dlopen and is never closed; the name ends in NUL.
+    let address = unsafe { libc::dlsym(handle.raw(), name.as_ptr()) };
+    (!address.is_null()).then_some(address as usize)
+}
+
+/// Remembers an address that the driver itself gave for a symbol that it does not export.
+pub(crate) fn learn(index: usize, address: *mut c_void) {
+    let missing = not_supported as *const () as usize;
+    if target(index) == missing {
+        let _ = SLOTS[index].compare_exchange(
+            missing,
+            address as usize,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+}
+
+/// From now on every call fails with CUDA_ERROR_NOT_INITIALIZED: what a driver answers in a child
+/// that was forked after cuInit. Runs in that child, so it takes no lock and allocates nothing.
+pub(crate) fn detach() {
+    for slot in &SLOTS {
+        slot.store(detached as *const () as usize, Ordering::Release);
+    }
+}
+
+extern "C" fn not_supported() -> CuResult {
+    CuResult::NOT_SUPPORTED
+}
+
+extern "C" fn no_driver() -> CuResult {
+    CuResult::NO_DEVICE
+}
+
+extern "C" fn detached() -> CuResult {
+    tell_detached();
+    CuResult::NOT_INITIALIZED
+}
+
+/// Says once why CUDA does not work in this process.
+pub(crate) fn tell_detached() {
+    use std::sync::atomic::AtomicBool;
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        error!(
+            "CUDA was used in a process that was forked after cuInit: CUDA_ERROR_NOT_INITIALIZED, as without \
+             slurm-acb; fork before the first CUDA call, or start the child with exec \
+             (Python: multiprocessing.set_start_method(\"spawn\"))"
+        );
+    }
+}
+
+macro_rules! real_functions {
+    ($([$class:ident] $symbol:ident $text:literal $name:literal $version:literal $form:ident
+       ($($parameter:ident: $kind:ty),*);)*) => {
+        /// Position of each symbol in the table.
+        #[allow(non_camel_case_types, dead_code, clippy::enum_variant_names)]
+        #[derive(Clone, Copy)]
+        pub(crate) enum Index { $($symbol),* }
+
+        /// The driver's functions. What is not used costs nothing.
+        #[allow(non_snake_case, dead_code, clippy::missing_safety_doc, clippy::too_many_arguments)]
+        pub(crate) mod real {
+            use super::{Index, target};
+            use acb_cuda_abi::{CuResult, sys};
+            #[allow(unused_imports)]
+            use std::ffi::*;
+
+            $(
+                #[inline(always)]
+                pub(crate) unsafe fn $symbol($($parameter: $kind),*) -> CuResult {
+                    // SAFETY: the slot holds the driver's function of this very signature, or one
+                    // that ignores its arguments; what the arguments point to is the caller's.
+                    unsafe {
+                        let call: unsafe extern "C" fn($($kind),*) -> CuResult =
+                            std::mem::transmute(target(Index::$symbol as usize));
+                        call($($parameter),*)
+                    }
+                }
+            )*
+        }
+    };
+}
+
+driver_functions!(real_functions);

@@ -1,0 +1,182 @@
+//! An assigner that says exactly what a test tells it to.
+
+use crate::setup::{PATIENCE, wait_until};
+use acb_wire::frame::{Decoder, encode};
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{
+    AssignerMessage, Bound, BoundGpu, ClientMessage, Granted, Hello, OnFailure, Recall, Release,
+    RoomReply, RoomRequest, RoomVerdict, Wanted, Welcome,
+};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+pub const UUID: &str = "GPU-11111111";
+
+pub struct Assigner {
+    listener: UnixListener,
+}
+
+pub struct Peer {
+    pub stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Assigner {
+    pub fn listen(path: &Path) -> Self {
+        Assigner { listener: UnixListener::bind(path).expect("the socket can be made") }
+    }
+
+    pub fn accept(&self) -> Peer {
+        self.listener.set_nonblocking(true).unwrap();
+        let mut accepted = None;
+        wait_until("a connection", || match self.listener.accept() {
+            Ok((stream, _)) => {
+                accepted = Some(stream);
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) => panic!("accept: {error}"),
+        });
+        let stream = accepted.expect("accepted");
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Peer { stream, decoder: Decoder::new() }
+    }
+
+    /// A client that has gone through cuInit, with 16 GiB on its GPU.
+    pub fn accept_client(&self) -> Peer {
+        let mut peer = self.accept();
+        peer.hello();
+        peer.say(Say::Welcome(welcome()));
+        assert!(matches!(peer.hear(), Hear::Bind(_)));
+        peer.say(bound());
+        peer
+    }
+}
+
+pub fn welcome() -> Welcome {
+    Welcome {
+        client: 5,
+        idle_us: 2_000,
+        grace_ms: 20_000,
+        on_failure: OnFailure::Open.into(),
+        context_bytes: 0,
+    }
+}
+
+pub fn bound() -> Say {
+    let gpu = BoundGpu { index: 0, uuid: UUID.into(), memory: 16 << 30 };
+    Say::Bound(Bound { gpus: vec![gpu] })
+}
+
+impl Peer {
+    pub fn say(&mut self, kind: Say) {
+        self.stream
+            .write_all(&encode(&AssignerMessage { kind: Some(kind) }))
+            .expect("the client listens");
+    }
+
+    /// The next message but counters.
+    #[track_caller]
+    pub fn hear(&mut self) -> Hear {
+        self.try_hear().expect("the client says something before it leaves")
+    }
+
+    /// `None`: the client has left.
+    #[track_caller]
+    pub fn try_hear(&mut self) -> Option<Hear> {
+        loop {
+            while let Some(message) =
+                self.decoder.next::<ClientMessage>().expect("frames are right")
+            {
+                match message.kind.expect("a known kind") {
+                    Hear::Usage(_) => {}
+                    kind => return Some(kind),
+                }
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Ok(count) => self.decoder.extend(&buffer[..count]),
+                Err(error) => panic!("nothing heard from the client: {error}"),
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn hello(&mut self) -> Hello {
+        match self.hear() {
+            Hear::Hello(hello) => hello,
+            other => panic!("Hello expected: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn acquire(&mut self) {
+        let heard = self.hear();
+        assert!(matches!(heard, Hear::Acquire(_)), "{heard:?}");
+    }
+
+    #[track_caller]
+    pub fn release(&mut self) -> Release {
+        match self.hear() {
+            Hear::Release(release) => release,
+            other => panic!("Release expected: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn room_request(&mut self) -> RoomRequest {
+        match self.hear() {
+            Hear::RoomRequest(request) => request,
+            other => panic!("RoomRequest expected: {other:?}"),
+        }
+    }
+
+    pub fn room_reply(&mut self, seq: u64, verdict: RoomVerdict, reason: &str) {
+        self.say(Say::RoomReply(RoomReply { seq, verdict: verdict.into(), reason: reason.into() }));
+    }
+
+    /// Acquire, and the lease.
+    #[track_caller]
+    pub fn grant(&mut self, epoch: u64) {
+        self.acquire();
+        self.say(Say::Granted(Granted { epoch }));
+    }
+
+    pub fn want(&mut self, epoch: u64) {
+        self.say(Say::Wanted(Wanted { epoch }));
+    }
+
+    pub fn recall(&mut self, epoch: u64) {
+        self.say(Say::Recall(Recall { epoch }));
+    }
+
+    /// Nothing comes for a while: long enough that what should not come would have come.
+    #[track_caller]
+    pub fn hears_nothing(&mut self) {
+        self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(count) => {
+                self.decoder.extend(&buffer[..count]);
+                while let Some(message) =
+                    self.decoder.next::<ClientMessage>().expect("frames are right")
+                {
+                    assert!(
+                        matches!(message.kind, Some(Hear::Usage(_))),
+                        "silence expected: {message:?}"
+                    );
+                }
+            }
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+            }
+        }
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+}

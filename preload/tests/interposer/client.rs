@@ -1,0 +1,422 @@
+//! The programs that are interposed: each scenario is a small CUDA program.
+//!
+//! They print what they see, wait for a line on stdin where the test must have a say, and know
+//! nothing of the interposer.
+#![allow(unsafe_code)] // FFI: CUDA programs call C functions.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::io::BufRead;
+use std::time::Instant;
+
+type Handle = *mut c_void;
+const NULL: Handle = std::ptr::null_mut();
+
+pub fn play(scenario: &str) {
+    let (name, argument) = scenario.split_once(' ').unwrap_or((scenario, ""));
+    match name {
+        "init" => println!("cuInit={}", Cuda::load().init()),
+        "init-often" => init_often(),
+        "launch" => launch(argument),
+        "launch-per-thread" => launch_per_thread(),
+        "endless" => endless(),
+        "capture" => capture(),
+        "streams" => streams(),
+        "allocate" => allocate(argument),
+        "no-cuda" => {}
+        "arguments" => arguments(),
+        "addresses" => addresses(argument),
+        "symbols" => symbols(),
+        "unsupported" => unsupported(),
+        "fork" => fork(argument),
+        "bench" => bench(),
+        other => panic!("no scenario {other}"),
+    }
+}
+
+/// Waits for the test.
+fn pause() {
+    println!("paused");
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).expect("a line");
+}
+
+pub struct Cuda {
+    library: usize,
+}
+
+/// A function of the driver; the signature is that of its header.
+macro_rules! function {
+    ($cuda:expr, $name:literal, fn($($kind:ty),*)) => {{
+        let address = $cuda.find($name);
+        assert!(!address.is_null(), "{} is missing", $name);
+        std::mem::transmute::<Handle, unsafe extern "C" fn($($kind),*) -> c_int>(address)
+    }};
+}
+
+impl Cuda {
+    pub fn load() -> Self {
+        // SAFETY: a name that ends in NUL.
+        let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
+        assert!(!library.is_null(), "libcuda.so.1 cannot be opened");
+        Cuda { library: library as usize }
+    }
+
+    fn find(&self, name: &str) -> Handle {
+        let name = CString::new(name).expect("no NUL");
+        // SAFETY: an open library and a name that ends in NUL.
+        unsafe { libc::dlsym(self.library as Handle, name.as_ptr()) }
+    }
+
+    pub fn init(&self) -> c_int {
+        // SAFETY: as declared.
+        unsafe { function!(self, "cuInit", fn(c_uint))(0) }
+    }
+
+    /// Initialised, with a current context.
+    pub fn start() -> Self {
+        let cuda = Cuda::load();
+        assert_eq!(cuda.init(), 0, "cuInit");
+        let mut context = NULL;
+        // SAFETY: as declared.
+        let made = unsafe {
+            function!(cuda, "cuCtxCreate_v2", fn(*mut Handle, c_uint, c_int))(
+                &raw mut context,
+                0,
+                0,
+            )
+        };
+        assert_eq!(made, 0, "cuCtxCreate");
+        cuda
+    }
+
+    fn launch_as(&self, symbol: &str, milliseconds: u32, stream: Handle) -> c_int {
+        let address = self.find(symbol);
+        assert!(!address.is_null());
+        type Launch = unsafe extern "C" fn(
+            Handle,
+            c_uint,
+            c_uint,
+            c_uint,
+            c_uint,
+            c_uint,
+            c_uint,
+            c_uint,
+            Handle,
+            Handle,
+            Handle,
+        ) -> c_int;
+        // SAFETY: the signature is that of the driver's header; the driver for tests looks at numbers alone.
+        unsafe {
+            let call: Launch = std::mem::transmute(address);
+            call(NULL, milliseconds, 2, 3, 4, 5, 6, 7, stream, 8 as Handle, 9 as Handle)
+        }
+    }
+
+    pub fn launch(&self, milliseconds: u32, stream: Handle) -> c_int {
+        self.launch_as("cuLaunchKernel", milliseconds, stream)
+    }
+
+    pub fn synchronize(&self) -> c_int {
+        // SAFETY: as declared.
+        unsafe { function!(self, "cuCtxSynchronize", fn())() }
+    }
+
+    fn memset(&self) -> c_int {
+        // SAFETY: as declared.
+        unsafe { function!(self, "cuMemsetD8_v2", fn(u64, u8, usize))(0, 0, 0) }
+    }
+
+    fn allocate(&self, bytes: usize) -> (c_int, u64) {
+        let mut address = 0u64;
+        // SAFETY: as declared.
+        let result = unsafe {
+            function!(self, "cuMemAlloc_v2", fn(*mut u64, usize))(&raw mut address, bytes)
+        };
+        (result, address)
+    }
+
+    fn free(&self, address: u64) -> c_int {
+        // SAFETY: as declared.
+        unsafe { function!(self, "cuMemFree_v2", fn(u64))(address) }
+    }
+
+    fn stream(&self) -> Handle {
+        let mut stream = NULL;
+        // SAFETY: as declared.
+        let made = unsafe {
+            function!(self, "cuStreamCreate", fn(*mut Handle, c_uint))(&raw mut stream, 0)
+        };
+        assert_eq!(made, 0);
+        stream
+    }
+}
+
+fn init_often() {
+    let cuda = Cuda::load();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| println!("cuInit={}", cuda.init()));
+        }
+    });
+    println!("again={}", cuda.init());
+}
+
+/// Launches of the given lengths, a pause after each.
+fn launch(lengths: &str) {
+    let cuda = Cuda::start();
+    for milliseconds in lengths.split(' ') {
+        println!("launch={}", cuda.launch(milliseconds.parse().expect("a number"), NULL));
+        cuda.synchronize();
+        pause();
+    }
+}
+
+fn launch_per_thread() {
+    let cuda = Cuda::start();
+    println!("launch={}", cuda.launch_as("cuLaunchKernel_ptsz", 300, NULL));
+    pause();
+}
+
+/// A kernel that ends only when this program sets its flag, which is a submission too.
+fn endless() {
+    let cuda = Cuda::start();
+    assert_eq!(cuda.launch(u32::MAX, NULL), 0);
+    pause();
+    println!("memset={}", cuda.memset());
+    cuda.synchronize();
+    pause();
+}
+
+fn capture() {
+    let cuda = Cuda::start();
+    let stream = cuda.stream();
+    assert_eq!(cuda.launch(0, stream), 0);
+    // SAFETY: as declared.
+    unsafe {
+        assert_eq!(function!(cuda, "cuStreamBeginCapture_v2", fn(Handle, c_int))(stream, 0), 0);
+        pause();
+        let mut graph = NULL;
+        assert_eq!(
+            function!(cuda, "cuStreamEndCapture", fn(Handle, *mut Handle))(stream, &raw mut graph),
+            0
+        );
+    }
+    pause();
+}
+
+/// Streams are made, used and destroyed while the link asks about them.
+fn streams() {
+    let cuda = Cuda::start();
+    let end = Instant::now() + std::time::Duration::from_millis(1500);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut context = NULL;
+                // SAFETY: as declared.
+                unsafe {
+                    assert_eq!(
+                        function!(cuda, "cuCtxCreate_v2", fn(*mut Handle, c_uint, c_int))(
+                            &raw mut context,
+                            0,
+                            0
+                        ),
+                        0
+                    );
+                }
+                while Instant::now() < end {
+                    let stream = cuda.stream();
+                    assert_eq!(cuda.launch(0, stream), 0);
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    // SAFETY: as declared.
+                    assert_eq!(
+                        unsafe { function!(cuda, "cuStreamDestroy_v2", fn(Handle))(stream) },
+                        0
+                    );
+                }
+                // SAFETY: as declared.
+                assert_eq!(unsafe { function!(cuda, "cuCtxDestroy_v2", fn(Handle))(context) }, 0);
+            });
+        }
+    });
+    println!("done");
+}
+
+/// Allocations of the given sizes in MiB; `-` frees the last, `?` asks what is free, `.` pauses.
+fn allocate(words: &str) {
+    let cuda = Cuda::start();
+    let mut held = Vec::new();
+    for word in words.split(' ') {
+        match word {
+            "-" => println!("free={}", cuda.free(held.pop().expect("something is held"))),
+            "." => pause(),
+            "?" => {
+                let (mut free, mut total) = (0usize, 0usize);
+                // SAFETY: as declared; NULL is legal for either.
+                unsafe {
+                    let info = function!(cuda, "cuMemGetInfo_v2", fn(*mut usize, *mut usize));
+                    assert_eq!(info(&raw mut free, std::ptr::null_mut()), 0);
+                    assert_eq!(info(std::ptr::null_mut(), &raw mut total), 0);
+                    assert_eq!(info(std::ptr::null_mut(), std::ptr::null_mut()), 0);
+                }
+                println!("info={} {}", free >> 20, total >> 20);
+            }
+            size => {
+                let (result, address) = cuda.allocate(size.parse::<usize>().expect("a size") << 20);
+                println!("allocate={result}");
+                if result == 0 {
+                    held.push(address);
+                }
+            }
+        }
+    }
+}
+
+/// Every register that carries arguments survives the way to the driver, the first call's included.
+fn arguments() {
+    let cuda = Cuda::load();
+    // SAFETY: as declared; the driver for tests looks at numbers alone.
+    unsafe {
+        type Link = unsafe extern "C" fn(
+            Handle,
+            c_int,
+            Handle,
+            usize,
+            Handle,
+            c_uint,
+            Handle,
+            Handle,
+        ) -> c_int;
+        let link: Link = std::mem::transmute(cuda.find("cuLinkAddData_v2"));
+        let clamp = function!(cuda, "cuTexRefSetMipmapLevelClamp", fn(Handle, f32, f32));
+        for _ in 0..2 {
+            link(1 as Handle, 2, 3 as Handle, 4, 5 as Handle, 6, 7 as Handle, 8 as Handle);
+            clamp(9 as Handle, 0.5, 1.25);
+        }
+    }
+}
+
+/// What cuGetProcAddress answers: `name version flags`, separated by commas.
+fn addresses(questions: &str) {
+    let cuda = Cuda::load();
+    for question in questions.split(',') {
+        let words: Vec<&str> = question.split(' ').collect();
+        let name = CString::new(words[0]).expect("no NUL");
+        let (version, flags) =
+            (words[1].parse().expect("a version"), words[2].parse().expect("flags"));
+        let (mut old, mut new, mut status) = (NULL, NULL, 77);
+        // SAFETY: as declared.
+        let results = unsafe {
+            (
+                function!(cuda, "cuGetProcAddress", fn(*const c_char, *mut Handle, c_int, u64))(
+                    name.as_ptr(),
+                    &raw mut old,
+                    version,
+                    flags,
+                ),
+                function!(
+                    cuda,
+                    "cuGetProcAddress_v2",
+                    fn(*const c_char, *mut Handle, c_int, u64, *mut c_int)
+                )(name.as_ptr(), &raw mut new, version, flags, &raw mut status),
+            )
+        };
+        assert_eq!(results.0, results.1);
+        assert_eq!(old, new);
+        println!("{question}: {} {status} {}", results.0, owner(new));
+    }
+}
+
+/// Which symbol of which library lies at an address.
+fn owner(address: Handle) -> String {
+    if address.is_null() {
+        return "nothing".into();
+    }
+    // SAFETY: dladdr fills the structure or returns 0.
+    unsafe {
+        let mut info: libc::Dl_info = std::mem::zeroed();
+        if libc::dladdr(address, &raw mut info) == 0 || info.dli_sname.is_null() {
+            return "unknown".into();
+        }
+        let file = CStr::from_ptr(info.dli_fname).to_string_lossy().into_owned();
+        let library = if file.ends_with("libacb_cuda.so") { "interposer" } else { "driver" };
+        format!("{library} {}", CStr::from_ptr(info.dli_sname).to_string_lossy())
+    }
+}
+
+/// Every symbol of the list is found, and is the interposer's.
+fn symbols() {
+    let cuda = Cuda::load();
+    for function in acb_cuda_abi::FUNCTIONS {
+        assert_eq!(owner(cuda.find(function.symbol)), format!("interposer {}", function.symbol));
+    }
+    println!("found={}", acb_cuda_abi::FUNCTIONS.len());
+}
+
+fn unsupported() {
+    let cuda = Cuda::load();
+    // SAFETY: as declared; the driver for tests has no such function.
+    println!("result={}", unsafe {
+        function!(cuda, "cuDeviceGetP2PAttribute", fn(Handle, c_int, c_int, c_int))(NULL, 0, 0, 0)
+    });
+}
+
+/// `before`: the child of a process that never used CUDA uses it. `after`: that of one that did.
+fn fork(when: &str) {
+    let cuda = Cuda::load();
+    if when == "after" {
+        assert_eq!(cuda.init(), 0);
+    }
+    // SAFETY: the child does what programs do in children, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let mut count = 0;
+        // SAFETY: as declared.
+        let counted =
+            unsafe { function!(cuda, "cuDeviceGetCount", fn(*mut c_int))(&raw mut count) };
+        let results = [cuda.init(), counted, cuda.launch(0, NULL), cuda.allocate(1).0];
+        let line = format!("child={results:?}\n");
+        // SAFETY: plain system calls; the harness's stdout may be locked by a thread that is not here.
+        unsafe {
+            libc::write(1, line.as_ptr().cast(), line.len());
+            libc::_exit(0);
+        }
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(status, 0, "the child died");
+    if when == "after" {
+        println!("parent={}", cuda.init());
+        pause();
+    }
+}
+
+/// Nanoseconds of a call that the driver for tests answers at once.
+fn bench() {
+    let cuda = Cuda::start();
+    type Launch = unsafe extern "C" fn(Handle, Handle) -> c_int;
+    // SAFETY: as declared.
+    let through: Launch = unsafe { std::mem::transmute(cuda.find("cuGraphLaunch")) };
+    let path = CString::new(std::env::var("ACB_DRIVER").expect("set")).expect("no NUL");
+    // SAFETY: the driver is open already; this is the same one.
+    let direct: Launch = unsafe {
+        let driver = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        std::mem::transmute(libc::dlsym(driver, c"cuGraphLaunch".as_ptr()))
+    };
+    let median = |call: Launch| {
+        let mut rounds: Vec<f64> = (0..101)
+            .map(|_| {
+                let began = Instant::now();
+                for _ in 0..10_000 {
+                    // SAFETY: as declared; the driver for tests looks at nothing.
+                    unsafe { call(std::hint::black_box(NULL), NULL) };
+                }
+                began.elapsed().as_nanos() as f64 / 10_000.0
+            })
+            .collect();
+        rounds.sort_by(f64::total_cmp);
+        rounds[50]
+    };
+    let (direct, through) = (median(direct), median(through));
+    println!("direct={direct:.1} through={through:.1} added={:.1} ns", through - direct);
+}

@@ -1,0 +1,179 @@
+//! cuInit: finding the assigner, the driver, and what to do without either.
+
+use crate::assigner::{Assigner, UUID, bound, welcome};
+use crate::setup::{Lab, interposer};
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{Refused, RefusedCode};
+use std::io::Write;
+
+#[test]
+fn without_a_socket_everything_passes_through() {
+    let lab = Lab::new().with("ACB_SOCKET", "");
+    lab.start("init").end().succeeded().prints("cuInit=0");
+    assert_eq!(lab.driver_calls(), ["cuInit 0 GPU-00000000"]);
+}
+
+#[test]
+fn a_process_without_cuda_does_not_even_look_for_the_assigner() {
+    let lab = Lab::new().with("ACB_DRIVER", "/nonexistent");
+    let ended = lab.start("no-cuda").end().succeeded();
+    assert_eq!(ended.stderr(), "", "{}", ended.text());
+}
+
+#[test]
+fn the_driver_sees_the_gpus_of_the_assigner() {
+    let lab = Lab::new().with("ACB_GPUS", "1").with("ACB_STEP", "0").with("ACB_RANK", "3");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let mut peer = assigner.accept();
+    let hello = peer.hello();
+    assert_eq!(
+        (hello.protocol, hello.pid, hello.gpus, hello.step.as_str(), hello.rank),
+        (1, client.pid(), 1, "0", 3)
+    );
+    assert!(hello.start_time > 0 && hello.held.is_none());
+    assert!(hello.program.starts_with("interposer"), "{}", hello.program);
+    peer.say(Say::Welcome(welcome()));
+    assert_eq!(peer.hear(), Hear::Bind(Default::default()));
+    peer.say(bound());
+    client.end().succeeded().prints("cuInit=0");
+    assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+    assert_eq!(peer.try_hear(), None, "the end of the process is the end of the connection");
+}
+
+#[test]
+fn the_placeholder_may_be_missing() {
+    let lab = Lab::new().with("CUDA_VISIBLE_DEVICES", "0");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let _peer = assigner.accept_client();
+    client.end().succeeded();
+    assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+}
+
+#[test]
+fn a_program_that_hides_all_gpus_is_left_alone() {
+    let lab = Lab::new().with("CUDA_VISIBLE_DEVICES", "-1");
+    lab.start("init").end().succeeded();
+    assert_eq!(lab.driver_calls(), ["cuInit 0 -1"]);
+}
+
+#[test]
+fn many_threads_make_one_client() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init-often");
+    let mut peer = assigner.accept_client();
+    let ended = client.end().succeeded().prints("again=0");
+    assert_eq!(ended.stdout().matches("cuInit=0").count(), 8);
+    assert_eq!(peer.try_hear(), None);
+}
+
+#[test]
+fn a_driver_that_fails_gives_the_client_back() {
+    let lab = Lab::new().with("DUMMY_INIT", "100");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let mut peer = assigner.accept_client();
+    client.end().succeeded().prints("cuInit=100").says("CUDA_ERROR_NO_DEVICE");
+    assert_eq!(peer.try_hear(), None);
+}
+
+#[test]
+fn without_a_driver_there_is_no_device() {
+    for socket in ["", "/nonexistent/socket"] {
+        Lab::new()
+            .with("ACB_SOCKET", socket)
+            .with("ACB_DRIVER", "/nonexistent/libcuda.so.1")
+            .start("init")
+            .end()
+            .succeeded()
+            .prints("cuInit=100")
+            .says("ACB_DRIVER=/nonexistent/libcuda.so.1: ");
+    }
+}
+
+#[test]
+fn the_interposer_is_never_its_own_driver() {
+    let copy = tempfile::tempdir().unwrap();
+    let path = copy.path().join("libcuda.so.1");
+    std::fs::copy(interposer(), &path).unwrap();
+    for path in [interposer(), &path] {
+        Lab::new()
+            .with("ACB_DRIVER", path.display())
+            .start("init")
+            .end()
+            .succeeded()
+            .prints("cuInit=100")
+            .says("that is the interposer of slurm-acb itself");
+    }
+}
+
+#[test]
+fn a_missing_assigner_is_waited_for() {
+    let lab = Lab::new();
+    let client = lab.start("init");
+    // The client is likely to find nothing at first; it must find this in the end either way.
+    let assigner = Assigner::listen(&lab.socket());
+    let _peer = assigner.accept_client();
+    client.end().succeeded().prints("cuInit=0");
+}
+
+#[test]
+fn without_contact_the_program_goes_on_or_fails_as_it_was_told() {
+    let lab = Lab::new().with("ACB_GRACE_MS", "50");
+    lab.start("launch 0")
+        .end_of_input()
+        .succeeded()
+        .prints("launch=0")
+        .says("goes on without scheduling");
+    let lab = Lab::new().with("ACB_GRACE_MS", "50").with("ACB_ON_FAILURE", "fail");
+    lab.start("init").end().succeeded().prints("cuInit=802").says("client.sock");
+}
+
+#[test]
+fn an_assigner_that_never_answers_is_no_assigner() {
+    let lab = Lab::new().with("ACB_GRACE_MS", "50");
+    let _assigner = Assigner::listen(&lab.socket());
+    lab.start("init")
+        .end()
+        .succeeded()
+        .prints("cuInit=0")
+        .says("no answer from the GPU assigner at");
+}
+
+#[test]
+fn garbage_instead_of_a_welcome_is_told_and_survived() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let mut peer = assigner.accept();
+    peer.stream.write_all(b"\xff\xff\xff\xff\xffHTTP/1.1 400 Bad Request\r\n").unwrap();
+    client.end().succeeded().prints("cuInit=0").says("is no GPU assigner of this version");
+}
+
+#[test]
+fn a_refusal_is_told_and_is_an_error() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Refused(Refused {
+        code: RefusedCode::Impossible.into(),
+        reason: "3 GPUs wanted, there are 2".into(),
+    }));
+    client.end().succeeded().prints("cuInit=100").says("3 GPUs wanted, there are 2");
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    Lab::new()
+        .with("ACB_GPUS", "some")
+        .start("init")
+        .end()
+        .succeeded()
+        .prints("cuInit=802")
+        .says("ACB_GPUS=some: ");
+}

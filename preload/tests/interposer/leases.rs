@@ -1,0 +1,277 @@
+//! Leases: who may submit, when a lease goes back, and what happens when the assigner goes away.
+
+use crate::assigner::{Assigner, UUID, welcome};
+use crate::setup::{Lab, wait_until};
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::{Granted, OnFailure, ReleaseReason, Welcome};
+use std::io::Write;
+
+#[test]
+fn nothing_is_submitted_before_the_grant() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    peer.hears_nothing();
+    assert_eq!(lab.count("cuLaunchKernel"), 0);
+    peer.say(Say::Granted(Granted { epoch: 1 }));
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    client.tell("on");
+    client.end().succeeded().prints("launch=0");
+    assert_eq!(lab.count("FAULT"), 0);
+}
+
+#[test]
+fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 50 0");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
+    peer.hears_nothing();
+    peer.want(1);
+    let release = peer.release();
+    assert_eq!((release.epoch, release.reason()), (1, ReleaseReason::Idle));
+    client.tell("on");
+    peer.grant(2);
+    wait_until("the second launch", || lab.count("cuLaunchKernel") == 2);
+    client.tell("on");
+    client.end().succeeded();
+    assert_eq!(lab.count("FAULT"), 0);
+}
+
+#[test]
+fn a_busy_stream_keeps_a_wanted_lease() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 1000");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    peer.want(1);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    peer.hears_nothing();
+    peer.release();
+    client.tell("on");
+    client.end().succeeded();
+}
+
+#[test]
+fn a_recall_drains_before_the_lease_goes_back() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 400");
+    let mut peer = assigner.accept_client();
+    peer.grant(7);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    peer.recall(7);
+    let release = peer.release();
+    assert_eq!((release.epoch, release.reason()), (7, ReleaseReason::Recalled));
+    assert!(release.busy_ns >= 300_000_000, "the kernel was not waited for: {release:?}");
+    client.tell("on");
+    client.end().succeeded();
+}
+
+#[test]
+fn a_call_that_waits_during_a_drain_asks_again() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0 0");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the end", || lab.count("cuCtxSynchronize") == 1);
+    peer.recall(1);
+    peer.release();
+    client.tell("on");
+    peer.grant(2);
+    wait_until("the second launch", || lab.count("cuLaunchKernel") == 2);
+    client.tell("on");
+    client.end().succeeded();
+}
+
+#[test]
+fn a_per_thread_stream_is_waited_for() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch-per-thread");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the launch", || lab.count("cuLaunchKernel_ptsz") == 1);
+    peer.recall(1);
+    peer.release();
+    assert!(lab.count("cuEventRecord") > 0, "no event stood for the stream");
+    client.tell("on");
+    client.end().succeeded();
+}
+
+#[test]
+fn a_capture_is_left_alone() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("capture");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the capture", || lab.count("cuStreamBeginCapture") == 1);
+    peer.want(1);
+    peer.recall(1);
+    peer.hears_nothing();
+    client.tell("end it");
+    peer.release();
+    client.tell("on");
+    client.end().succeeded();
+    assert_eq!(lab.count("FAULT"), 0, "{:?}", lab.driver_calls());
+}
+
+/// Leases come and go while three threads make and destroy streams as fast as they can.
+#[test]
+fn no_destroyed_handle_is_asked_about() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("streams");
+    let mut peer = assigner.accept_client();
+    let mut epoch = 0;
+    while let Some(heard) = peer.try_hear() {
+        if matches!(heard, acb_wire::v1::client_message::Kind::Acquire(_)) {
+            epoch += 1;
+            peer.stream.write_all(&grant_and_recall(epoch)).ok();
+        }
+    }
+    client.end().succeeded().prints("done");
+    assert!(epoch > 10, "only {epoch} leases");
+    assert_eq!(lab.count("FAULT"), 0);
+}
+
+fn grant_and_recall(epoch: u64) -> Vec<u8> {
+    use acb_wire::v1::{AssignerMessage, Recall, Wanted};
+    let orders = [
+        Say::Granted(Granted { epoch }),
+        Say::Wanted(Wanted { epoch }),
+        Say::Recall(Recall { epoch }),
+    ];
+    orders
+        .into_iter()
+        .flat_map(|kind| acb_wire::frame::encode(&AssignerMessage { kind: Some(kind) }))
+        .collect()
+}
+
+/// The kernel ends only when the program writes its flag, and the write waits at the gate.
+#[test]
+fn an_endless_kernel_is_told_and_its_program_not_strangled() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("endless");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    peer.recall(1);
+    client.tell("write the flag");
+    peer.release();
+    client.tell("on");
+    client.end().succeeded().says("a kernel that does not end").says("the GPU has finished");
+}
+
+#[test]
+fn a_holder_computes_on_without_the_assigner_and_states_what_it_holds() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0 0 0");
+    let mut peer = assigner.accept_client();
+    peer.grant(4);
+    wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
+    drop(peer);
+    client.tell("on");
+    wait_until("a launch without the assigner", || lab.count("cuLaunchKernel") == 2);
+    let mut peer = assigner.accept();
+    let held = peer.hello().held.expect("held is stated");
+    assert_eq!(
+        (held.client, held.bound, held.epoch, held.room),
+        (5, vec![UUID.to_owned()], 4, vec![0])
+    );
+    peer.say(Say::Welcome(welcome()));
+    peer.want(4);
+    peer.release();
+    client.tell("on");
+    peer.grant(5);
+    wait_until("the third launch", || lab.count("cuLaunchKernel") == 3);
+    client.tell("on");
+    client.end().succeeded().says("reconnected");
+}
+
+#[test]
+fn a_waiting_client_asks_the_new_assigner() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    drop(peer);
+    let mut peer = assigner.accept();
+    assert_eq!(peer.hello().held.expect("held is stated").epoch, 0);
+    peer.say(Say::Welcome(welcome()));
+    peer.grant(9);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    client.tell("on");
+    client.end().succeeded();
+}
+
+fn lost_for_good(on_failure: OnFailure) -> (Lab, crate::setup::Ended) {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0");
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Welcome(Welcome { grace_ms: 100, on_failure: on_failure.into(), ..welcome() }));
+    peer.hear();
+    peer.say(crate::assigner::bound());
+    peer.acquire();
+    drop(peer);
+    drop(assigner);
+    client.tell("on");
+    let ended = client.end().succeeded();
+    (lab, ended)
+}
+
+#[test]
+fn after_grace_the_program_goes_on_alone() {
+    let (lab, ended) = lost_for_good(OnFailure::Open);
+    ended.prints("launch=0").says("goes on without scheduling");
+    assert_eq!(lab.count("cuLaunchKernel"), 1);
+}
+
+#[test]
+fn after_grace_the_program_fails_if_it_should() {
+    let (lab, ended) = lost_for_good(OnFailure::Fail);
+    ended.prints("launch=802").says("ACB_ON_FAILURE");
+    assert_eq!(lab.count("cuLaunchKernel"), 0);
+}
+
+#[test]
+fn garbage_in_mid_life_is_a_lost_connection() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    peer.stream.write_all(b"\x05\xff\xff\xff\xff\xff").unwrap();
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Welcome(welcome()));
+    peer.grant(1);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    client.tell("on");
+    client.end().succeeded().says("is no GPU assigner of this version");
+}
+
+/// Not a test of correctness: prints what a submission costs. `cargo test -- --ignored` is not
+/// needed for it; scripts/bench reads the line.
+#[test]
+fn a_submission_costs_little() {
+    let lab = Lab::new().with("ACB_LOG", "error");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("bench");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    let ended = client.end().succeeded().prints("added=");
+    println!("{}", ended.stdout());
+}

@@ -1,0 +1,22 @@
+//! The interposer in real processes, before a driver for tests and under an assigner for tests.
+//!
+//! Each test starts this very program again, with the interposer preloaded, as a client that plays
+//! one scenario; the test itself is the assigner and says each of its words.
+
+mod assigner;
+mod client;
+mod setup;
+
+mod contact;
+mod exports;
+mod forks;
+mod leases;
+mod rooms;
+
+/// Not a test of its own: where the clients of the others begin.
+#[test]
+fn client_entry() {
+    if let Ok(scenario) = std::env::var("ACB_TEST_SCENARIO") {
+        client::play(&scenario);
+    }
+}

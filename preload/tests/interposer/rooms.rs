@@ -1,0 +1,128 @@
+//! Device memory: room before memory, waiting, refusal, return.
+
+use crate::assigner::{Assigner, Peer, welcome};
+use crate::setup::{Client, Lab};
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{RoomKind, RoomVerdict, Welcome};
+
+const MIB: u64 = 1 << 20;
+
+fn start(scenario: &str) -> (Lab, Assigner, Client, Peer) {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start(scenario);
+    let peer = assigner.accept_client();
+    (lab, assigner, client, peer)
+}
+
+#[test]
+fn small_allocations_share_a_slab_and_large_ones_ask_for_what_they_need() {
+    let (lab, _assigner, client, mut peer) = start("allocate 1 1 1 100 ?");
+    let slab = peer.room_request();
+    assert_eq!((slab.device, slab.bytes, slab.kind()), (0, 32 * MIB, RoomKind::Memory));
+    peer.room_reply(slab.seq, RoomVerdict::Granted, "");
+    let large = peer.room_request();
+    assert_eq!(large.bytes, (100 + 6 - 32) * MIB);
+    peer.room_reply(large.seq, RoomVerdict::Granted, "");
+    let free = 16 * 1024 - 106;
+    client.end().succeeded().prints(&format!("info={free} 81920"));
+    assert_eq!(lab.count("cuMemAlloc"), 4);
+}
+
+#[test]
+fn freed_memory_is_given_back() {
+    let (_lab, _assigner, client, mut peer) = start("allocate 1000 -");
+    let request = peer.room_request();
+    assert_eq!(request.bytes, 1000 * MIB);
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    match peer.hear() {
+        Hear::RoomReturn(back) => assert_eq!((back.device, back.bytes), (0, 1000 * MIB)),
+        other => panic!("{other:?}"),
+    }
+    client.end().succeeded().prints("free=0");
+}
+
+#[test]
+fn what_does_not_fit_waits_with_one_message() {
+    let (lab, _assigner, client, mut peer) = start("allocate 8192");
+    let request = peer.room_request();
+    for _ in 0..2 {
+        peer.room_reply(request.seq, RoomVerdict::Waiting, "2.0 GiB missing; held by 77 (python3)");
+    }
+    peer.hears_nothing();
+    assert_eq!(lab.count("cuMemAlloc"), 0);
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    let ended = client
+        .end()
+        .succeeded()
+        .prints("allocate=0")
+        .says("waiting for 8.0 GiB on GPU 0: 2.0 GiB missing; held by 77");
+    assert_eq!(ended.stderr().matches("waiting for").count(), 1);
+}
+
+#[test]
+fn what_never_fits_is_out_of_memory_with_a_reason() {
+    let (lab, _assigner, client, mut peer) = start("allocate 20000 1");
+    let request = peer.room_request();
+    peer.room_reply(request.seq, RoomVerdict::Denied, "20000 MiB exceed the GPU's 16384 MiB");
+    // A slab that is refused is not the end: the exact size is tried.
+    let slab = peer.room_request();
+    assert_eq!(slab.bytes, 32 * MIB);
+    peer.room_reply(slab.seq, RoomVerdict::Denied, "full");
+    let exact = peer.room_request();
+    assert_eq!(exact.bytes, 2 * MIB);
+    peer.room_reply(exact.seq, RoomVerdict::Granted, "");
+    client
+        .end()
+        .succeeded()
+        .prints("allocate=2")
+        .prints("allocate=0")
+        .says("exceed the GPU's 16384 MiB");
+    assert_eq!(lab.count("cuMemAlloc"), 1);
+}
+
+#[test]
+fn room_for_memory_that_the_driver_refuses_goes_back() {
+    let lab = Lab::new().with("DUMMY_ALLOC", "2");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("allocate 500");
+    let mut peer = assigner.accept_client();
+    let request = peer.room_request();
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 500 * MIB));
+    client.end().succeeded().prints("allocate=2");
+}
+
+#[test]
+fn a_context_has_room_of_its_own() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("allocate ?");
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Welcome(Welcome { context_bytes: 300 * MIB, ..welcome() }));
+    peer.hear();
+    peer.say(crate::assigner::bound());
+    let request = peer.room_request();
+    assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    client.end().succeeded().prints(&format!("info={} 81920", 16 * 1024 - 300));
+}
+
+#[test]
+fn a_question_that_a_lost_assigner_owes_is_asked_again() {
+    let (_lab, assigner, client, mut peer) = start("allocate 1000 1000");
+    let first = peer.room_request();
+    peer.room_reply(first.seq, RoomVerdict::Granted, "");
+    let second = peer.room_request();
+    peer.room_reply(second.seq, RoomVerdict::Waiting, "held by others");
+    drop(peer);
+    let mut peer = assigner.accept();
+    assert_eq!(peer.hello().held.expect("held is stated").room, [1000 * MIB]);
+    peer.say(Say::Welcome(welcome()));
+    let again = peer.room_request();
+    assert_eq!((again.seq, again.bytes), (second.seq, second.bytes));
+    peer.room_reply(again.seq, RoomVerdict::Granted, "");
+    client.end().succeeded();
+}

@@ -1,0 +1,213 @@
+//! Builds what the tests need, and starts clients.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Nothing that works takes this long, even on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The interposer, built.
+pub fn interposer() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let exe = std::env::current_exe().expect("this program has a path");
+        // TARGET/debug/deps/interposer-1234
+        let target = exe.ancestors().nth(3).expect("tests run from a target folder");
+        // `cargo test` builds no cdylib for the tests of its own package.
+        let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+            .args(["build", "--quiet", "--locked", "--package", "acb-preload", "--target-dir"])
+            .arg(target)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the interposer does not build");
+        target.join("debug/libacb_cuda.so")
+    })
+}
+
+/// The driver for tests, compiled.
+pub fn driver() -> &'static Path {
+    static DRIVER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = DRIVER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("libcuda.so.1");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interposer/driver.c");
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", "-o"])
+            .args([&path, &source])
+            .arg("-lpthread")
+            .status()
+            .expect("a C compiler is installed");
+        assert!(status.success(), "the test driver does not compile");
+        (folder, path)
+    });
+    path
+}
+
+/// A folder for one test, and how its client is started.
+pub struct Lab {
+    pub folder: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let variables = vec![
+            ("ACB_SOCKET".to_owned(), path("client.sock")),
+            ("ACB_DRIVER".to_owned(), driver().display().to_string()),
+            ("ACB_GRACE_MS".to_owned(), "20000".to_owned()),
+            ("ACB_LOG".to_owned(), "debug".to_owned()),
+            ("DUMMY_LOG".to_owned(), path("driver.log")),
+            ("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-00000000".to_owned()),
+        ];
+        Lab { folder, variables }
+    }
+
+    /// With a variable for the client; an empty value unsets it.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.variables.retain(|(n, _)| n != name);
+        self.variables.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("client.sock")
+    }
+
+    pub fn start(&self, scenario: &str) -> Client {
+        let exe = std::env::current_exe().expect("this program has a path");
+        self.start_program(
+            Command::new(exe).args(["client_entry", "--exact", "--nocapture", "--test-threads=1"]),
+            scenario,
+        )
+    }
+
+    pub fn start_program(&self, command: &mut Command, scenario: &str) -> Client {
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACB_")) {
+            command.env_remove(name);
+        }
+        command.env("ACB_TEST_SCENARIO", scenario).env("LD_PRELOAD", interposer());
+        for (name, value) in &self.variables {
+            match value.is_empty() {
+                true => command.env_remove(name),
+                false => command.env(name, value),
+            };
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Client { child: Some(command.spawn().expect("the client starts")) }
+    }
+
+    /// What the driver has been asked, line by line.
+    pub fn driver_calls(&self) -> Vec<String> {
+        let log =
+            std::fs::read_to_string(self.folder.path().join("driver.log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    pub fn count(&self, call: &str) -> usize {
+        self.driver_calls().iter().filter(|line| line.starts_with(call)).count()
+    }
+}
+
+/// A running client; killed when the test fails.
+pub struct Client {
+    child: Option<Child>,
+}
+
+impl Client {
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Lets a client that waits for a word go on.
+    pub fn tell(&mut self, word: &str) {
+        use std::io::Write;
+        let stdin =
+            self.child.as_mut().and_then(|child| child.stdin.as_mut()).expect("stdin is a pipe");
+        writeln!(stdin, "{word}").expect("the client reads");
+    }
+
+    /// Waits for its end; whatever it waits for on stdin does not come.
+    pub fn end_of_input(mut self) -> Ended {
+        drop(self.child.as_mut().and_then(|child| child.stdin.take()));
+        self.end()
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        let child = self.child.take().expect("it runs");
+        let pid = child.id();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        let Ok(output) = receiver.recv_timeout(PATIENCE) else {
+            kill(pid);
+            let output = receiver.recv().expect("it was killed").expect("its output");
+            panic!("the client hangs:\n{}", Ended { output }.text());
+        };
+        Ended { output: output.expect("its output") }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn kill(pid: u32) {
+    let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+}
+
+/// A client that has ended.
+pub struct Ended {
+    pub output: Output,
+}
+
+impl Ended {
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    pub fn text(&self) -> String {
+        format!("{}\nstdout:\n{}\nstderr:\n{}", self.output.status, self.stdout(), self.stderr())
+    }
+
+    /// The client came to its end and nothing in it panicked.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert!(self.output.status.success(), "{}", self.text());
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.stderr().contains(text), "no `{text}` in\n{}", self.text());
+        self
+    }
+
+    #[track_caller]
+    pub fn prints(self, text: &str) -> Self {
+        assert!(self.stdout().contains(text), "no `{text}` in\n{}", self.text());
+        self
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
