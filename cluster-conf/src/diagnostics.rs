@@ -80,13 +80,14 @@ impl ConfigError {
     pub(crate) fn new(name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty());
         for problem in &mut problems {
+            problem.message = harmless(&problem.message);
             problem.span = within(text, problem.span.clone());
             if let Some((span, _)) = &mut problem.related {
                 *span = within(text, span.clone());
             }
         }
         problems.sort_by_key(|problem| problem.span.start);
-        ConfigError { name: name.to_owned(), text: text.to_owned(), problems }
+        ConfigError { name: harmless(name), text: harmless(text), problems }
     }
 
     /// The problems in the order of the text.
@@ -172,6 +173,12 @@ pub(crate) fn nearest<'a>(
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// The text without the control characters from U+0080 on, with which a terminal can be steered; those below are
+/// the renderer's. Every place stays where it is: `·` is as long as they are.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if matches!(c, '\u{80}'..='\u{9f}') { '·' } else { c }).collect()
 }
 
 fn within(text: &str, span: Range<usize>) -> Range<usize> {
