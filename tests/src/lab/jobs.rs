@@ -118,7 +118,9 @@ impl Lab {
         if !outcome.success() {
             bail!("sinfo: {outcome}");
         }
-        Ok(outcome.stdout.trim().trim_end_matches('*').to_lowercase())
+        // Slurm marks states: `*` not responding, `+` completing, `~` asleep, ….
+        let state = outcome.stdout.trim().trim_end_matches(|c: char| !c.is_alphabetic());
+        Ok(state.to_lowercase())
     }
 
     /// Waits until every node is idle.

@@ -1,0 +1,70 @@
+//! A cluster file that is missing or wrong: the user reads why, and the node does not suffer.
+
+use crate::stage;
+use acb_tests::lab::{Cluster, Lab, SIMULATED};
+use anyhow::{Result, ensure};
+
+const WRONG: &str = "[scheduler]\npolcy = \"simple\"\n";
+
+fn plain_jobs_run(lab: &Lab) -> Result<()> {
+    let outcome = lab.run_as(&stage::user()?, &["srun", "-N2", "hostname"])?;
+    ensure!(outcome.success(), "{outcome}");
+    lab.await_idle()
+}
+
+#[test]
+fn a_missing_file_is_told_at_submission() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.cluster = Cluster::Missing)? else {
+        return Ok(());
+    };
+    let user = stage::user()?;
+    let path = lab.cluster_file().display().to_string();
+    for words in [["srun", "--acb", "hostname"], ["salloc", "--acb", "hostname"]] {
+        let outcome = lab.run_as(&user, &words)?;
+        ensure!(!outcome.success() && outcome.stderr.contains(&path), "{outcome}");
+    }
+    let outcome = lab.submit_outcome(&user, "#!/bin/bash\n#SBATCH --acb\nhostname\n", &[])?;
+    ensure!(!outcome.success() && outcome.stderr.contains(&path), "{outcome}");
+    plain_jobs_run(&lab)
+}
+
+#[test]
+fn an_invalid_file_is_told_with_its_place() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.cluster = Cluster::Text(WRONG.into()))? else {
+        return Ok(());
+    };
+    let outcome = lab.run_as(&stage::user()?, &["srun", "--acb", "hostname"])?;
+    let place = format!("{}:2:1", lab.cluster_file().display());
+    ensure!(!outcome.success(), "{outcome}");
+    for words in [place.as_str(), "polcy", "^^^^^", "policy"] {
+        ensure!(outcome.stderr.contains(words), "{words}: {outcome}");
+    }
+    plain_jobs_run(&lab)
+}
+
+/// Between submission and start, or on one node alone, the file can break.
+#[test]
+fn a_file_that_breaks_later_is_told_by_the_task() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.cluster = Cluster::Text(SIMULATED.into()))? else {
+        return Ok(());
+    };
+    let user = stage::user()?;
+    let script = "#!/bin/bash\n#SBATCH --acb --gres=gpu:1\nhostname\n";
+    let outcome = lab.submit_outcome(&user, script, &["--hold"])?;
+    let job = acb_tests::lab::JobId(outcome.checked()?.trim().parse()?);
+    for broken in [Some(WRONG), None] {
+        match broken {
+            Some(text) => std::fs::write(lab.cluster_file(), text)?,
+            None => std::fs::remove_file(lab.cluster_file())?,
+        }
+        if broken.is_some() {
+            ensure!(lab.run(&["scontrol", "release", &job.to_string()])?.success());
+            ensure!(lab.await_end(job, stage::PATIENCE)? == "FAILED");
+            let output = lab.output(&user, job)?;
+            let place = format!("{}:2:1", lab.cluster_file().display());
+            ensure!(output.contains(&place) && output.contains("polcy"), "{output}");
+        }
+        plain_jobs_run(&lab)?;
+    }
+    stage::nodes_are_well(&lab)
+}

@@ -1,0 +1,78 @@
+//! The environment of the tasks of an acb job.
+
+use crate::stage;
+use acb_tests::lab::Lab;
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn variables(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once('=')).collect()
+}
+
+/// What the user preloads comes after the interposer, and is really loaded.
+pub(crate) fn preload_is_kept(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let library = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64"]
+        .into_iter()
+        .map(|folder| Path::new(folder).join("libm.so.6"))
+        .find(|path| path.exists())
+        .context("some libm.so.6")?;
+    // srun's own environment is what the task inherits.
+    let output = lab
+        .command_as(&user, "srun")?
+        .args(["--acb", "--gres=gpu:1", "sh", "-c", "env; cat /proc/self/maps"])
+        .env("LD_PRELOAD", &library)
+        .env("LD_LIBRARY_PATH", "/users/own")
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stderr));
+    let variables = variables(&text);
+    let ours = lab.prefix().library();
+    let interposer = ours.join("libcuda.so.1");
+    let preload = format!("{}:{}", interposer.display(), library.display());
+    ensure!(variables.get("LD_PRELOAD") == Some(&preload.as_str()), "{text}");
+    let search = format!("{}:/users/own", ours.display());
+    ensure!(variables.get("LD_LIBRARY_PATH") == Some(&search.as_str()), "{text}");
+    for file in [interposer, library] {
+        let file = file.canonicalize()?.display().to_string();
+        ensure!(text.contains(&file), "{file} is not loaded: {text}");
+    }
+    Ok(())
+}
+
+/// A step with `--acb=off`, started from a batch step that has it all.
+pub(crate) fn off(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let script = "#!/bin/bash\n#SBATCH --acb --gres=gpu:1\nsrun --acb=off env\n";
+    let job = lab.submit(&user, script)?;
+    ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
+    let output = lab.output(&user, job)?;
+    let variables = variables(&output);
+    let ours = variables.keys().find(|name| name.starts_with("ACB_") || name.starts_with("LD_"));
+    ensure!(ours.is_none(), "{ours:?} in a step with --acb=off:\n{output}");
+    ensure!(variables.get("CUDA_VISIBLE_DEVICES") == variables.get("SLURM_STEP_GPUS"), "{output}");
+    stage::assert_gone(lab, job)
+}
+
+/// The job's key is in no task's environment, no command line, no log.
+pub(crate) fn key_is_hidden(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let script = "#!/bin/bash
+#SBATCH --acb --gres=gpu:1 --nodes=1
+env; srun env; cat /proc/[0-9]*/cmdline | tr '\\0' ' '
+sed -n 's/^key = \"\\(.*\\)\"/\\1/p' $(dirname $ACB_SOCKET)/spec.toml > key.$SLURM_JOB_ID
+";
+    let job = lab.submit(&user, script)?;
+    ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
+    let key = std::fs::read_to_string(lab.home(&user)?.join(format!("key.{job}")))?;
+    let key = key.trim();
+    ensure!(key.len() == 64, "the key is `{key}`");
+    ensure!(!lab.output(&user, job)?.contains(key), "the key is in the job's output");
+    for log in ["slurmctld", "n1", "n2"] {
+        ensure!(!lab.log(log).contains(key), "the key is in the log of {log}");
+    }
+    let shown = lab.run(&["scontrol", "show", "job", "-dd", &job.to_string()])?;
+    ensure!(!shown.stdout.contains(key), "the key is in scontrol");
+    Ok(())
+}
