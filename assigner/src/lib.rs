@@ -1,1 +1,46 @@
-//! Placeholder.
+//! The GPU assigner of slurm-acb and the launcher `agarun`.
+//!
+//! Owns everything between the pure scheduler ([`acb_core`]) and the outside: processes, sockets,
+//! files, gRPC, NVML. The programs are `src/bin/gpu_assigner.rs` and `src/bin/agarun.rs`.
+//!
+//! | modules | are |
+//! | --- | --- |
+//! | [`cli`], [`selection`], [`settings`] | what a daemon is told |
+//! | [`start`], [`control`], [`remote`], [`table`], [`json`] | the commands |
+//! | [`supervise`], [`sockets`], [`pidfile`], [`worker`] | the daemon's processes |
+//! | [`broker`], [`clients`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
+//! | [`outside`], [`commands`], [`grpc`], [`peer`], [`node`], [`controller`], [`executor`], [`tls`], [`statistics`], [`comment`] | its second thread: tools and other nodes |
+//! | [`launch`] | `agarun` |
+
+pub mod broker;
+pub mod cli;
+pub mod clients;
+pub mod commands;
+pub mod comment;
+pub mod control;
+pub mod controller;
+pub mod executor;
+pub mod files;
+pub mod generated;
+pub mod grpc;
+pub mod inventory;
+pub mod json;
+pub mod launch;
+pub mod node;
+pub mod outbox;
+pub mod outside;
+pub mod peer;
+pub mod pidfile;
+pub mod process;
+pub mod remote;
+pub mod selection;
+pub mod settings;
+pub mod sockets;
+pub mod start;
+pub mod state;
+pub mod statistics;
+pub mod supervise;
+pub mod sys;
+pub mod table;
+pub mod tls;
+pub mod worker;

@@ -1,2 +1,38 @@
-//! Placeholder.
-fn main() {}
+//! `gpu_assigner`: the daemon and the commands around it.
+//!
+//! Owns the dispatch from command to function, and how a failure reaches the user.
+
+use std::process::ExitCode;
+
+use acb_assigner::cli::{Cli, Command};
+use acb_assigner::start::Failure;
+use acb_assigner::{control, start};
+use clap::{CommandFactory, Parser};
+
+fn main() -> ExitCode {
+    // Bad arguments end here, with 2; --help and --version with 0.
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        Some(Command::Start(options)) => start::run(&cli.place, options),
+        Some(Command::Status(options)) => control::status(&cli.place, options),
+        Some(Command::Stop) => control::stop(&cli.place),
+        Some(Command::Completion { shell }) => {
+            let mut command = Cli::command();
+            clap_complete::generate(*shell, &mut command, "gpu_assigner", &mut std::io::stdout());
+            Ok(())
+        }
+        None => {
+            eprintln!(
+                "WARNING: no command given, nothing done; give start, status or stop (see gpu_assigner --help)"
+            );
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { exit, message }) => {
+            eprintln!("ERROR: {message}");
+            ExitCode::from(exit as u8)
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The one owner of the scheduler: turns what clients and tools say into events, and the
+//! scheduler's actions into messages.
+//!
+//! Owns all mutable state of a worker. Lives on the worker's one thread, in an `Rc<RefCell>` that
+//! is borrowed between two awaits and never across one; a message to a client is written from here
+//! straight to its socket, so that a release and the grant that follows are one hop.
+//! Does not own: connections ([`crate::clients`]), gRPC ([`crate::grpc`]), files.
+//!
+//! | file | is |
+//! | --- | --- |
+//! | `mod.rs` | events in, actions out, the clock |
+//! | `members.rs` | joining, coming back, leaving |
+//! | `messages.rs` | what a client says on its socket, and what it is told |
+//! | `manual.rs` | AllocRequest and Release |
+//! | `report.rs` | status, history, statistics, what a restart needs |
+
+mod manual;
+mod members;
+mod messages;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use acb_core::{Action, ClientId, Config, Event, Gpu, GpuConfig, Scheduler, Settle, Time};
+use acb_wire::v1;
+use tokio::sync::{Notify, oneshot, watch};
+
+pub use manual::{AllocError, Allocated};
+pub use members::{Newcomer, Refused};
+pub use messages::size;
+pub use report::{GpuTotals, Totals};
+
+use crate::inventory::Device;
+use crate::outbox::Outbox;
+use crate::process::ProcessId;
+use crate::settings::Settings;
+use crate::state::{Remembered, State};
+
+/// How long clients of an earlier life have to come back.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Clients that are remembered after they have left.
+const HISTORY: usize = 1000;
+
+/// The scheduler and everybody who speaks with it.
+pub struct Broker {
+    settings: Rc<Settings>,
+    gpus: Vec<Device>,
+    /// `None` where there is no GPU: then manual-mode clients run on the CPU and others are refused.
+    scheduler: Option<Scheduler>,
+    clock: Clock,
+    clients: BTreeMap<ClientId, Client>,
+    next_client: u64,
+    /// Clients of an earlier life that have not come back, with their processes.
+    expected: BTreeMap<ClientId, ProcessId>,
+    /// What was written down of them.
+    earlier: Vec<Remembered>,
+    history: VecDeque<v1::ClientRecord>,
+    departed: report::Departed,
+    busy: Vec<Duration>,
+    /// Wakes the task that waits for the deadline.
+    timer: Rc<Notify>,
+    armed: Option<Time>,
+    /// Counts changes, for those who watch.
+    changes: watch::Sender<u64>,
+    /// Something changed since the state was written.
+    dirty: bool,
+}
+
+/// One client, as far as the scheduler does not know it.
+struct Client {
+    port: Port,
+    process: Option<ProcessId>,
+    /// Its own view of its pid, where ours cannot see it.
+    claimed_pid: u32,
+    program: String,
+    step: String,
+    rank: u32,
+    gpus_wanted: u32,
+    /// In its own device order; empty until it is bound.
+    bound: Vec<Gpu>,
+    /// GPUs of its present lease.
+    leased: Vec<Gpu>,
+    /// Room requests that wait.
+    waiting_rooms: BTreeSet<u64>,
+    joined: SystemTime,
+    first_request: Option<SystemTime>,
+    first_grant: Option<SystemTime>,
+    /// GPUs of all its leases.
+    given: BTreeSet<Gpu>,
+}
+
+/// How a client is told something.
+enum Port {
+    /// Through its socket.
+    Socket(Rc<Outbox>),
+    /// Its connection broke, but its process lives: it may come back.
+    Lost,
+    /// By the answer to its AllocRequest, if one waits.
+    Manual(Option<oneshot::Sender<Result<Allocated, AllocError>>>),
+}
+
+/// The scheduler's clock: monotonic, from the start of this life.
+#[derive(Clone, Copy)]
+struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    fn now(self) -> Time {
+        Time(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(self, time: Time) -> Instant {
+        self.origin + Duration::from_nanos(time.0)
+    }
+}
+
+impl Broker {
+    /// A broker for these GPUs that goes on where an earlier life ended. Returns the processes
+    /// whose end is to be reported with [`Broker::process_gone`].
+    pub fn new(
+        settings: Rc<Settings>,
+        gpus: Vec<Device>,
+        state: &State,
+    ) -> Result<(Broker, Vec<(ClientId, ProcessId)>), acb_core::ConfigError> {
+        let clock = Clock { origin: Instant::now() };
+        let (manual, others): (Vec<_>, Vec<_>) =
+            state.survivors(&gpus).into_iter().partition(|survivor| survivor.manual.is_some());
+        let watch: Vec<_> = manual
+            .iter()
+            .chain(&others)
+            .map(|survivor| (survivor.expected.client, survivor.process))
+            .collect();
+        let settle = Settle {
+            until: clock.now().after(SETTLE),
+            expected: others.iter().map(|survivor| survivor.expected.clone()).collect(),
+        };
+        let scheduler = match gpus.is_empty() {
+            true => None,
+            false => Some(Scheduler::new(config(&settings, &gpus, state, settle))?),
+        };
+        let mut broker = Broker {
+            busy: vec![Duration::ZERO; gpus.len()],
+            gpus,
+            scheduler,
+            clock,
+            clients: BTreeMap::new(),
+            next_client: state.next_client.max(1),
+            expected: others.iter().map(|it| (it.expected.client, it.process)).collect(),
+            earlier: state.clients.clone(),
+            history: VecDeque::new(),
+            departed: report::Departed::default(),
+            timer: Rc::new(Notify::new()),
+            armed: None,
+            changes: watch::Sender::new(0),
+            dirty: true,
+            settings,
+        };
+        for survivor in manual {
+            broker.restore_manual(survivor);
+        }
+        broker.save();
+        Ok((broker, watch))
+    }
+
+    /// Applies an event and does what follows from it.
+    fn apply(&mut self, event: Event) {
+        let Some(scheduler) = &mut self.scheduler else { return };
+        scheduler.handle(event, self.clock.now());
+        self.pump();
+    }
+
+    /// Carries out what the scheduler wants done.
+    fn pump(&mut self) {
+        while let Some(action) = self.scheduler.as_mut().and_then(Scheduler::poll_action) {
+            self.act(action);
+        }
+        self.rearm();
+        self.dirty = true;
+        if self.changes.receiver_count() > 0 {
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Bound { client, gpus } => self.tell_bound(client, gpus),
+            Action::Grant { client, epoch, gpus } => self.tell_granted(client, epoch, gpus),
+            Action::Wanted { client, epoch } => self.tell_wanted(client, epoch),
+            Action::Recall { client, epoch } => self.tell_recall(client, epoch),
+            Action::Room { client, seq, verdict } => self.tell_room(client, seq, verdict),
+            // A refused Join is taken out of the queue where the client joins.
+            Action::Refused { client, reason } => {
+                tracing::error!("the scheduler refused {client} after it had joined: {reason}");
+            }
+        }
+    }
+
+    /// The deadline of [`Broker::deadline`] has come.
+    pub fn tick(&mut self) {
+        self.armed = None;
+        self.apply(Event::Timer);
+    }
+
+    /// When to call [`Broker::tick`].
+    pub fn deadline(&mut self) -> Option<Instant> {
+        self.armed = self.scheduler.as_ref().and_then(Scheduler::poll_deadline);
+        self.armed.map(|time| self.clock.instant(time))
+    }
+
+    /// Told when the deadline has moved to the front.
+    pub fn timer(&self) -> Rc<Notify> {
+        Rc::clone(&self.timer)
+    }
+
+    fn rearm(&self) {
+        let next = self.scheduler.as_ref().and_then(Scheduler::poll_deadline);
+        // A deadline that moved back wakes the timer once for nothing; that is cheaper than to
+        // wake it for every grant.
+        if next.is_some_and(|next| self.armed.is_none_or(|armed| next < armed)) {
+            self.timer.notify_one();
+        }
+    }
+
+    /// Counts changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The daemon's settings.
+    pub fn settings(&self) -> &Rc<Settings> {
+        &self.settings
+    }
+
+    fn gpu(&self, gpu: Gpu) -> &Device {
+        &self.gpus[gpu.0 as usize]
+    }
+
+    fn bound_gpu(&self, gpu: Gpu) -> v1::BoundGpu {
+        let device = self.gpu(gpu);
+        v1::BoundGpu {
+            index: device.index,
+            uuid: device.uuid.clone(),
+            memory: device.memory.saturating_sub(self.settings.client.context),
+        }
+    }
+}
+
+fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -> Config {
+    let scheduling = &settings.scheduling;
+    let gpus = gpus.iter().map(|gpu| GpuConfig { memory: gpu.memory }).collect();
+    let mut config = Config::new(gpus, scheduling.policy);
+    config.quantum = scheduling.quantum;
+    config.max_bypass = scheduling.max_bypass;
+    config.max_bypass_time = scheduling.max_bypass_time;
+    config.estimator = scheduling.estimator.clone();
+    config.first_epoch = acb_core::Epoch(state.epoch_limit.max(1));
+    config.settle = settle;
+    config
+}

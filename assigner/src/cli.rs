@@ -1,0 +1,261 @@
+//! The command line of `gpu_assigner`: ACB's commands and options, and ours beside them.
+//!
+//! Owns names, defaults and help texts. Does not own what they do. An option of ACB's that has no
+//! effect here is accepted and says so in its help.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::selection::GpuList;
+
+/// Daemon that grants GPUs to programs per GPU phase.
+#[derive(Debug, Parser)]
+#[command(name = "gpu_assigner", version, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done; 1 failed to start; 2 bad arguments; \
+    65 pid file unreadable or corrupt; 69 no assigner running; 73 $HOME/.acb cannot be made; \
+    75 already running.")]
+pub struct Cli {
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub place: Place,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Options that stand before the command: which daemon is meant.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Address at which tools and manual-mode clients reach the daemon [default: 127.0.0.1]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub address: Option<IpAddr>,
+    /// Port at that address [default: 11234]
+    #[arg(long, global = true, value_name = "PORT",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// File that holds the daemon's process id [default: $HOME/.acb/gpu-assigner.pid]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub pid_file_path: Option<PathBuf>,
+    /// Take address, port, log and pid file from this host's table in $HOME/.acb/multinode.toml
+    #[arg(long, global = true)]
+    pub multinode: bool,
+    /// The daemon whose sockets lie in this folder, instead of the one at ADDRESS:PORT
+    #[arg(long, global = true, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// Whether nothing was said: then a job's own daemon may be meant.
+    pub fn is_default(&self) -> bool {
+        let Place { address, port, pid_file_path, multinode, socket_dir } = self;
+        let named = address.is_some() || port.is_some() || pid_file_path.is_some();
+        !named && !multinode && socket_dir.is_none()
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the daemon in the background
+    Start(Box<Start>),
+    /// Say whether the daemon runs, and show GPUs, holders, queue and waits
+    Status(Status),
+    /// Stop the daemon
+    Stop,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Options of `start`.
+#[derive(Clone, Debug, Args)]
+pub struct Start {
+    /// Who gets a GPU next
+    #[arg(long, value_enum, default_value_t = Scheduler::GpuAffinity)]
+    pub scheduler: Scheduler,
+    /// GPUs to hand out: indices or UUIDs with commas between, all, or none [default: all]
+    #[arg(long, value_name = "LIST", default_value = "all", hide_default_value = true)]
+    pub gpu_list: GpuList,
+    /// Log file [default: $HOME/.acb/gpu-assigner.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_path: Option<PathBuf>,
+    /// Log every grant
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Folder in which the daemon runs [default: /]
+    #[arg(long, value_name = "DIR")]
+    pub gpu_assigner_working_directory: Option<PathBuf>,
+    /// Manual-mode requests that are served at a time; more wait for their turn
+    #[arg(long, value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub gpu_assigner_max_workers: u32,
+    /// Stop by itself after so many seconds; 0 means never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub gpu_assigner_execution_time: u64,
+    /// How long a GPU that others wait for is held before it is asked back, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2000,
+          value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    pub quantum_ms: u64,
+    /// How long a GPU that others wait for must be idle before its holder gives it back, microseconds
+    #[arg(long, value_name = "US", default_value_t = 2000,
+          value_parser = clap::value_parser!(u32).range(..=60_000_000))]
+    pub idle_us: u32,
+    /// What one CUDA context takes on a GPU, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub context_mib: u32,
+    /// The driver's libnvidia-ml.so.1, if it is not in the usual places
+    #[arg(long, value_name = "PATH", env = "ACB_NVML")]
+    pub nvml: Option<PathBuf>,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub foreground: bool,
+    /// Serve a Slurm job: everything else is taken from this job spec
+    #[arg(long, value_name = "FILE", requires = "foreground")]
+    pub spec: Option<PathBuf>,
+    /// Write a line to this descriptor once the daemon serves, or when it gives up
+    #[arg(long, value_name = "N", requires = "foreground",
+          value_parser = clap::value_parser!(i32).range(3..))]
+    pub ready_fd: Option<i32>,
+    /// The estimate of phase times.
+    #[command(flatten)]
+    pub estimator: PhaseEstimator,
+    /// The estimate of memory.
+    #[command(flatten)]
+    pub memory: MemoryEstimator,
+}
+
+/// ACB's estimator of phase times.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Phase times (they decide what may be backfilled)")]
+pub struct PhaseEstimator {
+    /// Phases of a client before its times are estimated
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub exe_est_start_count: u32,
+    /// Latest phases that the estimate looks at
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub exe_est_latest_count: u32,
+    /// Phases between two estimates
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub exe_est_interval: u32,
+    /// Percentile of the latest phases that is the estimate, 0 to 1
+    #[arg(long, value_name = "P", default_value_t = 0.9, value_parser = share)]
+    pub exe_est_percentile: f64,
+    /// Estimate before there is one, milliseconds; 0 means unknown, which is never backfilled
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub exe_est_default_execution_time: u64,
+}
+
+/// ACB's estimator of peak memory, and its threshold of residency.
+#[derive(Clone, Debug, Args)]
+#[command(
+    next_help_heading = "Memory (accepted as in ACB, without effect: room is counted, not estimated)"
+)]
+pub struct MemoryEstimator {
+    /// No effect
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub mem_est_start_count: u32,
+    /// No effect
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub mem_est_interval: u32,
+    /// No effect
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub mem_est_data_max_len: u32,
+    /// No effect
+    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = share)]
+    pub mem_est_percentile: f64,
+    /// No effect
+    #[arg(long, value_name = "R", default_value_t = 1.1)]
+    pub mem_est_fixed_ratio: f64,
+    /// No effect
+    #[arg(long, value_enum, default_value_t = SelectStrategy::Min)]
+    pub mem_est_select_strategy: SelectStrategy,
+    /// No effect: a client stays on the GPUs that it was bound to
+    #[arg(long, value_name = "SHARE", default_value_t = 0.25, value_parser = share)]
+    pub res_mem_manager_resident_memory_threshold: f64,
+}
+
+/// Options of `status`.
+#[derive(Clone, Debug, Args)]
+pub struct Status {
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Print again after every change, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// ACB's schedulers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scheduler {
+    /// First in, first out; one GPU for each client
+    Simple,
+    /// Several clients on one GPU while their memory fits
+    GpuSharing,
+    /// One to k GPUs for each client; first in, first out with backfill and affinity
+    GpuAffinity,
+}
+
+/// ACB's `--mem-est-select-strategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SelectStrategy {
+    /// The smallest estimate
+    Min,
+    /// The largest estimate
+    Max,
+}
+
+impl From<Scheduler> for acb_core::Policy {
+    fn from(scheduler: Scheduler) -> acb_core::Policy {
+        match scheduler {
+            Scheduler::Simple => acb_core::Policy::Simple,
+            Scheduler::GpuSharing => acb_core::Policy::GpuSharing,
+            Scheduler::GpuAffinity => acb_core::Policy::GpuAffinity,
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("not a number from 0 to 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_script_written_for_acb_is_understood() {
+        let line = "gpu_assigner --address 127.0.0.1 --port 1200 --pid-file-path /tmp/p start \
+            --scheduler gpu-sharing --gpu-list 0,1,2 --log-path /tmp/l -v \
+            --gpu-assigner-working-directory /tmp --gpu-assigner-max-workers 64 \
+            --gpu-assigner-execution-time 60 --exe-est-start-count 10 --exe-est-latest-count 100 \
+            --exe-est-interval 10 --exe-est-percentile 0.9 --exe-est-default-execution-time 0 \
+            --mem-est-start-count 10 --mem-est-interval 10 --mem-est-data-max-len 100 \
+            --mem-est-percentile 0.99 --mem-est-fixed-ratio 1.1 --mem-est-select-strategy max \
+            --res-mem-manager-resident-memory-threshold 0.25";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+    }
+
+    #[test]
+    fn a_spec_needs_the_foreground() {
+        assert!(Cli::try_parse_from(["gpu_assigner", "start", "--spec", "/x"]).is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! The client socket: one task for each connection, on the broker's own thread.
+//!
+//! Owns reading, the end of a connection, and what a silent, greedy or broken peer can do to
+//! others: nothing. Does not own what a message means ([`crate::broker`]).
+//!
+//! ```text
+//!  accepted ──Hello──► member ──end of stream, garbage, never reads──► lost ──comes back──► member
+//!     │                  │                                              │
+//!     └── refused        └───────────── its process is gone ────────────┴──► left
+//! ```
+//! A lease outlives the connection, because kernels run until the process is really gone: the
+//! broker hears of that from a pidfd. A process that lives on without a connection has
+//! [`COME_BACK`] to make a new one.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use acb_core::ClientId;
+use acb_wire::frame::{Decoder, FrameError};
+use acb_wire::v1::{ClientMessage, Hello, RefusedCode, client_message::Kind};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use crate::broker::{Broker, Newcomer, Refused};
+use crate::outbox::{End, Outbox};
+use crate::process::{ProcessId, ProcessWatch};
+
+/// How long a process may live without a connection before it has left.
+const COME_BACK: Duration = Duration::from_secs(2);
+/// How long a peer may take to say Hello.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// How long a refused peer may take to read why.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+/// Pause after a failed accept: descriptors may have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts clients for ever.
+pub async fn serve(broker: Rc<RefCell<Broker>>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::task::spawn_local(connection(Rc::clone(&broker), stream));
+            }
+            Err(error) => {
+                tracing::warn!("a client could not be accepted: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Reports the end of a process that has no connection of its own here.
+pub async fn watch(broker: Rc<RefCell<Broker>>, client: ClientId, process: ProcessId) {
+    if let Ok(watch) = ProcessWatch::new(process) {
+        watch.gone().await;
+    }
+    broker.borrow_mut().process_gone(client);
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ending {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("the process is gone")]
+    ProcessGone,
+    #[error("it sent garbage: {0}")]
+    Garbage(#[from] FrameError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("it does not read what it is sent")]
+    NeverReads,
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+}
+
+impl From<Refused> for Ending {
+    fn from(refused: Refused) -> Ending {
+        Ending::Refused(refused.reason)
+    }
+}
+
+async fn connection(broker: Rc<RefCell<Broker>>, stream: UnixStream) {
+    let stream = Rc::new(stream);
+    let outbox = Rc::new(Outbox::new(Rc::clone(&stream)));
+    let mut peer = Peer { stream, outbox, decoder: Decoder::new(), process: None, watch: None };
+    let client = match peer.introduce(&broker).await {
+        Ok(client) => client,
+        Err(ending) => {
+            tracing::info!("a connection ended before it was a client's: {ending}");
+            peer.say_goodbye().await;
+            return;
+        }
+    };
+    let ending = peer.converse(&broker, client).await;
+    if !matches!(ending, Ending::Closed | Ending::ProcessGone) {
+        tracing::warn!("connection of {client} closed: {ending}");
+    }
+    if !matches!(ending, Ending::ProcessGone) {
+        broker.borrow_mut().disconnect(client);
+        peer.say_goodbye().await;
+    }
+    let Peer { watch, process, .. } = peer;
+    wait_for_end(&broker, client, watch, process).await;
+}
+
+/// After the connection: the client is there until its process is gone, or does not come back.
+async fn wait_for_end(
+    broker: &Rc<RefCell<Broker>>,
+    client: ClientId,
+    watch: Option<ProcessWatch>,
+    process: Option<ProcessId>,
+) {
+    if let (Some(watch), Some(process)) = (watch, process)
+        && process.is_alive()
+        && timeout(COME_BACK, watch.gone()).await.is_err()
+    {
+        if !broker.borrow().is_lost(client) {
+            return; // it is back, on another connection
+        }
+        tracing::warn!("{client} (pid {}) lives on without a connection", process.pid);
+    }
+    let mut broker = broker.borrow_mut();
+    // Only if the process is gone, or nobody came back, is this connection the client's last.
+    if broker.is_lost(client) || !process.is_some_and(ProcessId::is_alive) {
+        broker.leave(client);
+    }
+}
+
+struct Peer {
+    stream: Rc<UnixStream>,
+    outbox: Rc<Outbox>,
+    decoder: Decoder,
+    process: Option<ProcessId>,
+    watch: Option<ProcessWatch>,
+}
+
+impl Peer {
+    /// From the first byte to Welcome.
+    async fn introduce(&mut self, broker: &Rc<RefCell<Broker>>) -> Result<ClientId, Ending> {
+        let credentials = self.stream.peer_cred()?;
+        let own = rustix::process::geteuid().as_raw();
+        if credentials.uid() != own && credentials.uid() != 0 {
+            let uid = credentials.uid();
+            return Err(self.refuse(Refused::new(
+                RefusedCode::Permission,
+                format!("this assigner serves uid {own}; you are uid {uid}"),
+            )));
+        }
+        // A peer in a pid namespace that is not below ours has no pid here.
+        let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        self.process = pid.and_then(ProcessId::of);
+        self.watch = match self.process.map(ProcessWatch::new) {
+            Some(Ok(watch)) => Some(watch),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Ending::ProcessGone);
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => None,
+        };
+        let first = match timeout(HELLO_LIMIT, self.next()).await {
+            Ok(message) => message?,
+            Err(_) => {
+                return Err(self.refuse(Refused::new(RefusedCode::Protocol, "no Hello in time")));
+            }
+        };
+        let Kind::Hello(hello) = first else {
+            return Err(
+                self.refuse(Refused::new(RefusedCode::Protocol, "the first message is not Hello"))
+            );
+        };
+        self.join(broker, hello)
+    }
+
+    fn join(&mut self, broker: &Rc<RefCell<Broker>>, hello: Hello) -> Result<ClientId, Ending> {
+        let outbox = Rc::clone(&self.outbox);
+        let joined = broker.borrow_mut().join(Newcomer { process: self.process, hello, outbox });
+        joined.map_err(|refused| self.refuse(refused))
+    }
+
+    fn refuse(&self, refused: Refused) -> Ending {
+        let ending = Ending::Refused(refused.reason.clone());
+        self.outbox.send(refused.message());
+        self.outbox.finish();
+        ending
+    }
+
+    /// From Welcome to the end.
+    async fn converse(&mut self, broker: &Rc<RefCell<Broker>>, client: ClientId) -> Ending {
+        loop {
+            let message = match self.next().await {
+                Ok(message) => message,
+                Err(ending) => return ending,
+            };
+            let answer = broker.borrow_mut().message(client, message);
+            if let Err(refused) = answer {
+                return self.refuse(refused);
+            }
+        }
+    }
+
+    /// The next message; writes meanwhile what the socket did not take.
+    async fn next(&mut self) -> Result<Kind, Ending> {
+        loop {
+            if let Some(ClientMessage { kind }) = self.decoder.next::<ClientMessage>()? {
+                match kind {
+                    Some(kind) => return Ok(kind),
+                    // A kind of a later version: it is passed over, as protobuf has it.
+                    None => continue,
+                }
+            }
+            match self.outbox.end() {
+                None | Some(End::Finished) => {}
+                Some(End::Overflow) => return Err(Ending::NeverReads),
+                Some(End::Broken) => return Err(Ending::Closed),
+            }
+            let mut interest = Interest::READABLE;
+            if self.outbox.has_queued() {
+                interest = interest.add(Interest::WRITABLE);
+            }
+            tokio::select! {
+                biased;
+                () = gone(self.watch.as_ref()) => return Err(Ending::ProcessGone),
+                ready = self.stream.ready(interest) => {
+                    let ready = ready?;
+                    if ready.is_writable() {
+                        self.outbox.flush();
+                    }
+                    if ready.is_readable() {
+                        self.read()?;
+                    }
+                }
+                () = self.outbox.attention() => {}
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<(), Ending> {
+        let mut part = [0; 4096];
+        match self.stream.try_read(&mut part) {
+            Ok(0) => Err(Ending::Closed),
+            Ok(count) => {
+                self.decoder.extend(&part[..count]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Ending::Closed),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Lets a refused peer read why, and closes the connection for both sides.
+    async fn say_goodbye(&mut self) {
+        let flushed = async {
+            while self.outbox.has_queued() && self.stream.writable().await.is_ok() {
+                self.outbox.flush();
+            }
+        };
+        let _ = timeout(GOODBYE_LIMIT, flushed).await;
+        let _ = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Both);
+    }
+}
+
+async fn gone(watch: Option<&ProcessWatch>) {
+    match watch {
+        Some(watch) => watch.gone().await,
+        None => std::future::pending().await,
+    }
+}

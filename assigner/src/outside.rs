@@ -1,0 +1,47 @@
+//! The second thread of a worker: everything that may take its time.
+//!
+//! Owns that thread and which tasks run on it, by the daemon's settings.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::commands::Command;
+use crate::node::Node;
+use crate::settings::Role;
+use crate::sockets::Sockets;
+use crate::{controller, executor, grpc, statistics};
+
+/// Starts the thread.
+pub fn spawn(node: Arc<Node>, sockets: &Sockets, broker: mpsc::Sender<Command>) -> io::Result<()> {
+    let tools = sockets.tools.try_clone()?;
+    let tcp = sockets.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
+    let cluster = sockets.cluster.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("outside".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let service = grpc::Service::new(Arc::clone(&node), broker.clone());
+            tokio::spawn(grpc::serve_unix(service.clone(), tools));
+            if let Some(listener) = tcp {
+                tokio::spawn(grpc::serve_tcp(service, Arc::clone(&node), listener));
+            }
+            match &node.settings.role {
+                Role::Standalone => {}
+                Role::Controller { trust, .. } => {
+                    if let Some(listener) = cluster {
+                        let trust = trust.clone();
+                        tokio::spawn(controller::serve(Arc::clone(&node), listener, trust));
+                    }
+                }
+                Role::Executor { controller, trust } => {
+                    let places = controller.clone();
+                    let (node, trust) = (Arc::clone(&node), trust.clone());
+                    tokio::spawn(executor::report(node, broker.clone(), places, trust));
+                }
+            }
+            statistics::keep(node, broker).await;
+        });
+    })?;
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! `state.json`: what a worker must know of the lives before its own.
+//!
+//! Owns the file's form, and how little has to be in it. It is written when a client comes, is
+//! bound, or goes, and at most once a second for the rest, never for a grant. That is enough:
+//! - Epochs go on above every earlier one, because `epoch_limit` is written a million ahead of the
+//!   epochs in use.
+//! - A lease that was granted after the last writing is protected all the same: every bound client
+//!   is expected back as one that *may* hold its GPUs. Who comes back with a lease proves that
+//!   the others' are over, for its epoch is the highest.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use acb_core::{ClientId, Epoch, Expected, Gpu, Held};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::Device;
+use crate::process::ProcessId;
+
+/// Epochs that may be granted before the file is written again.
+pub const EPOCHS_AHEAD: u64 = 1_000_000;
+
+/// The content of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// No epoch at or above this was granted.
+    pub epoch_limit: u64,
+    /// No client at or above this was numbered.
+    pub next_client: u64,
+    /// Who was there.
+    pub clients: Vec<Remembered>,
+}
+
+/// A client of an earlier life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its number.
+    pub client: u64,
+    /// Its process.
+    pub process: ProcessId,
+    /// Its name, for messages.
+    pub program: String,
+    /// UUIDs of the GPUs it was bound to, in its order, with its room there.
+    pub bound: Vec<(String, u64)>,
+    /// The lease that it held when the file was written; 0: none then.
+    pub epoch: u64,
+    /// Manual-mode clients say nothing after a restart: for them the file is written with every
+    /// grant, and what it says holds.
+    pub manual: bool,
+}
+
+/// A client of an earlier life whose process still runs.
+#[derive(Clone, Debug)]
+pub struct Survivor {
+    /// What the scheduler is told.
+    pub expected: Expected,
+    /// Its process.
+    pub process: ProcessId,
+    /// Its name, if it is a manual-mode client.
+    pub manual: Option<String>,
+}
+
+impl State {
+    /// Reads the file. Without one, or with one that is no state, everything begins anew.
+    pub fn read(path: &Path) -> State {
+        let fresh = State { epoch_limit: 1, next_client: 1, clients: Vec::new() };
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!("{} cannot be read ({error}); starting afresh", path.display());
+                }
+                return fresh;
+            }
+        };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!("{} is no state ({error}); starting afresh", path.display());
+            fresh
+        })
+    }
+
+    /// Writes the file.
+    pub fn write(&self, path: &Path) {
+        let text = serde_json::to_vec(self).expect("numbers and strings become JSON");
+        if let Err(error) = crate::files::replace(path, &text) {
+            tracing::warn!("{} cannot be written: {error}", path.display());
+        }
+    }
+
+    /// The clients that are still there, as the scheduler expects them back.
+    pub fn survivors(&self, gpus: &[Device]) -> Vec<Survivor> {
+        let alive = self.clients.iter().filter(|client| client.process.is_alive());
+        let survivor = |client: &Remembered| {
+            Some(Survivor {
+                expected: client.expected(gpus)?,
+                process: client.process,
+                manual: client.manual.then(|| client.program.clone()),
+            })
+        };
+        alive.filter_map(survivor).collect()
+    }
+}
+
+impl Remembered {
+    fn expected(&self, gpus: &[Device]) -> Option<Expected> {
+        let place = |(uuid, room): &(String, u64)| {
+            let position = gpus.iter().position(|gpu| gpu.uuid == *uuid)?;
+            Some((Gpu(u32::try_from(position).ok()?), *room))
+        };
+        let bound: Option<Vec<_>> = self.bound.iter().map(place).collect();
+        let Some(bound) = bound else {
+            tracing::warn!(
+                "{} (pid {}) is bound to a GPU that is gone",
+                self.program,
+                self.process.pid
+            );
+            return None;
+        };
+        // Epoch 0 is below every real one: "may hold something".
+        let may_hold = if self.manual { self.epoch != 0 } else { !bound.is_empty() };
+        let lease = may_hold.then_some(Epoch(self.epoch));
+        Some(Expected { client: ClientId(self.client), held: Held { bound, lease } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(uuid: &str) -> Device {
+        Device { index: 0, uuid: uuid.into(), name: "T".into(), memory: 1 }
+    }
+
+    fn remembered(client: u64, process: ProcessId, bound: &[&str]) -> Remembered {
+        let bound = bound.iter().map(|uuid| ((*uuid).to_owned(), 5)).collect();
+        Remembered { client, process, program: "p".into(), bound, epoch: 0, manual: false }
+    }
+
+    #[test]
+    fn only_the_living_on_gpus_that_are_there_are_expected_back() {
+        let own = ProcessId::own();
+        let dead = ProcessId { start_time: own.start_time + 1, ..own };
+        let state = State {
+            epoch_limit: 9,
+            next_client: 4,
+            clients: vec![
+                remembered(1, own, &["b", "a"]),
+                remembered(2, dead, &["a"]),
+                remembered(3, own, &["gone"]),
+            ],
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        state.write(&path);
+        let read = State::read(&path);
+        assert_eq!(read, state);
+        let survivors = read.survivors(&[gpu("a"), gpu("b")]);
+        assert_eq!(survivors.len(), 1);
+        assert_eq!(survivors[0].expected.client, ClientId(1));
+        assert_eq!(survivors[0].expected.held.bound, [(Gpu(1), 5), (Gpu(0), 5)]);
+        assert_eq!(survivors[0].expected.held.lease, Some(Epoch(0)));
+    }
+
+    #[test]
+    fn a_broken_file_is_no_obstacle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        assert_eq!(State::read(&path).epoch_limit, 1);
+        fs::write(&path, "{\"epoch_limit\":").unwrap();
+        assert_eq!(State::read(&path).epoch_limit, 1);
+    }
+}
