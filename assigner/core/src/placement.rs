@@ -32,10 +32,12 @@ impl Scheduler {
         gpus
     }
 
-    /// How loaded a GPU is: bound clients, time they have used it, room; the number breaks ties.
+    /// How loaded a GPU is: clients that are bound to it or hold it, time the bound ones have used
+    /// it, room; the number breaks ties.
     fn load(&self, gpu: Gpu) -> (usize, Duration, u64, Gpu) {
         let state = &self.gpus[gpu.index()];
-        (state.bound.len(), state.load, self.rooms.used(gpu), gpu)
+        let visitors = state.holders.iter().filter(|holder| !state.bound.contains(holder)).count();
+        (state.bound.len() + visitors, state.load, self.rooms.used(gpu), gpu)
     }
 
     /// Among GPUs that a client could start on now, the lower the better: where it was last, where

@@ -109,6 +109,7 @@ impl Rooms {
 
     /// Since when the oldest waiting request of `client` waits, looking at `gpus` alone.
     pub(crate) fn waiting_since(&self, client: ClientId, gpus: &[Gpu]) -> Option<Time> {
+        let gpus = if self.is_waiting(client) { gpus } else { &[] };
         gpus.iter()
             .flat_map(|gpu| &self.gpus[gpu.index()].waiting)
             .filter(|request| request.client == client)
@@ -152,18 +153,21 @@ impl Rooms {
         answers
     }
 
-    /// A client withdraws a request; unknown ones are ignored.
-    pub(crate) fn cancel(&mut self, client: ClientId, seq: u64, now: Time) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        for index in 0..self.gpus.len() {
-            let waiting = &self.gpus[index].waiting;
+    /// A client withdraws a request on one of `gpus`; unknown ones are ignored.
+    pub(crate) fn cancel(
+        &mut self,
+        client: ClientId,
+        seq: u64,
+        gpus: &[Gpu],
+        now: Time,
+    ) -> Vec<Answer> {
+        for gpu in gpus {
+            let waiting = &self.gpus[gpu.index()].waiting;
             if let Some(at) = waiting.iter().position(|r| r.client == client && r.seq == seq) {
-                self.take(index, at);
-                answers.extend(self.settle(gpu_at(index), now));
+                self.take(gpu.index(), at);
             }
         }
-        answers.extend(self.break_deadlocks(now));
-        answers
+        self.resolve(gpus.iter().copied(), now)
     }
 
     /// A client gives room back; more than it has counts as all of it.
@@ -404,5 +408,111 @@ impl Ledger {
             self.room.iter().map(|(client, bytes)| (*client, *bytes)).collect();
         holders.sort_by_key(|(client, bytes)| (std::cmp::Reverse(*bytes), *client));
         RoomVerdict::Waiting { missing: wanted.saturating_sub(self.free()), holders }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPU: Gpu = Gpu(0);
+
+    fn rooms(max_bypass: u32) -> Rooms {
+        let patience = Patience { max_bypass, max_bypass_time: Duration::from_secs(10) };
+        Rooms::new([100, 100].into_iter(), patience)
+    }
+
+    /// Asks, and says which requests were granted by it.
+    fn ask(rooms: &mut Rooms, client: u64, seq: u64, bytes: u64, now: u64) -> Vec<(u64, u64)> {
+        let now = Time(0).after(Duration::from_secs(now));
+        let answers = rooms.request(ClientId(client), seq, GPU, bytes, now);
+        assert_eq!(rooms.fault(), None);
+        granted(answers)
+    }
+
+    fn granted(answers: Vec<Answer>) -> Vec<(u64, u64)> {
+        let granted = answers.into_iter().filter(|a| a.verdict == RoomVerdict::Granted);
+        granted.map(|answer| (answer.client.0, answer.seq)).collect()
+    }
+
+    #[test]
+    fn small_requests_pass_a_big_one_for_a_while() {
+        let mut rooms = rooms(100);
+        assert_eq!(ask(&mut rooms, 1, 1, 50, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 2, 1, 90, 0), []);
+        assert_eq!(ask(&mut rooms, 3, 1, 10, 9), [(3, 1)]);
+        assert_eq!(ask(&mut rooms, 3, 2, 10, 10), []);
+        // Room is saved for the big one, and then the small one is next.
+        let now = Time(0).after(Duration::from_secs(11));
+        assert_eq!(granted(rooms.give_back(ClientId(1), GPU, 50, now)), [(2, 1)]);
+    }
+
+    #[test]
+    fn a_big_request_is_passed_when_only_those_who_wait_could_serve_it() {
+        let mut rooms = rooms(0);
+        assert_eq!(ask(&mut rooms, 1, 1, 60, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 2, 1, 80, 0), []);
+        // Client 1 would have to go on to free what 2 needs.
+        assert_eq!(ask(&mut rooms, 1, 2, 20, 0), [(1, 2)]);
+    }
+
+    #[test]
+    fn two_requests_of_one_client_that_exceed_the_gpu_together() {
+        let mut rooms = rooms(0);
+        assert_eq!(ask(&mut rooms, 1, 1, 50, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 2, 1, 60, 0), []);
+        assert_eq!(ask(&mut rooms, 2, 2, 60, 0), []);
+        let answers = rooms.give_back(ClientId(1), GPU, 50, Time(0));
+        let denied = RoomVerdict::Denied(RoomDenied::ExceedsGpu { total: 120, capacity: 100 });
+        assert_eq!(answers[0].verdict, RoomVerdict::Granted);
+        assert_eq!(answers[1], Answer { client: ClientId(2), seq: 2, verdict: denied });
+    }
+
+    #[test]
+    fn threads_of_one_client_can_close_a_circle() {
+        let mut rooms = rooms(9);
+        assert_eq!(ask(&mut rooms, 1, 1, 50, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 2, 1, 40, 0), [(2, 1)]);
+        assert_eq!(ask(&mut rooms, 1, 2, 20, 0), []);
+        // 10 are free: one thread of 2 gets them, but 1 and the other thread wait for each other.
+        let answers = rooms.request(ClientId(2), 2, GPU, 30, Time(0));
+        let denied = RoomVerdict::Denied(RoomDenied::Deadlock);
+        assert_eq!(answers.last().map(|answer| &answer.verdict), Some(&denied));
+        assert_eq!(rooms.fault(), None);
+    }
+
+    #[test]
+    fn who_has_nothing_does_not_pay_for_the_deadlock_of_others() {
+        let mut rooms = rooms(0);
+        for (client, bytes) in [(1, 50), (2, 30), (4, 20)] {
+            assert_eq!(ask(&mut rooms, client, 1, bytes, 0), [(client, 1)]);
+        }
+        for (client, seq, bytes) in [(2, 2, 20), (1, 2, 20), (2, 3, 30), (3, 1, 10)] {
+            assert_eq!(ask(&mut rooms, client, seq, bytes, 0), []);
+        }
+        // What 4 gives back goes to the first thread of 2; now 1 and 2 wait for each other, and
+        // the newest request of all is that of 3.
+        let answers = rooms.give_back(ClientId(4), GPU, 20, Time(0));
+        let denied = RoomVerdict::Denied(RoomDenied::Deadlock);
+        let first = Answer { client: ClientId(2), seq: 2, verdict: RoomVerdict::Granted };
+        assert_eq!(answers, [first, Answer { client: ClientId(2), seq: 3, verdict: denied }]);
+    }
+
+    #[test]
+    fn a_repeated_request_counts_once() {
+        let mut rooms = rooms(0);
+        assert_eq!(ask(&mut rooms, 1, 1, 60, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 2, 1, 60, 0), []);
+        assert_eq!(ask(&mut rooms, 2, 1, 60, 0), []);
+        assert_eq!(granted(rooms.give_back(ClientId(1), GPU, 60, Time(0))), [(2, 1)]);
+        assert_eq!(rooms.used(GPU), 60);
+    }
+
+    #[test]
+    fn sums_do_not_overflow() {
+        let mut rooms = rooms(0);
+        assert_eq!(ask(&mut rooms, 1, 1, 60, 0), [(1, 1)]);
+        assert_eq!(ask(&mut rooms, 1, 2, u64::MAX, 0), []);
+        assert_eq!(rooms.used(GPU), 60);
     }
 }

@@ -22,7 +22,7 @@ use crate::event::{Action, ClientSpec, Eligible, Event, Held, Refusal, RoomDenie
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::rooms::{Answer, Patience, Rooms};
 
-/// Place in the queue: the order of arrival.
+/// Place in the queue: the order of arrival. (A priority would be its first part.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub(crate) u64);
 
@@ -176,8 +176,10 @@ impl Scheduler {
                 self.room_request(client, seq, gpu, bytes);
             }
             Event::RoomCancel { client, seq } => {
-                let answers = self.rooms.cancel(client, seq, self.now);
-                self.answer(answers);
+                if let Some(state) = self.clients.get(&client) {
+                    let answers = self.rooms.cancel(client, seq, &state.bound, self.now);
+                    self.answer(answers);
+                }
             }
             Event::RoomReturn { client, gpu, bytes } => {
                 if self.clients.contains_key(&client) && gpu.index() < self.gpus.len() {

@@ -2,12 +2,13 @@
 //!
 //! Does not own: names, indices, UUIDs and process ids; the caller knows those.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
 use crate::event::Held;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
-use crate::scheduler::{Client, Scheduler};
+use crate::scheduler::{Client, Scheduler, Ticket};
 
 /// The state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,14 +31,17 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// What to write down, so that [`Settle::expected`](crate::Settle::expected) can be made of it
-    /// after a restart: every client that is bound, and what it holds.
+    /// after a restart: every client that is bound or holds a lease. One that holds without being
+    /// bound counts as bound to what it holds.
     #[must_use]
     pub fn survivors(&self) -> Vec<Expected> {
-        let bound = self.clients.iter().filter(|client| client.bound).map(|client| Expected {
-            client: client.client,
-            held: Held { bound: client.room.clone(), lease: client.epoch },
+        let survives = |client: &&ClientSnapshot| client.bound || client.epoch.is_some();
+        let known = self.clients.iter().filter(survives).map(|client| {
+            let room = |gpu: &Gpu| client.room.iter().find(|(on, _)| on == gpu).map_or(0, |r| r.1);
+            let bound = client.gpus.iter().map(|gpu| (*gpu, room(gpu))).collect();
+            Expected { client: client.client, held: Held { bound, lease: client.epoch } }
         });
-        bound.chain(self.expected.iter().cloned()).collect()
+        known.chain(self.expected.iter().cloned()).collect()
     }
 }
 
@@ -149,10 +153,15 @@ impl Scheduler {
             stuck: self.is_stuck(gpu),
             settling: !state.claimed.is_empty(),
         });
-        let reservations = self.queue.iter().filter_map(|(ticket, waiter)| {
-            let kept = numbered().filter(|(_, state)| state.reserved == Some(*ticket));
-            let gpus: Vec<Gpu> = kept.map(|(gpu, _)| gpu).collect();
-            let reservation = waiter.reservation.filter(|_| !gpus.is_empty())?;
+        let mut kept: BTreeMap<Ticket, Vec<Gpu>> = BTreeMap::new();
+        for (gpu, state) in numbered() {
+            if let Some(ticket) = state.reserved {
+                kept.entry(ticket).or_default().push(gpu);
+            }
+        }
+        let reservations = kept.into_iter().filter_map(|(ticket, gpus)| {
+            let waiter = &self.queue[&ticket];
+            let reservation = waiter.reservation?;
             Some(ReservationSnapshot {
                 client: waiter.client,
                 gpus,

@@ -209,7 +209,7 @@ impl World {
     }
 
     /// The assigner dies, and a new one starts with what the old one had written down. Clients that
-    /// wait ask again later; those that are not bound (manual mode) are lost with it.
+    /// wait ask again later; those that neither are bound nor hold are lost with it.
     fn restart(&mut self) {
         let mut config = self.setup.config();
         let snapshot = self.scheduler.snapshot();
@@ -219,6 +219,9 @@ impl World {
         for client in &mut self.clients {
             client.waiting = false;
             client.requests.clear();
+            if let (true, Some(lease)) = (client.bound.is_empty(), &client.lease) {
+                client.bound = lease.gpus.clone();
+            }
             if client.bound.is_empty() {
                 *client = Client::default();
             }
