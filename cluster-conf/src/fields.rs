@@ -194,8 +194,13 @@ impl<'t, 'i> Fields<'t, 'i> {
 pub(crate) fn string(value: &DeValue<'_>) -> Result<String, Fault> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
-        other => Err(Fault::new(format!("a string is needed, not {}", kind(other)))
-            .help("put it in double quotes")),
+        other => {
+            let fault = Fault::new(format!("a string is needed, not {}", kind(other)));
+            Err(match other {
+                DeValue::Array(_) | DeValue::Table(_) => fault,
+                _ => fault.help("put it in double quotes"),
+            })
+        }
     }
 }
 
