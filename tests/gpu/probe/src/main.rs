@@ -78,10 +78,10 @@ enum Command {
         #[command(flatten)]
         options: Options,
     },
-    /// Print the page docs/gpu-results.md for a result file; without one, the page of what is not yet seen
+    /// Print the page docs/gpu-results.md for result files; without one, the page of what is not yet seen
     Report {
-        /// Written by --json
-        json: Option<PathBuf>,
+        /// Written by --json on one machine; groups of later files replace those of earlier ones
+        json: Vec<PathBuf>,
     },
     /// Print the table of a result file
     Table {
@@ -166,8 +166,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Frameworks(options) => return measure(vec![Group::Frameworks], options),
         Command::Some { groups, options } => return measure(groups, options),
         Command::Report { json } => {
-            let results = json.map(|path| load(&path)).transpose()?;
-            print!("{}", report::page(results.as_ref()));
+            let runs = json.iter().map(load).collect::<anyhow::Result<_>>()?;
+            print!("{}", report::page(measure::merge(runs)?.as_ref()));
         }
         Command::Table { json } => print!("{}", table::render(&load(&json)?)),
         Command::Group { group, work, limit, options } => {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::assigner;
 use crate::bench::Depth;
 use crate::child;
 use crate::groups::Group;
@@ -77,7 +78,7 @@ fn measure(
     results: &mut Results,
 ) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("group").arg(group.name()).arg("--work").arg(work);
+    command.arg("group").arg(group.name()).arg("--work").arg(work).env(assigner::MARK, work);
     command.args(["--limit", &limit.as_secs().to_string()]);
     if request.depth == Depth::Quick {
         command.arg("--quick");
@@ -100,7 +101,7 @@ fn measure(
         Err(_) => garbled = line.to_owned(),
     })
     .with_context(|| format!("starting the group {}", group.name()))?;
-    crate::assigner::end_left_behind(work);
+    assigner::end_left_behind(work);
     let ended = match ending.status {
         None => Ended::Overran,
         Some(status) if status.success() => Ended::Well,
@@ -178,6 +179,37 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// Several runs on one machine as one: groups of later runs replace those of earlier ones.
+pub(crate) fn merge(runs: Vec<Results>) -> anyhow::Result<Option<Results>> {
+    let mut runs = runs.into_iter();
+    let Some(mut all) = runs.next() else { return Ok(None) };
+    for run in runs {
+        for key in ["gpu", "driver"] {
+            if let (Some(one), Some(other)) = (all.machine.get(key), run.machine.get(key)) {
+                anyhow::ensure!(
+                    one == other,
+                    "results of different machines: {key} is {one}, and {other}"
+                );
+            }
+        }
+        anyhow::ensure!(
+            all.simulated == run.simulated,
+            "simulated and measured results do not mix"
+        );
+        let again: Vec<String> = run.groups.iter().map(|group| group.name.clone()).collect();
+        all.rows.retain(|row| !again.contains(&row.group));
+        all.groups.retain(|group| !again.contains(&group.name));
+        all.rows.extend(run.rows);
+        all.groups.extend(run.groups);
+        all.details.extend(run.details);
+        all.machine.extend(run.machine);
+        all.quick |= run.quick;
+        all.date = format!("{}, {}", all.date, run.date);
+        all.command = format!("{}; {}", all.command, run.command);
+    }
+    Ok(Some(all))
+}
+
 /// Whether a check failed: of what was measured, or of a group that should have ended well.
 pub(crate) fn wrong(results: &Results) -> Vec<String> {
     let unlucky = results
@@ -195,6 +227,44 @@ pub(crate) fn wrong(results: &Results) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn results(gpu: &str, group: &str, value: f64) -> Results {
+        Results {
+            schema: SCHEMA,
+            simulated: false,
+            quick: false,
+            date: "d".into(),
+            command: "c".into(),
+            probe: "0".into(),
+            machine: BTreeMap::from([("gpu".into(), gpu.into())]),
+            groups: vec![GroupRun {
+                name: group.into(),
+                ended: Ended::Well,
+                seconds: 1.0,
+                why: String::new(),
+            }],
+            rows: vec![Row::value(group, "x", "us", value)],
+            details: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn later_runs_replace_their_groups() {
+        let runs =
+            vec![results("a", "hash", 1.0), results("a", "link", 2.0), results("a", "hash", 3.0)];
+        let all = merge(runs).unwrap().unwrap();
+        let mut values: Vec<_> =
+            all.rows.iter().map(|row| (row.group.as_str(), row.value)).collect();
+        values.sort_by_key(|(group, _)| *group);
+        assert_eq!(values, [("hash", Some(3.0)), ("link", Some(2.0))]);
+        assert_eq!(all.groups.len(), 2);
+    }
+
+    #[test]
+    fn runs_of_different_gpus_do_not_mix() {
+        assert!(merge(vec![results("a", "hash", 1.0), results("b", "link", 2.0)]).is_err());
+        assert!(merge(vec![]).unwrap().is_none());
+    }
 
     #[test]
     fn days_are_dates() {

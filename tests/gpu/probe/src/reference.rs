@@ -84,6 +84,20 @@ mod tests {
     }
 
     #[test]
+    fn the_kernels_source_compiled_for_the_host_gave_the_same() {
+        // kernels/probe.cu through a C++ compiler, with one thread a block.
+        let words = random(512, 1000);
+        let chunks = [hash128(&words[..256], 0, 0x5EED), hash128(&words[256..], 0, 0x5EED)];
+        assert_eq!(chunks[0].0, [0xcad0_d5a9_2d9a_2387, 0x9808_4119_d127_815b]);
+        assert_eq!(chunks[1].0, [0x088a_c700_b45b_fc1f, 0x8915_7bd2_095b_6598]);
+        assert_eq!(gather(11, 4095, 64, 23, 0), 0x9ce0_6c26_4210_228b);
+        assert_eq!(gather(11, 4095, 64, 23, 7), 0x0add_a450_b9a4_6bab);
+        assert_eq!(chase(11, 4095, 4096), 0x92af_6f8c_cb0f_1cb0);
+        assert_eq!(product((31, 10_000_000_000), 256, 3, 5), 99.0);
+        assert_eq!(product((31, 10_000_000_000), 256, 255, 254), 110.0);
+    }
+
+    #[test]
     fn the_hash_of_a_chunk_is_the_sum_of_its_parts() {
         let words = random(4096, 1);
         let whole = hash128(&words, 0, 9).0;

@@ -72,6 +72,15 @@ fn head(out: &mut String, results: Option<&Results>) -> std::fmt::Result {
     Ok(())
 }
 
+/// Where a group's rows come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Device,
+    /// A device, but the group did not end well.
+    CutShort,
+    Simulated,
+}
+
 fn section(out: &mut String, group: &str, results: Option<&Results>) -> std::fmt::Result {
     writeln!(out, "## {group}\n")?;
     let rows: Vec<&Row> =
@@ -84,9 +93,13 @@ fn section(out: &mut String, group: &str, results: Option<&Results>) -> std::fmt
         out,
         "| row | is | value | middle half | assumed | seen |\n| --- | --- | --- | --- | --- | --- |"
     )?;
-    let simulated = results.is_some_and(|r| r.simulated);
+    let source = match results {
+        Some(results) if results.simulated => Source::Simulated,
+        _ if run.is_some_and(|run| !run.why.is_empty()) => Source::CutShort,
+        _ => Source::Device,
+    };
     for entry in ROWS.iter().filter(|entry| entry.group == group) {
-        line(out, entry, &rows, simulated)?;
+        line(out, entry, &rows, source)?;
     }
     writeln!(out)?;
     for matrix in Matrix::all(&rows) {
@@ -109,7 +122,7 @@ fn section(out: &mut String, group: &str, results: Option<&Results>) -> std::fmt
     Ok(())
 }
 
-fn line(out: &mut String, entry: &Entry, rows: &[&Row], simulated: bool) -> std::fmt::Result {
+fn line(out: &mut String, entry: &Entry, rows: &[&Row], source: Source) -> std::fmt::Result {
     let found: Vec<&&Row> = rows.iter().filter(|row| is_of(&row.name, entry.name)).collect();
     let measured: Vec<&&&Row> = found.iter().filter(|row| row.is_measured()).collect();
     let wrong = found.iter().any(|row| row.verified == Some(false));
@@ -123,8 +136,9 @@ fn line(out: &mut String, entry: &Entry, rows: &[&Row], simulated: bool) -> std:
     };
     let seen = match (&found[..], measured.is_empty()) {
         _ if wrong => "**WRONG**".to_owned(),
+        ([], _) if source == Source::CutShort => format!("{UNSEEN}: its group did not end well"),
         ([], _) => UNSEEN.to_owned(),
-        _ if simulated => format!("simulated; {UNSEEN}"),
+        _ if source == Source::Simulated => format!("simulated; {UNSEEN}"),
         ([row, ..], true) => format!("{UNSEEN}: {}", row.why),
         ([row], false) if row.verified == Some(true) => "yes, checked".to_owned(),
         _ => "yes".to_owned(),

@@ -88,8 +88,8 @@ impl Group {
             Group::Calls => 40,
             Group::Checkpoint => 90,
             Group::Contract => 60,
-            Group::Sharing => 90,
-            Group::Frameworks => 170,
+            Group::Sharing => 110,
+            Group::Frameworks => 180,
         }
     }
 

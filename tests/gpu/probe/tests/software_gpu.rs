@@ -1,0 +1,176 @@
+//! `tests/gpu/run --sim` from start to end: every group runs, every row has a value or a reason, nothing
+//! that was checked is wrong, and no simulated number passes for a measured one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const PROBE: &str = env!("CARGO_BIN_EXE_acb-gpu-probe");
+const GROUPS: [&str; 11] = [
+    "driver",
+    "memory",
+    "pinned",
+    "link",
+    "hash",
+    "kernels",
+    "calls",
+    "contract",
+    "sharing",
+    "frameworks",
+    "checkpoint",
+];
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../run")
+}
+
+/// The installed prefix, or one made of what lies in the target folder.
+fn prefix(scratch: &Path) -> PathBuf {
+    if let Some(prefix) = std::env::var_os("ACB_PREFIX").map(PathBuf::from)
+        && prefix.join("libexec/acb-tests/sim/libcuda.so.1").exists()
+    {
+        return prefix;
+    }
+    let target = Path::new(PROBE).parent().unwrap();
+    if !target.join("libsimcuda.so").exists() || !target.join("libsimnvml.so").exists() {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "-p", "simcuda", "-p", "simcuda-nvml"]);
+        build.env("CARGO_TARGET_DIR", target.parent().unwrap());
+        assert!(build.status().unwrap().success(), "the software GPU does not build");
+    }
+    let prefix = scratch.join("prefix");
+    let place = |from: &str, to: &str| {
+        let (from, to) = (target.join(from), prefix.join(to));
+        if from.exists() {
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(from, to).unwrap();
+        }
+    };
+    place("acb-gpu-probe", "libexec/acb-tests/acb-gpu-probe");
+    place("libsimcuda.so", "libexec/acb-tests/sim/libcuda.so.1");
+    place("libsimcuda.so", "libexec/acb-tests/sim/libcuda.so");
+    place("libsimnvml.so", "libexec/acb-tests/sim/libnvidia-ml.so.1");
+    prefix
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(script()).args(arguments).env_remove("ACB_PREFIX").output().unwrap()
+}
+
+#[test]
+fn the_whole_script_runs_on_the_software_gpu() {
+    let scratch = tempfile::tempdir().unwrap();
+    let prefix = prefix(scratch.path());
+    let json = scratch.path().join("results.json");
+    let output = run(&[
+        "--sim",
+        "--quick",
+        "--prefix",
+        prefix.to_str().unwrap(),
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    let told = format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{told}");
+    let results: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(results["schema"], 1);
+    assert_eq!(results["simulated"], true);
+
+    let groups = results["groups"].as_array().unwrap();
+    let names: Vec<&str> = groups.iter().map(|group| group["name"].as_str().unwrap()).collect();
+    assert_eq!(names, GROUPS);
+    for group in groups {
+        assert_eq!(group["ended"], "well", "{group}\n{told}");
+    }
+    let rows = results["rows"].as_array().unwrap();
+    for group in GROUPS {
+        assert!(rows.iter().any(|row| row["group"] == group), "no row of {group}\n{told}");
+    }
+    for row in rows {
+        let measured = row.get("value").is_some() || row.get("text").is_some();
+        let why = row.get("why").and_then(Value::as_str).is_some_and(|why| !why.is_empty());
+        assert!(measured != why, "{row}");
+        assert_ne!(row["verified"], false, "{row}");
+    }
+    // What needs neither an unknown kernel nor a framework must have been measured.
+    for name in [
+        "context_mib",
+        "mapped_idle.cycle_us@2MiB",
+        "mapped_busy.cycle_us@2MiB",
+        "copy.out_1_gb_per_s@2MiB",
+        "copied_bytes",
+        "pipeline_best_gb_per_s",
+        "device_copy_gb_per_s",
+        "launch_direct_ns",
+        "listed_but_not_exported",
+    ] {
+        let row = rows.iter().find(|row| row["name"] == name);
+        assert!(
+            row.is_some_and(|row| row.get("value").or(row.get("text")).is_some()),
+            "{name}: {row:?}"
+        );
+    }
+    assert!(told.contains("SIMULATED"), "{told}");
+
+    let page = Command::new(PROBE).arg("report").arg(&json).output().unwrap();
+    let page = String::from_utf8(page.stdout).unwrap();
+    assert!(
+        page.contains("**Simulated:") && !page.lines().any(|line| line.ends_with("| yes |")),
+        "{page}"
+    );
+}
+
+#[test]
+fn a_group_that_fails_does_not_stop_the_others() {
+    // No driver at all: every group says so, and the file is still written.
+    let scratch = tempfile::tempdir().unwrap();
+    let json = scratch.path().join("results.json");
+    let output = Command::new(PROBE)
+        .args(["some", "driver,hash", "--quick", "--json"])
+        .arg(&json)
+        .env("LD_LIBRARY_PATH", scratch.path())
+        .output()
+        .unwrap();
+    let results: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let groups = results["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2);
+    if groups[0]["ended"] == "failed" {
+        assert_eq!(output.status.code(), Some(1));
+        assert!(groups[1]["why"].as_str().unwrap().contains("no CUDA driver"), "{groups:?}");
+    }
+}
+
+#[test]
+fn wrong_options_are_named_and_end_with_2() {
+    for (arguments, named) in [
+        (&["--nonsense"][..], "--nonsense"),
+        (&["--json"], "--json"),
+        (&["--budget", "soon"], "soon"),
+        (&["--prefix", "/nowhere"], "/nowhere"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(named) && told.starts_with("run: "), "{arguments:?}: {told}");
+    }
+    let output = Command::new(PROBE).args(["some", "memory,astrology"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("astrology"));
+}
+
+#[test]
+fn a_file_that_is_no_result_is_refused_with_its_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, text) in [("empty", ""), ("other", "{\"a\": 1}"), ("list", "[]")] {
+        let file = scratch.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        let output = Command::new(PROBE).arg("report").arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(name));
+    }
+}
