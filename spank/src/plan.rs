@@ -3,11 +3,12 @@
 //! Owns: the environment of the tasks (docs/architecture.md, "Environment of a client"), and the
 //! reasons why a task cannot run. Pure: no IO, no Slurm, no environment of its own.
 
+use crate::library::Library;
 use crate::ready::Ready;
+use crate::resources::{Devices, gpus_per_task};
 use acb_cluster_conf::{JobSpec, Request};
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::path::Path;
 
 /// A change of the task's environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +36,8 @@ pub(crate) enum TaskError {
     )]
     PolicyIsTheJobs { policy: String, quantum_ms: u32 },
     #[error(
-        "{wanted} GPUs per client are wanted ({origin}), but job {job_id} has {there} on node {node}: \
-         ask Slurm for more (--gres=gpu:N) or the assigner for less (--acb=gpus=N)"
+        "{wanted} GPUs per client are wanted ({origin}), but job {job_id} has {there} on node {node} \
+         for this step: ask Slurm for more (--gres=gpu:N) or the assigner for less (--acb=gpus=N)"
     )]
     TooManyGpus { wanted: u32, origin: &'static str, there: usize, job_id: u32, node: String },
     #[error(
@@ -53,6 +54,8 @@ pub(crate) enum TaskError {
 pub(crate) struct TaskFacts<'a> {
     pub(crate) spec: &'a JobSpec,
     pub(crate) ready: &'a Ready,
+    /// Whether Slurm keeps a step from GPUs that are the job's but not its own.
+    pub(crate) devices: Devices,
     /// What the step's own `--acb` says; empty when it has none.
     pub(crate) request: &'a Request,
     /// "batch", "interactive" or a number.
@@ -63,7 +66,7 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 7] = [
+pub(crate) const READS: [&str; 8] = [
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
@@ -71,6 +74,7 @@ pub(crate) const READS: [&str; 7] = [
     "NCCL_GRAPH_REGISTER",
     "SLURM_GPUS_PER_TASK",
     "SLURM_JOB_GPUS",
+    "SLURM_STEP_GPUS",
 ];
 
 /// The job's key, which sbatch and salloc leave in the job's environment under this name. It has
@@ -78,8 +82,9 @@ pub(crate) const READS: [&str; 7] = [
 pub(crate) const KEY_LEFT_BEHIND: &str = "SLURM_SPANK_ACB_KEY";
 
 /// Our own variables.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
     "ACB_SOCKET",
+    "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_DRIVER",
     "ACB_ON_FAILURE",
@@ -99,7 +104,8 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
             quantum_ms: spec.quantum_ms.get(),
         });
     }
-    let gpus = gpus(task)?;
+    let eligible = eligible(task);
+    let gpus = gpus(task, eligible.len())?;
     let library = Library::of(&spec.lib_dir);
     let there = |name| task.environment.get(name).map(String::as_str);
 
@@ -121,9 +127,10 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     set("ACB_GRACE_MS", &spec.grace_ms);
     set("ACB_STEP", &task.step);
     set("ACB_RANK", &task.rank);
-    let uuids: Vec<_> =
-        ready.gpus.iter().take(gpus as usize).map(|gpu| gpu.uuid.as_str()).collect();
-    set("CUDA_VISIBLE_DEVICES", &uuids.join(","));
+    if eligible.len() < ready.gpus.len() {
+        set("ACB_ELIGIBLE", &eligible.join(","));
+    }
+    set("CUDA_VISIBLE_DEVICES", &eligible[..gpus as usize].join(","));
     if there("NCCL_GRAPH_REGISTER").is_none() {
         set("NCCL_GRAPH_REGISTER", &0);
     }
@@ -131,14 +138,35 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     Ok(changes)
 }
 
-/// How many GPUs the task's program sees.
-fn gpus(task: &TaskFacts<'_>) -> Result<u32, TaskError> {
+/// The GPUs that the task can open. Numbers that are none of the assigner's mean nothing.
+fn eligible<'a>(task: &TaskFacts<'a>) -> Vec<&'a str> {
+    let all = &task.ready.gpus;
+    let own: Vec<u32> = match (task.devices, task.environment.get("SLURM_STEP_GPUS")) {
+        (Devices::OfTheStep, Some(list)) => {
+            list.split(',').filter_map(|index| index.trim().parse().ok()).collect()
+        }
+        _ => Vec::new(),
+    };
+    let uuids = |wanted: &dyn Fn(u32) -> bool| -> Vec<&'a str> {
+        all.iter().filter(|gpu| wanted(gpu.index)).map(|gpu| gpu.uuid.as_str()).collect()
+    };
+    match uuids(&|index| own.contains(&index)) {
+        none if none.is_empty() => uuids(&|_| true),
+        some => some,
+    }
+}
+
+/// How many GPUs the task's program sees, of so many that are there.
+fn gpus(task: &TaskFacts<'_>, there: usize) -> Result<u32, TaskError> {
     let spec = task.spec;
     let asked = task.request.gpus.or(spec.gpus_per_client).map(std::num::NonZeroU32::get);
     let (wanted, origin) = match asked {
         Some(wanted) => (wanted, "gpus= of --acb"),
         None => match task.environment.get("SLURM_GPUS_PER_TASK") {
-            Some(text) => (gpus_per_task(text)?, "--gpus-per-task"),
+            Some(text) => (
+                gpus_per_task(text).ok_or_else(|| TaskError::GpusPerTask(text.clone()))?,
+                "--gpus-per-task",
+            ),
             None => (1, "the default"),
         },
     };
@@ -146,21 +174,11 @@ fn gpus(task: &TaskFacts<'_>) -> Result<u32, TaskError> {
         let policy = spec.policy.to_string();
         return Err(TaskError::PolicyGivesOne { policy, wanted, origin });
     }
-    let there = task.ready.gpus.len();
     if wanted as usize > there {
         let (job_id, node) = (spec.job_id, spec.node.clone());
         return Err(TaskError::TooManyGpus { wanted, origin, there, job_id, node });
     }
     Ok(wanted)
-}
-
-/// `2`, `a100:2`, or `a100:1,h100:1`.
-fn gpus_per_task(text: &str) -> Result<u32, TaskError> {
-    text.split(',')
-        .map(|part| part.rsplit(':').next().and_then(|count| count.parse::<u32>().ok()))
-        .sum::<Option<u32>>()
-        .filter(|count| *count > 0)
-        .ok_or_else(|| TaskError::GpusPerTask(text.to_owned()))
 }
 
 /// The environment of a step with `--acb=off`: that of a job without slurm-acb. It may have
@@ -201,85 +219,6 @@ pub(crate) fn leave(
     changes
 }
 
-/// The interposer, and how it stands in lists of libraries and folders.
-struct Library {
-    file: String,
-    folder: String,
-}
-
-impl Library {
-    fn of(folder: &Path) -> Self {
-        Self {
-            file: folder.join("libcuda.so.1").display().to_string(),
-            folder: folder.display().to_string(),
-        }
-    }
-
-    /// In front of what the user had, once. ld.so takes blanks and colons between names.
-    fn preload(&self, had: Option<&str>) -> String {
-        match self.without_preload(had.unwrap_or_default()) {
-            rest if rest.is_empty() => self.file.clone(),
-            rest => format!("{}:{rest}", self.file),
-        }
-    }
-
-    fn without_preload(&self, had: &str) -> String {
-        if !had.contains(&self.file) {
-            return had.to_owned();
-        }
-        let rest: Vec<_> =
-            had.split([' ', ':']).filter(|name| !name.is_empty() && *name != self.file).collect();
-        rest.join(":")
-    }
-
-    /// In front of what the user had, once. An empty element would mean the current folder.
-    fn search(&self, had: Option<&str>) -> String {
-        match self.without_search(had.unwrap_or_default()) {
-            rest if rest.is_empty() => self.folder.clone(),
-            rest => format!("{}:{rest}", self.folder),
-        }
-    }
-
-    fn without_search(&self, had: &str) -> String {
-        if !had.contains(&self.folder) {
-            return had.to_owned();
-        }
-        had.split(':').filter(|folder| *folder != self.folder).collect::<Vec<_>>().join(":")
-    }
-}
-
-/// The GPUs of a job on a node, from the prolog's `SLURM_JOB_GPUS`; empty means all of the node's.
-///
-/// Where Slurm counts GPUs, a job that has asked for none gets none. Where it does not, because
-/// whole nodes are handed out, the job has them all.
-pub(crate) fn job_gpus(
-    given: Option<&str>,
-    slurm_conf: Option<&str>,
-    node: &str,
-) -> Result<Vec<u32>, String> {
-    match given {
-        Some(list) => list
-            .split(',')
-            .map(|index| index.trim().parse())
-            .collect::<Result<_, _>>()
-            .map_err(|_| format!("SLURM_JOB_GPUS is `{list}`: not a list of GPU numbers")),
-        None if slurm_conf.is_none_or(counts_gpus) => Err(format!(
-            "the job has no GPU on node {node}: --acb shares the job's GPUs, ask for some with --gres=gpu:N"
-        )),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// Whether slurm.conf makes GPUs a countable resource.
-fn counts_gpus(slurm_conf: &str) -> bool {
-    slurm_conf.lines().any(|line| {
-        let line = line.split('#').next().unwrap_or_default();
-        let Some((name, value)) = line.split_once('=') else { return false };
-        name.trim().eq_ignore_ascii_case("GresTypes")
-            && value.split(',').any(|kind| kind.trim().eq_ignore_ascii_case("gpu"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,12 +246,22 @@ mod tests {
     }
 
     fn ready() -> Ready {
-        let gpus = ["GPU-a", "GPU-b"].map(|uuid| ReadyGpu { uuid: uuid.into() }).into();
+        let gpu = |index, uuid: &str| ReadyGpu { index, uuid: uuid.into() };
+        let gpus = vec![gpu(0, "GPU-a"), gpu(3, "GPU-b")];
         Ready { gpus, client_socket: "/run/acb/n1/7/client.sock".into() }
     }
 
     /// The environment after the changes, and the variables that were removed.
     fn joined(
+        job: &str,
+        step: &str,
+        environment: &[(&'static str, &str)],
+    ) -> Result<BTreeMap<String, String>, TaskError> {
+        joined_with(Devices::OfTheJob, job, step, environment)
+    }
+
+    fn joined_with(
+        devices: Devices,
         job: &str,
         step: &str,
         environment: &[(&'static str, &str)],
@@ -323,6 +272,7 @@ mod tests {
         let facts = TaskFacts {
             spec: &spec,
             ready: &ready,
+            devices,
             request: &request,
             step: "0".into(),
             rank: 3,
@@ -403,6 +353,27 @@ mod tests {
     }
 
     #[test]
+    fn a_constrained_step_stays_on_its_own_gpus() {
+        let after = |devices, step: &'static str, own: &'static str| {
+            joined_with(devices, "", step, &[("SLURM_STEP_GPUS", own)])
+        };
+        let constrained = after(Devices::OfTheStep, "", "3").unwrap();
+        assert_eq!(constrained["ACB_ELIGIBLE"], "GPU-b");
+        assert_eq!(constrained["CUDA_VISIBLE_DEVICES"], "GPU-b");
+        assert!(matches!(
+            after(Devices::OfTheStep, "gpus=2", "3"),
+            Err(TaskError::TooManyGpus { there: 1, .. })
+        ));
+        for (devices, own) in
+            [(Devices::OfTheJob, "3"), (Devices::OfTheStep, "0,3"), (Devices::OfTheStep, "?")]
+        {
+            let free = after(devices, "gpus=2", own).unwrap();
+            assert!(!free.contains_key("ACB_ELIGIBLE"));
+            assert_eq!(free["CUDA_VISIBLE_DEVICES"], "GPU-a,GPU-b");
+        }
+    }
+
+    #[test]
     fn a_step_cannot_change_what_is_the_jobs() {
         for step in ["simple", "quantum=1s"] {
             let error = joined("", step, &[]).unwrap_err();
@@ -437,18 +408,6 @@ mod tests {
         assert_eq!(visible("4"), "4", "the step's own");
     }
 
-    #[test]
-    fn jobs_have_the_gpus_that_slurm_gave() {
-        let counts = Some("ClusterName=x\ngrestypes = mps, GPU # yes\n");
-        let none = Some("#GresTypes=gpu\nClusterName=x\n");
-        assert_eq!(job_gpus(Some("0,3"), counts, "n1"), Ok(vec![0, 3]));
-        assert_eq!(job_gpus(None, none, "n1"), Ok(vec![]));
-        for conf in [counts, None] {
-            assert!(job_gpus(None, conf, "n1").unwrap_err().contains("--gres=gpu:N"));
-        }
-        assert!(job_gpus(Some("a,b"), counts, "n1").is_err());
-    }
-
     proptest! {
         /// srun inside a batch step: what joins twice stands once, and `off` takes it away again.
         #[test]
@@ -464,6 +423,7 @@ mod tests {
                 let facts = TaskFacts {
                     spec: &spec,
                     ready: &ready,
+                    devices: Devices::OfTheJob,
                     request: &Request::default(),
                     step: "0".into(),
                     rank: 0,

@@ -5,7 +5,7 @@
 
 use crate::records::Records;
 use crate::slurm::{self, Handle};
-use crate::{args, option, plan};
+use crate::{args, option, resources};
 use acb_cluster_conf::{AcbOption, JobFacts, JobSpec, Key, Request, SiteConfig};
 use std::env;
 use std::ffi::c_int;
@@ -60,11 +60,15 @@ fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, Str
     let key = variable("SPANK_ACB_KEY")
         .and_then(|key| Key::from_hex(&key).map_err(|error| error.to_string()))
         .map_err(|error| format!("the job's key did not arrive: {error}"))?;
-    let slurm_conf = env::var_os("SLURM_CONF").map(PathBuf::from);
+    let slurm_conf = slurm_conf();
     let gres = slurm_conf.as_deref().map(fs::read_to_string).and_then(Result::ok);
     Ok(JobFacts {
         job_id,
-        gpus: plan::job_gpus(env::var("SLURM_JOB_GPUS").ok().as_deref(), gres.as_deref(), &node)?,
+        gpus: resources::job_gpus(
+            env::var("SLURM_JOB_GPUS").ok().as_deref(),
+            gres.as_deref(),
+            &node,
+        )?,
         node,
         nodes,
         uid,
@@ -72,6 +76,16 @@ fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, Str
         home: None,
         key,
         slurm_conf,
+    })
+}
+
+/// What slurmd itself was started with, or where packages and configless Slurm put it.
+fn slurm_conf() -> Option<PathBuf> {
+    env::var_os("SLURM_CONF").map(PathBuf::from).or_else(|| {
+        ["/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|path| path.exists())
     })
 }
 

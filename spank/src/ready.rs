@@ -9,6 +9,8 @@ use std::{fs, io};
 /// A GPU that the assigner hands out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct ReadyGpu {
+    /// As Slurm and NVML count.
+    pub(crate) index: u32,
     pub(crate) uuid: String,
 }
 

@@ -12,7 +12,7 @@ use crate::process::Identity;
 use acb_cluster_conf::{JobFolder, JobSpec, spec_file};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The records of one job on this node.
@@ -51,7 +51,11 @@ impl Records {
         let records = self.spec.parent().ok_or(ErrorKind::InvalidInput)?;
         let node = records.parent().ok_or(ErrorKind::InvalidInput)?;
         DirBuilder::new().recursive(true).mode(0o755).create(node)?;
+        for folder in [node, node.parent().ok_or(ErrorKind::InvalidInput)?] {
+            check_owner(folder)?;
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(records)?;
+        check_owner(records)?;
         // slurmd's umask may be anything.
         fs::set_permissions(node, Permissions::from_mode(0o755))?;
         fs::set_permissions(records, Permissions::from_mode(0o700))
@@ -112,6 +116,17 @@ impl Records {
     }
 }
 
+/// Whoever can write a folder can put others' files in the place of ours.
+fn check_owner(folder: &Path) -> io::Result<()> {
+    let metadata = folder.symlink_metadata()?;
+    let own = fs::metadata("/proc/self")?.uid();
+    if metadata.is_dir() && metadata.uid() == own && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let why = format!("{} must be a folder that root alone can write", folder.display());
+    Err(io::Error::other(why))
+}
+
 /// Root's alone from its first byte on, and whole or not there.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension("new");
@@ -128,6 +143,20 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_others_are_not_taken() {
+        let run = tempfile::tempdir().unwrap();
+        fs::set_permissions(run.path(), Permissions::from_mode(0o777)).unwrap();
+        let error = Records::new(run.path(), "n1", 7).write_failure("x").unwrap_err();
+        assert!(error.to_string().contains("root alone can write"), "{error}");
+
+        let run = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), run.path().join("n1")).unwrap();
+        assert!(Records::new(run.path(), "n1", 7).write_failure("x").is_err());
+        assert!(fs::read_dir(elsewhere.path()).unwrap().next().is_none());
+    }
 
     #[test]
     fn records_come_and_go() {

@@ -116,29 +116,34 @@ impl Handle<'_> {
         Ok(unsafe { std::slice::from_raw_parts(groups, count) }.to_vec())
     }
 
-    /// A variable of the job's environment; `None` when it is not there. Bytes that are no UTF-8
-    /// are replaced.
-    pub(crate) fn variable(&self, name: &str) -> Option<String> {
-        let name = c_string(name);
+    /// A variable of the job's environment; `None` when it is not there.
+    ///
+    /// # Errors
+    /// It is no UTF-8: it could not be handed on as it is.
+    pub(crate) fn variable(&self, name: &str) -> Result<Option<String>, String> {
+        let key = c_string(name);
         let mut buffer = vec![0_u8; 4096];
         loop {
-            let length = c_int::try_from(buffer.len()).ok()?;
+            let length = c_int::try_from(buffer.len())
+                .map_err(|_| format!("the job's variable {name} is too long"))?;
             // SAFETY: the buffer has so many bytes, and Slurm ends what it writes with a NUL.
             let code = unsafe {
                 sys::spank_getenv(
                     self.raw,
-                    name.as_ptr(),
+                    key.as_ptr(),
                     buffer.as_mut_ptr().cast::<c_char>(),
                     length,
                 )
             };
             match code {
                 0 => {
-                    let text = CStr::from_bytes_until_nul(&buffer).ok()?;
-                    return Some(text.to_string_lossy().into_owned());
+                    let bytes = buffer.split(|byte| *byte == 0).next().unwrap_or_default();
+                    return String::from_utf8(bytes.to_vec())
+                        .map(Some)
+                        .map_err(|_| format!("the job's variable {name} is not UTF-8 text"));
                 }
                 sys::ESPANK_NOSPACE => buffer.resize(buffer.len() * 4, 0),
-                _ => return None,
+                _ => return Ok(None),
             }
         }
     }

@@ -8,12 +8,15 @@
 use crate::plan::{self, Change, TaskError, TaskFacts};
 use crate::ready::Ready;
 use crate::records::Records;
+use crate::resources::{self, Devices};
 use crate::slurm::{self, Handle};
 use crate::{args, option};
 use acb_cluster_conf::{AcbOption, JobSpec, Request};
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::c_int;
+use std::fs;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// SLURM_BATCH_SCRIPT and SLURM_INTERACTIVE_STEP of slurm.h.
@@ -31,7 +34,7 @@ enum Job {
     /// It gets no assigner.
     Failed(String),
     /// The assigner of this spec was to be started.
-    Acb(Box<JobSpec>),
+    Acb(Box<JobSpec>, Devices),
 }
 
 static JOB: Mutex<Option<Job>> = Mutex::new(None);
@@ -47,7 +50,10 @@ pub(crate) fn look_as_root(handle: &Handle<'_>) -> c_int {
                 Some(why) => Job::Failed(why),
                 None if !records.exist() => Job::Plain,
                 None => match JobSpec::load(records.spec()) {
-                    Ok(spec) => Job::Acb(Box::new(spec)),
+                    Ok(spec) => {
+                        let devices = devices(&spec);
+                        Job::Acb(Box::new(spec), devices)
+                    }
                     Err(error) => Job::Failed(error.to_string()),
                 },
             }
@@ -55,6 +61,13 @@ pub(crate) fn look_as_root(handle: &Handle<'_>) -> c_int {
     };
     *JOB.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
     0
+}
+
+/// From cgroup.conf, which lies beside slurm.conf.
+fn devices(spec: &JobSpec) -> Devices {
+    let slurm_conf = spec.slurm_conf.as_deref().unwrap_or(Path::new("/etc/slurm/slurm.conf"));
+    let text = fs::read_to_string(slurm_conf.with_file_name("cgroup.conf")).unwrap_or_default();
+    resources::devices(&text)
 }
 
 /// task_init, as the user.
@@ -68,8 +81,8 @@ pub(crate) fn prepare_task(handle: &Handle<'_>) -> c_int {
 
 fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
     let given = option::given(handle).transpose().map_err(|error| error.to_string())?;
-    let spec = match (job, &given) {
-        (Job::Acb(spec), _) => spec,
+    let (spec, devices) = match (job, &given) {
+        (Job::Acb(spec, devices), _) => (spec, devices),
         (Job::Plain | Job::Unknown(_), None) | (_, Some(AcbOption::Off)) => return Ok(vec![]),
         (Job::Unknown(why) | Job::Failed(why), _) => return Err(why),
         (Job::Plain, Some(AcbOption::On(_))) => {
@@ -77,8 +90,10 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
             return Err(TaskError::NotAnAcbJob { job_id }.to_string());
         }
     };
-    let variables: BTreeMap<_, _> =
-        plan::READS.into_iter().filter_map(|name| Some((name, handle.variable(name)?))).collect();
+    let mut variables = BTreeMap::new();
+    for name in plan::READS {
+        variables.extend(handle.variable(name)?.map(|value| (name, value)));
+    }
     let ready = Ready::load(&spec.run_folder.ready());
     let request = match given {
         Some(AcbOption::Off) => return Ok(plan::leave(&spec, ready.as_ref().ok(), &variables)),
@@ -101,6 +116,7 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
     let facts = TaskFacts {
         spec: &spec,
         ready: &ready,
+        devices,
         request: &request,
         step,
         rank,

@@ -1,0 +1,85 @@
+//! What Slurm's variables and files say of GPUs. Pure: texts in, facts out.
+
+/// What a step can open of its job's GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// All of them.
+    OfTheJob,
+    /// Its own: ConstrainDevices of cgroup.conf.
+    OfTheStep,
+}
+
+/// The GPUs of a job on a node, from the prolog's `SLURM_JOB_GPUS`; empty means all of the node's.
+///
+/// Where Slurm counts GPUs, a job that has asked for none gets none. Where it does not, because
+/// whole nodes are handed out, the job has them all.
+pub(crate) fn job_gpus(
+    given: Option<&str>,
+    slurm_conf: Option<&str>,
+    node: &str,
+) -> Result<Vec<u32>, String> {
+    match given {
+        Some(list) => list
+            .split(',')
+            .map(|index| index.trim().parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| format!("SLURM_JOB_GPUS is `{list}`: not a list of GPU numbers")),
+        None if slurm_conf.is_none_or(counts_gpus) => Err(format!(
+            "the job has no GPU on node {node}: --acb shares the job's GPUs, ask for some with --gres=gpu:N"
+        )),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Whether a cgroup.conf keeps steps from the devices of others.
+pub(crate) fn devices(cgroup_conf: &str) -> Devices {
+    match setting(cgroup_conf, "ConstrainDevices") {
+        Some(value) if value.eq_ignore_ascii_case("yes") => Devices::OfTheStep,
+        _ => Devices::OfTheJob,
+    }
+}
+
+/// Whether slurm.conf makes GPUs a countable resource.
+fn counts_gpus(slurm_conf: &str) -> bool {
+    setting(slurm_conf, "GresTypes")
+        .is_some_and(|kinds| kinds.split(',').any(|kind| kind.trim().eq_ignore_ascii_case("gpu")))
+}
+
+/// A setting of one of Slurm's files, which has a line of its own.
+fn setting<'a>(conf: &'a str, name: &str) -> Option<&'a str> {
+    conf.lines().find_map(|line| {
+        let (key, value) = line.split('#').next()?.split_once('=')?;
+        key.trim().eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+/// The number in `SLURM_GPUS_PER_TASK`: `2`, `a100:2`, or `a100:1,h100:1`.
+pub(crate) fn gpus_per_task(text: &str) -> Option<u32> {
+    text.split(',')
+        .map(|part| part.rsplit(':').next().and_then(|count| count.parse::<u32>().ok()))
+        .sum::<Option<u32>>()
+        .filter(|count| *count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_have_the_gpus_that_slurm_gave() {
+        let counts = Some("ClusterName=x\ngrestypes = mps, GPU # yes\n");
+        let none = Some("#GresTypes=gpu\nClusterName=x\n");
+        assert_eq!(job_gpus(Some("0,3"), counts, "n1"), Ok(vec![0, 3]));
+        assert_eq!(job_gpus(None, none, "n1"), Ok(vec![]));
+        for conf in [counts, None] {
+            assert!(job_gpus(None, conf, "n1").unwrap_err().contains("--gres=gpu:N"));
+        }
+        assert!(job_gpus(Some("a,b"), counts, "n1").is_err());
+    }
+
+    #[test]
+    fn constrained_devices_are_seen() {
+        assert_eq!(devices("A=b\nconstraindevices = YES # x\n"), Devices::OfTheStep);
+        assert_eq!(devices("#ConstrainDevices=yes\n"), Devices::OfTheJob);
+    }
+}
