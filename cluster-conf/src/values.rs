@@ -110,9 +110,10 @@ pub enum VariableProblem {
 }
 
 /// What the plugin, agarun or the cluster file's own keys set.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     "ACB_CONF",
     "ACB_DRIVER",
+    "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_GRACE_MS",
     "ACB_LIB_DIR",
