@@ -1,7 +1,9 @@
 //! Gives the library the driver's SONAME: whoever asks the dynamic linker for libcuda.so.1 gets
-//! what is loaded under that name already, which is this.
+//! what is loaded under that name already, which is this. And takes the unwinder from GCC's static
+//! library, so that libc is all that is mapped into other people's programs beside it.
 
 fn main() {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so.1");
+    println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
     println!("cargo::rerun-if-changed=build.rs");
 }

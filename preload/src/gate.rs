@@ -79,7 +79,7 @@ impl Gate {
 
     /// Closes the gate if nobody is inside and nobody came since `seen`.
     pub(crate) fn close_if_quiet(&self, seen: Snapshot) -> bool {
-        let quiet = u64::from(seen.come) * COME | OPEN;
+        let quiet = (u64::from(seen.come) * COME) | OPEN;
         self.word
             .compare_exchange(quiet, quiet & !OPEN, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn the_count_wraps_without_touching_the_rest() {
         let gate = Gate::new();
-        gate.word.store(OPEN | u64::from(u32::MAX) * COME, Ordering::Relaxed);
+        gate.word.store(OPEN | (u64::from(u32::MAX) * COME), Ordering::Relaxed);
         assert!(gate.enter());
         assert_eq!(gate.snapshot(), Snapshot { open: true, inside: 1, come: 0 });
     }

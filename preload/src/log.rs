@@ -4,7 +4,6 @@
 //! a line may be written in a forked child whose parent held any lock at all.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// How much a line matters.
@@ -77,10 +76,17 @@ pub(crate) fn write(level: Level, text: fmt::Arguments<'_>) {
     }
 }
 
-/// A program may have closed its stderr; then there is nobody to tell.
+/// Never waits: behind a stderr that nobody reads, a line is lost rather than a GPU held. A pipe
+/// that is ready takes 4 KiB at once, and a line is shorter. A program may have closed its stderr;
+/// then there is nobody to tell.
 fn to_stderr(line: &str) {
-    let stderr: BorrowedFd<'_> = rustix::stdio::stderr();
-    let _ = rustix::io::write(stderr, line.as_bytes());
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stderr = rustix::stdio::stderr();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    if poll(&mut fds, Some(&at_once)) == Ok(1) && fds[0].revents().contains(PollFlags::OUT) {
+        let _ = rustix::io::write(stderr, line.as_bytes());
+    }
 }
 
 macro_rules! error {

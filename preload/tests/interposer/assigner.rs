@@ -13,23 +13,23 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-pub const UUID: &str = "GPU-11111111";
+pub(crate) const UUID: &str = "GPU-11111111";
 
-pub struct Assigner {
+pub(crate) struct Assigner {
     listener: UnixListener,
 }
 
-pub struct Peer {
-    pub stream: UnixStream,
+pub(crate) struct Peer {
+    pub(crate) stream: UnixStream,
     decoder: Decoder,
 }
 
 impl Assigner {
-    pub fn listen(path: &Path) -> Self {
+    pub(crate) fn listen(path: &Path) -> Self {
         Assigner { listener: UnixListener::bind(path).expect("the socket can be made") }
     }
 
-    pub fn accept(&self) -> Peer {
+    pub(crate) fn accept(&self) -> Peer {
         self.listener.set_nonblocking(true).unwrap();
         let mut accepted = None;
         wait_until("a connection", || match self.listener.accept() {
@@ -47,7 +47,7 @@ impl Assigner {
     }
 
     /// A client that has gone through cuInit, with 16 GiB on its GPU.
-    pub fn accept_client(&self) -> Peer {
+    pub(crate) fn accept_client(&self) -> Peer {
         let mut peer = self.accept();
         peer.hello();
         peer.say(Say::Welcome(welcome()));
@@ -57,7 +57,7 @@ impl Assigner {
     }
 }
 
-pub fn welcome() -> Welcome {
+pub(crate) fn welcome() -> Welcome {
     Welcome {
         client: 5,
         idle_us: 2_000,
@@ -67,13 +67,13 @@ pub fn welcome() -> Welcome {
     }
 }
 
-pub fn bound() -> Say {
+pub(crate) fn bound() -> Say {
     let gpu = BoundGpu { index: 0, uuid: UUID.into(), memory: 16 << 30 };
     Say::Bound(Bound { gpus: vec![gpu] })
 }
 
 impl Peer {
-    pub fn say(&mut self, kind: Say) {
+    pub(crate) fn say(&mut self, kind: Say) {
         self.stream
             .write_all(&encode(&AssignerMessage { kind: Some(kind) }))
             .expect("the client listens");
@@ -81,13 +81,13 @@ impl Peer {
 
     /// The next message but counters.
     #[track_caller]
-    pub fn hear(&mut self) -> Hear {
+    pub(crate) fn hear(&mut self) -> Hear {
         self.try_hear().expect("the client says something before it leaves")
     }
 
     /// `None`: the client has left.
     #[track_caller]
-    pub fn try_hear(&mut self) -> Option<Hear> {
+    pub(crate) fn try_hear(&mut self) -> Option<Hear> {
         loop {
             while let Some(message) =
                 self.decoder.next::<ClientMessage>().expect("frames are right")
@@ -108,7 +108,7 @@ impl Peer {
     }
 
     #[track_caller]
-    pub fn hello(&mut self) -> Hello {
+    pub(crate) fn hello(&mut self) -> Hello {
         match self.hear() {
             Hear::Hello(hello) => hello,
             other => panic!("Hello expected: {other:?}"),
@@ -116,13 +116,13 @@ impl Peer {
     }
 
     #[track_caller]
-    pub fn acquire(&mut self) {
+    pub(crate) fn acquire(&mut self) {
         let heard = self.hear();
         assert!(matches!(heard, Hear::Acquire(_)), "{heard:?}");
     }
 
     #[track_caller]
-    pub fn release(&mut self) -> Release {
+    pub(crate) fn release(&mut self) -> Release {
         match self.hear() {
             Hear::Release(release) => release,
             other => panic!("Release expected: {other:?}"),
@@ -130,35 +130,35 @@ impl Peer {
     }
 
     #[track_caller]
-    pub fn room_request(&mut self) -> RoomRequest {
+    pub(crate) fn room_request(&mut self) -> RoomRequest {
         match self.hear() {
             Hear::RoomRequest(request) => request,
             other => panic!("RoomRequest expected: {other:?}"),
         }
     }
 
-    pub fn room_reply(&mut self, seq: u64, verdict: RoomVerdict, reason: &str) {
+    pub(crate) fn room_reply(&mut self, seq: u64, verdict: RoomVerdict, reason: &str) {
         self.say(Say::RoomReply(RoomReply { seq, verdict: verdict.into(), reason: reason.into() }));
     }
 
     /// Acquire, and the lease.
     #[track_caller]
-    pub fn grant(&mut self, epoch: u64) {
+    pub(crate) fn grant(&mut self, epoch: u64) {
         self.acquire();
         self.say(Say::Granted(Granted { epoch }));
     }
 
-    pub fn want(&mut self, epoch: u64) {
+    pub(crate) fn want(&mut self, epoch: u64) {
         self.say(Say::Wanted(Wanted { epoch }));
     }
 
-    pub fn recall(&mut self, epoch: u64) {
+    pub(crate) fn recall(&mut self, epoch: u64) {
         self.say(Say::Recall(Recall { epoch }));
     }
 
     /// Nothing comes for a while: long enough that what should not come would have come.
     #[track_caller]
-    pub fn hears_nothing(&mut self) {
+    pub(crate) fn hears_nothing(&mut self) {
         self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {

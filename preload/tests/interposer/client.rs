@@ -11,7 +11,7 @@ use std::time::Instant;
 type Handle = *mut c_void;
 const NULL: Handle = std::ptr::null_mut();
 
-pub fn play(scenario: &str) {
+pub(crate) fn play(scenario: &str) {
     let (name, argument) = scenario.split_once(' ').unwrap_or((scenario, ""));
     match name {
         "init" => println!("cuInit={}", Cuda::load().init()),
@@ -40,7 +40,7 @@ fn pause() {
     std::io::stdin().lock().read_line(&mut line).expect("a line");
 }
 
-pub struct Cuda {
+pub(crate) struct Cuda {
     library: usize,
 }
 
@@ -54,7 +54,7 @@ macro_rules! function {
 }
 
 impl Cuda {
-    pub fn load() -> Self {
+    pub(crate) fn load() -> Self {
         // SAFETY: a name that ends in NUL.
         let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
         assert!(!library.is_null(), "libcuda.so.1 cannot be opened");
@@ -67,13 +67,13 @@ impl Cuda {
         unsafe { libc::dlsym(self.library as Handle, name.as_ptr()) }
     }
 
-    pub fn init(&self) -> c_int {
+    pub(crate) fn init(&self) -> c_int {
         // SAFETY: as declared.
         unsafe { function!(self, "cuInit", fn(c_uint))(0) }
     }
 
     /// Initialised, with a current context.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let cuda = Cuda::load();
         assert_eq!(cuda.init(), 0, "cuInit");
         let mut context = NULL;
@@ -112,11 +112,11 @@ impl Cuda {
         }
     }
 
-    pub fn launch(&self, milliseconds: u32, stream: Handle) -> c_int {
+    pub(crate) fn launch(&self, milliseconds: u32, stream: Handle) -> c_int {
         self.launch_as("cuLaunchKernel", milliseconds, stream)
     }
 
-    pub fn synchronize(&self) -> c_int {
+    pub(crate) fn synchronize(&self) -> c_int {
         // SAFETY: as declared.
         unsafe { function!(self, "cuCtxSynchronize", fn())() }
     }
@@ -338,7 +338,7 @@ fn owner(address: Handle) -> String {
             return "unknown".into();
         }
         let file = CStr::from_ptr(info.dli_fname).to_string_lossy().into_owned();
-        let library = if file.ends_with("libacb_cuda.so") { "interposer" } else { "driver" };
+        let library = if file.ends_with("libcuda.so.1") { "driver" } else { "interposer" };
         format!("{library} {}", CStr::from_ptr(info.dli_sname).to_string_lossy())
     }
 }
@@ -373,7 +373,7 @@ fn fork(when: &str) {
         // SAFETY: as declared.
         let counted =
             unsafe { function!(cuda, "cuDeviceGetCount", fn(*mut c_int))(&raw mut count) };
-        let results = [cuda.init(), counted, cuda.launch(0, NULL), cuda.allocate(1).0];
+        let results = [counted, cuda.init(), cuda.launch(0, NULL), cuda.allocate(1).0];
         let line = format!("child={results:?}\n");
         // SAFETY: plain system calls; the harness's stdout may be locked by a thread that is not here.
         unsafe {

@@ -6,12 +6,15 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Nothing that works takes this long, even on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The interposer, built.
-pub fn interposer() -> &'static Path {
+/// The interposer, built; or the one that `ACB_TEST_INTERPOSER` names.
+pub(crate) fn interposer() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
+        if let Some(path) = std::env::var_os("ACB_TEST_INTERPOSER") {
+            return path.into();
+        }
         let exe = std::env::current_exe().expect("this program has a path");
         // TARGET/debug/deps/interposer-1234
         let target = exe.ancestors().nth(3).expect("tests run from a target folder");
@@ -27,14 +30,22 @@ pub fn interposer() -> &'static Path {
 }
 
 /// The driver for tests, compiled.
-pub fn driver() -> &'static Path {
+pub(crate) fn driver() -> &'static Path {
     static DRIVER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DRIVER.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("libcuda.so.1");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interposer/driver.c");
         let status = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", "-o"])
+            .args([
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-w",
+                "-Wl,-Bsymbolic",
+                "-Wl,-soname,libcuda.so.1",
+                "-o",
+            ])
             .args([&path, &source])
             .arg("-lpthread")
             .status()
@@ -46,13 +57,13 @@ pub fn driver() -> &'static Path {
 }
 
 /// A folder for one test, and how its client is started.
-pub struct Lab {
-    pub folder: tempfile::TempDir,
+pub(crate) struct Lab {
+    pub(crate) folder: tempfile::TempDir,
     variables: Vec<(String, String)>,
 }
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
         let variables = vec![
@@ -67,17 +78,17 @@ impl Lab {
     }
 
     /// With a variable for the client; an empty value unsets it.
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.variables.retain(|(n, _)| n != name);
         self.variables.push((name.to_owned(), value.to_string()));
         self
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("client.sock")
     }
 
-    pub fn start(&self, scenario: &str) -> Client {
+    pub(crate) fn start(&self, scenario: &str) -> Client {
         let exe = std::env::current_exe().expect("this program has a path");
         self.start_program(
             Command::new(exe).args(["client_entry", "--exact", "--nocapture", "--test-threads=1"]),
@@ -85,7 +96,7 @@ impl Lab {
         )
     }
 
-    pub fn start_program(&self, command: &mut Command, scenario: &str) -> Client {
+    pub(crate) fn start_program(&self, command: &mut Command, scenario: &str) -> Client {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACB_")) {
             command.env_remove(name);
         }
@@ -101,29 +112,29 @@ impl Lab {
     }
 
     /// What the driver has been asked, line by line.
-    pub fn driver_calls(&self) -> Vec<String> {
+    pub(crate) fn driver_calls(&self) -> Vec<String> {
         let log =
             std::fs::read_to_string(self.folder.path().join("driver.log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    pub fn count(&self, call: &str) -> usize {
+    pub(crate) fn count(&self, call: &str) -> usize {
         self.driver_calls().iter().filter(|line| line.starts_with(call)).count()
     }
 }
 
 /// A running client; killed when the test fails.
-pub struct Client {
+pub(crate) struct Client {
     child: Option<Child>,
 }
 
 impl Client {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
     /// Lets a client that waits for a word go on.
-    pub fn tell(&mut self, word: &str) {
+    pub(crate) fn tell(&mut self, word: &str) {
         use std::io::Write;
         let stdin =
             self.child.as_mut().and_then(|child| child.stdin.as_mut()).expect("stdin is a pipe");
@@ -131,13 +142,13 @@ impl Client {
     }
 
     /// Waits for its end; whatever it waits for on stdin does not come.
-    pub fn end_of_input(mut self) -> Ended {
+    pub(crate) fn end_of_input(mut self) -> Ended {
         drop(self.child.as_mut().and_then(|child| child.stdin.take()));
         self.end()
     }
 
     /// Waits for its end.
-    pub fn end(mut self) -> Ended {
+    pub(crate) fn end(mut self) -> Ended {
         let child = self.child.take().expect("it runs");
         let pid = child.id();
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -165,38 +176,38 @@ fn kill(pid: u32) {
 }
 
 /// A client that has ended.
-pub struct Ended {
-    pub output: Output,
+pub(crate) struct Ended {
+    pub(crate) output: Output,
 }
 
 impl Ended {
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("{}\nstdout:\n{}\nstderr:\n{}", self.output.status, self.stdout(), self.stderr())
     }
 
     /// The client came to its end and nothing in it panicked.
     #[track_caller]
-    pub fn succeeded(self) -> Self {
+    pub(crate) fn succeeded(self) -> Self {
         assert!(self.output.status.success(), "{}", self.text());
         self
     }
 
     #[track_caller]
-    pub fn says(self, text: &str) -> Self {
+    pub(crate) fn says(self, text: &str) -> Self {
         assert!(self.stderr().contains(text), "no `{text}` in\n{}", self.text());
         self
     }
 
     #[track_caller]
-    pub fn prints(self, text: &str) -> Self {
+    pub(crate) fn prints(self, text: &str) -> Self {
         assert!(self.stdout().contains(text), "no `{text}` in\n{}", self.text());
         self
     }
@@ -204,7 +215,7 @@ impl Ended {
 
 /// Waits until `condition` holds.
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "never came: {what}");
