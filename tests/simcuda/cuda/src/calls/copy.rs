@@ -1,0 +1,407 @@
+//! Copies.
+#![allow(unsafe_code)] // C pointers
+
+use std::ffi::{c_uint, c_void};
+use std::sync::Arc;
+
+use acb_cuda_abi::{StreamForm, sys};
+use simcuda_device::fault::FaultKind;
+use simcuda_device::layout::EngineKind;
+
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome};
+use crate::driver::{self, Driver};
+use crate::handles::Handle;
+use crate::kernels::span;
+use crate::objects::Stream;
+use crate::space::{Access, Space};
+use crate::timeline::Submission;
+use crate::work::{CopyShape, Extent, Pitch, Side, Work};
+
+/// Copies from pageable memory up to this size are taken along at once.
+const STAGED: usize = 64 << 10;
+
+#[derive(Clone, Copy, PartialEq)]
+enum When {
+    /// The call returns when it is done.
+    Now,
+    /// The call returns at once, where the memory allows it.
+    Later,
+}
+
+/// An end of a copy as a call names it.
+#[derive(Clone, Copy)]
+enum End {
+    Host(u64),
+    Device(u64),
+    /// Unified addressing tells.
+    Either(u64),
+}
+
+/// A copy as a call names it.
+struct Request {
+    to: End,
+    to_pitch: Pitch,
+    from: End,
+    from_pitch: Pitch,
+    extent: Extent,
+}
+
+impl Request {
+    fn line(to: End, from: End, bytes: usize) -> Request {
+        let pitch = Pitch::default();
+        let extent = Extent { bytes, rows: 1, layers: 1 };
+        Request { to, to_pitch: pitch, from, from_pitch: pitch, extent }
+    }
+}
+
+stream_calls! {
+    fn cuMemcpyHtoD_v2 cuMemcpyHtoD_v2_ptds [form] (to: u64, from: *const c_void, bytes: usize) {
+        let request = Request::line(End::Device(to), End::Host(from as u64), bytes);
+        copy(request, 0, form, When::Now)
+    }
+
+    fn cuMemcpyDtoH_v2 cuMemcpyDtoH_v2_ptds [form] (to: *mut c_void, from: u64, bytes: usize) {
+        let request = Request::line(End::Host(to as u64), End::Device(from), bytes);
+        copy(request, 0, form, When::Now)
+    }
+
+    fn cuMemcpyDtoD_v2 cuMemcpyDtoD_v2_ptds [form] (to: u64, from: u64, bytes: usize) {
+        let request = Request::line(End::Device(to), End::Device(from), bytes);
+        // Inside a device the host is not waited for.
+        copy(request, 0, form, When::Later)
+    }
+
+    fn cuMemcpy cuMemcpy_ptds [form] (to: u64, from: u64, bytes: usize) {
+        copy(Request::line(End::Either(to), End::Either(from), bytes), 0, form, When::Now)
+    }
+
+    fn cuMemcpyPeer cuMemcpyPeer_ptds [form] (
+        to: u64,
+        _to_context: sys::CUcontext,
+        from: u64,
+        _from_context: sys::CUcontext,
+        bytes: usize,
+    ) {
+        copy(Request::line(End::Device(to), End::Device(from), bytes), 0, form, When::Later)
+    }
+
+    fn cuMemcpyHtoDAsync_v2 cuMemcpyHtoDAsync_v2_ptsz [form] (
+        to: u64,
+        from: *const c_void,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Device(to), End::Host(from as u64), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyDtoHAsync_v2 cuMemcpyDtoHAsync_v2_ptsz [form] (
+        to: *mut c_void,
+        from: u64,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Host(to as u64), End::Device(from), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyDtoDAsync_v2 cuMemcpyDtoDAsync_v2_ptsz [form] (
+        to: u64,
+        from: u64,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Device(to), End::Device(from), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyAsync cuMemcpyAsync_ptsz [form] (
+        to: u64,
+        from: u64,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Either(to), End::Either(from), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyPeerAsync cuMemcpyPeerAsync_ptsz [form] (
+        to: u64,
+        _to_context: sys::CUcontext,
+        from: u64,
+        _from_context: sys::CUcontext,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Device(to), End::Device(from), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpy2D_v2 cuMemcpy2D_v2_ptds [form] (shape: *const sys::CUDA_MEMCPY2D) {
+        copy(flat(shape)?, 0, form, When::Now)
+    }
+
+    fn cuMemcpy2DUnaligned_v2 cuMemcpy2DUnaligned_v2_ptds [form] (
+        shape: *const sys::CUDA_MEMCPY2D,
+    ) {
+        copy(flat(shape)?, 0, form, When::Now)
+    }
+
+    fn cuMemcpy2DAsync_v2 cuMemcpy2DAsync_v2_ptsz [form] (
+        shape: *const sys::CUDA_MEMCPY2D,
+        stream: sys::CUstream,
+    ) {
+        copy(flat(shape)?, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpy3D_v2 cuMemcpy3D_v2_ptds [form] (shape: *const sys::CUDA_MEMCPY3D) {
+        copy(deep(shape)?, 0, form, When::Now)
+    }
+
+    fn cuMemcpy3DAsync_v2 cuMemcpy3DAsync_v2_ptsz [form] (
+        shape: *const sys::CUDA_MEMCPY3D,
+        stream: sys::CUstream,
+    ) {
+        copy(deep(shape)?, stream as u64, form, When::Later)
+    }
+}
+
+/// # Safety
+/// `shape` is null or the structure that it should be.
+unsafe fn flat(shape: *const sys::CUDA_MEMCPY2D) -> Outcome<Request> {
+    if shape.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null. Kinds are read as numbers: a program may have written any.
+    unsafe {
+        let kind = |field: *const sys::CUmemorytype| field.cast::<c_uint>().read();
+        let s = &raw const *shape;
+        let (from_row, to_row) = ((*s).srcPitch, (*s).dstPitch);
+        let bytes = (*s).WidthInBytes;
+        let from_start = (*s).srcXInBytes as u64 + (*s).srcY as u64 * from_row as u64;
+        let to_start = (*s).dstXInBytes as u64 + (*s).dstY as u64 * to_row as u64;
+        let from = end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
+        let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
+        let rows = (*s).Height;
+        let pitch = |row: usize| {
+            let row = if row == 0 { bytes } else { row };
+            if row < bytes { Err(INVALID_VALUE) } else { Ok(Pitch { row, layer: 0 }) }
+        };
+        Ok(Request {
+            to: moved(to, to_start),
+            to_pitch: pitch(to_row)?,
+            from: moved(from, from_start),
+            from_pitch: pitch(from_row)?,
+            extent: Extent { bytes, rows, layers: 1 },
+        })
+    }
+}
+
+/// # Safety
+/// `shape` is null or the structure that it should be.
+unsafe fn deep(shape: *const sys::CUDA_MEMCPY3D) -> Outcome<Request> {
+    if shape.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null. Kinds are read as numbers: a program may have written any.
+    unsafe {
+        let kind = |field: *const sys::CUmemorytype| field.cast::<c_uint>().read();
+        let s = &raw const *shape;
+        let bytes = (*s).WidthInBytes;
+        let rows = (*s).Height;
+        let pitch = |row: usize, height: usize| {
+            let row = if row == 0 { bytes } else { row };
+            let height = if height == 0 { rows } else { height };
+            if row < bytes || height < rows {
+                return Err(INVALID_VALUE);
+            }
+            Ok(Pitch { row, layer: row.checked_mul(height).ok_or(INVALID_VALUE)? })
+        };
+        let from_pitch = pitch((*s).srcPitch, (*s).srcHeight)?;
+        let to_pitch = pitch((*s).dstPitch, (*s).dstHeight)?;
+        let start = |x: usize, y: usize, z: usize, pitch: Pitch| {
+            x as u64 + y as u64 * pitch.row as u64 + z as u64 * pitch.layer as u64
+        };
+        let from = end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
+        let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
+        Ok(Request {
+            to: moved(to, start((*s).dstXInBytes, (*s).dstY, (*s).dstZ, to_pitch)),
+            to_pitch,
+            from: moved(from, start((*s).srcXInBytes, (*s).srcY, (*s).srcZ, from_pitch)),
+            from_pitch,
+            extent: Extent { bytes, rows, layers: (*s).Depth },
+        })
+    }
+}
+
+fn end_of(kind: c_uint, host: u64, device: u64) -> Outcome<End> {
+    match kind {
+        1 => Ok(End::Host(host)),
+        2 => Ok(End::Device(device)),
+        3 => Err(NOT_SUPPORTED),
+        4 => Ok(End::Either(device)),
+        _ => Err(INVALID_VALUE),
+    }
+}
+
+fn moved(end: End, by: u64) -> End {
+    match end {
+        End::Host(at) => End::Host(at.wrapping_add(by)),
+        End::Device(at) => End::Device(at.wrapping_add(by)),
+        End::Either(at) => End::Either(at.wrapping_add(by)),
+    }
+}
+
+/// An end, looked up.
+enum Place {
+    Pageable(u64),
+    Pinned(u64),
+    Device { address: u64, gpu: usize },
+}
+
+/// Finds where an end lies; what is no memory of its kind is refused. The copy is
+/// one of context's on `gpu`; memory elsewhere is reached through its own.
+fn place(space: &Space, end: End, span: usize, gpu: usize, access: Access) -> Outcome<Place> {
+    let (address, must_be_device) = match end {
+        End::Host(address) => {
+            if address == 0 {
+                return Err(INVALID_VALUE);
+            }
+            if space.region_of(address).is_none() {
+                return Ok(match space.host_of(address) {
+                    Some(_) => Place::Pinned(address),
+                    None => Place::Pageable(address),
+                });
+            }
+            // A device pointer where the host's is due: unified addressing takes it.
+            (address, true)
+        }
+        End::Device(address) => (address, true),
+        End::Either(address) => (address, false),
+    };
+    if address == 0 {
+        return Err(INVALID_VALUE);
+    }
+    if let Some((start, range)) = space.host_of(address) {
+        let end = address.checked_add(span as u64).ok_or(INVALID_VALUE)?;
+        return if end <= start + range.length as u64 {
+            Ok(Place::Pinned(address))
+        } else {
+            Err(INVALID_VALUE)
+        };
+    }
+    if space.region_of(address).is_none() {
+        return if must_be_device { Err(INVALID_VALUE) } else { Ok(Place::Pageable(address)) };
+    }
+    let own = space.memory_at(address).ok_or(INVALID_VALUE)?.gpu();
+    let reached_by = if space.segments(gpu, address, span, access).is_some() { gpu } else { own };
+    space.segments(reached_by, address, span, access).ok_or(INVALID_VALUE)?;
+    Ok(Place::Device { address, gpu: reached_by })
+}
+
+fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome {
+    let driver = driver::get()?;
+    let mut tables = driver.lock();
+    let stream = driver.stream(&mut tables, stream, form)?;
+    let gpu = tables.gpu_of(stream)?;
+    let extent = request.extent;
+    if extent.total() == 0 {
+        return Ok(());
+    }
+    let space = &tables.space;
+    let to_span = extent.span(request.to_pitch);
+    let from_span = extent.span(request.from_pitch);
+    let to = place(space, request.to, to_span, gpu, Access::Write)?;
+    let from = place(space, request.from, from_span, gpu, Access::Read)?;
+    if matches!((&to, &from), (Place::Pageable(_), Place::Pageable(_) | Place::Pinned(_)))
+        || matches!((&to, &from), (Place::Pinned(_), Place::Pageable(_)))
+    {
+        // From host to host the caller's processor does it, when its turn has come.
+        let (context, kind) = {
+            let stream = tables.streams.get(stream).ok_or(INVALID_HANDLE)?;
+            (stream.context, stream.kind)
+        };
+        let tails = tables.tails(stream, context, kind);
+        tables = driver.wait(tables, |tables| {
+            tails.iter().all(|&tail| !tables.timeline.is_pending(tail))
+        });
+    }
+    let (engine, length) = cost(driver, gpu, &to, &from, extent.total());
+    let mut waits = when == When::Now;
+    let from_side = match from {
+        Place::Device { address, gpu } => Side::Device { address, gpu },
+        Place::Pinned(address) => Side::Host(address),
+        Place::Pageable(address) if waits => Side::Host(address),
+        Place::Pageable(address) if from_span <= STAGED => {
+            let mut bytes = vec![0_u8; from_span];
+            // SAFETY: the program vouches for its own memory, of this length.
+            unsafe {
+                std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), from_span);
+            }
+            Side::Staged(Arc::from(bytes))
+        }
+        Place::Pageable(address) => {
+            waits = true;
+            Side::Host(address)
+        }
+    };
+    let to_side = match to {
+        Place::Device { address, gpu } => Side::Device { address, gpu },
+        Place::Pinned(address) => Side::Host(address),
+        Place::Pageable(address) => {
+            waits = true;
+            Side::Host(address)
+        }
+    };
+    let shape = CopyShape {
+        from: from_side,
+        to: to_side,
+        from_pitch: request.from_pitch,
+        to_pitch: request.to_pitch,
+        extent,
+        fails: driver.faults.strikes(FaultKind::CopyFails, None),
+    };
+    let work = Work::Copy(Box::new(shape));
+    let submission = Submission { engine, gpu, length, work };
+    hand_in(driver, tables, stream, submission, waits)
+}
+
+/// Hands a copy or fill in; waits for it where the call does.
+pub(super) fn hand_in(
+    driver: &'static Driver,
+    tables: driver::Locked<'static>,
+    stream: Handle<Stream>,
+    submission: Submission,
+    waits: bool,
+) -> Outcome {
+    if waits {
+        driver.submit_and_wait(tables, stream, submission)
+    } else {
+        driver.submit(tables, stream, submission, &[]).map(drop)
+    }
+}
+
+/// Which engine a copy takes, and for how long.
+fn cost(
+    driver: &Driver,
+    gpu: usize,
+    to: &Place,
+    from: &Place,
+    bytes: usize,
+) -> (Option<EngineKind>, simcuda_device::Nanos) {
+    let config = &driver.config.gpus[gpu];
+    let bytes = bytes as u64;
+    let (engine, time) = match (to, from) {
+        (Place::Device { gpu: to, .. }, Place::Device { gpu: from, .. }) if to == from => {
+            // Read and written.
+            (Some(EngineKind::Compute), span(bytes.saturating_mul(2), config.memory_bandwidth))
+        }
+        (Place::Device { .. }, Place::Device { .. }) => {
+            (Some(EngineKind::Out), span(bytes, config.link_out))
+        }
+        (Place::Device { .. }, _) => (Some(EngineKind::In), span(bytes, config.link_in)),
+        (_, Place::Device { .. }) => (Some(EngineKind::Out), span(bytes, config.link_out)),
+        _ => return (None, 0),
+    };
+    (engine, time + config.copy_ns)
+}

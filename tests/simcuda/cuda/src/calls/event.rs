@@ -1,0 +1,144 @@
+//! Events.
+#![allow(unsafe_code)] // C pointers
+
+use std::ffi::c_uint;
+
+use acb_cuda_abi::sys;
+
+use super::put;
+use crate::code::{CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, Outcome};
+use crate::driver;
+use crate::handles::Handle;
+use crate::objects::{Event, EventState, Tables};
+use crate::timeline::Submission;
+use crate::work::Work;
+use simcuda_device::Nanos;
+
+const BLOCKING_SYNC: c_uint = 1;
+const DISABLE_TIMING: c_uint = 2;
+const INTERPROCESS: c_uint = 4;
+
+calls! {
+    fn cuEventCreate(event: *mut sys::CUevent, flags: c_uint) {
+        let driver = driver::get()?;
+        let known = BLOCKING_SYNC | DISABLE_TIMING | INTERPROCESS;
+        let untimed = flags & DISABLE_TIMING != 0;
+        if flags & !known != 0 || (flags & INTERPROCESS != 0 && !untimed) || event.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let mut tables = driver.lock();
+        let context = driver.current(&tables)?;
+        let state = EventState::Unrecorded;
+        let handle = tables.events.insert(Event { context, timed: !untimed, state });
+        put(event, handle.bits() as sys::CUevent)
+    }
+
+    fn cuEventDestroy(event: sys::CUevent) {
+        cuEventDestroy_v2(event)
+    }
+
+    fn cuEventDestroy_v2(event: sys::CUevent) {
+        let driver = driver::get()?;
+        let handle = Handle::from_bits(event as u64);
+        driver.lock().events.remove(handle).ok_or(INVALID_HANDLE).map(drop)
+    }
+
+    fn cuEventQuery(event: sys::CUevent) {
+        let driver = driver::get()?;
+        let handle = Handle::from_bits(event as u64);
+        let tables = driver.look(driver.lock());
+        let event = tables.event(handle)?;
+        tables.context(event.context)?;
+        match event.state {
+            EventState::Pending(_) => Err(NOT_READY),
+            EventState::Captured { .. } => Err(CAPTURED_EVENT),
+            EventState::Unrecorded | EventState::At(_) => Ok(()),
+        }
+    }
+
+    fn cuEventSynchronize(event: sys::CUevent) {
+        let driver = driver::get()?;
+        let handle = Handle::from_bits(event as u64);
+        let mut tables = driver.lock();
+        let context = tables.event(handle)?.context;
+        match tables.event(handle)?.state {
+            EventState::Pending(op) => {
+                tables = driver.wait(tables, |tables| !tables.timeline.is_pending(op));
+            }
+            EventState::Captured { .. } => return Err(CAPTURED_EVENT),
+            EventState::Unrecorded | EventState::At(_) => {}
+        }
+        tables.context(context).map(drop)
+    }
+
+    fn cuEventElapsedTime(milliseconds: *mut f32, start: sys::CUevent, end: sys::CUevent) {
+        let driver = driver::get()?;
+        let tables = driver.look(driver.lock());
+        let start = moment(&tables, Handle::from_bits(start as u64))?;
+        let end = moment(&tables, Handle::from_bits(end as u64))?;
+        let (start, end) = (start.ok_or(NOT_READY)?, end.ok_or(NOT_READY)?);
+        put(milliseconds, ((end as i64 - start as i64) as f64 / 1e6) as f32)
+    }
+
+    fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: sys::CUevent, end: sys::CUevent) {
+        cuEventElapsedTime(milliseconds, start, end)
+    }
+}
+
+stream_calls! {
+    fn cuEventRecord cuEventRecord_ptsz [form] (event: sys::CUevent, stream: sys::CUstream) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let event = Handle::from_bits(event as u64);
+        let stream = driver.stream(&mut tables, stream as u64, form)?;
+        let owner = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
+        if tables.event(event)?.context != owner {
+            return Err(INVALID_HANDLE);
+        }
+        if tables.capture_record(stream, event)? {
+            return Ok(());
+        }
+        let gpu = tables.gpu_of(stream)?;
+        let submission = Submission { engine: None, gpu, length: 0, work: Work::Event(event) };
+        let now = simcuda_device::clock::now();
+        let op = tables.submit(&driver.engines(), stream, submission, &[], now)?;
+        if let Some(op) = op {
+            // It cannot end before the lock is given back.
+            if let Some(event) = tables.events.get_mut(event) {
+                event.state = EventState::Pending(op);
+            }
+            driver.stir(&tables);
+        }
+        Ok(())
+    }
+
+    fn cuEventRecordWithFlags cuEventRecordWithFlags_ptsz [form] (
+        event: sys::CUevent,
+        stream: sys::CUstream,
+        flags: c_uint,
+    ) {
+        if flags > 1 {
+            return Err(INVALID_VALUE);
+        }
+        if form == acb_cuda_abi::StreamForm::Legacy {
+            cuEventRecord(event, stream)
+        } else {
+            cuEventRecord_ptsz(event, stream)
+        }
+    }
+}
+
+/// When a timed event was reached; none: not yet.
+fn moment(tables: &Tables, handle: Handle<Event>) -> Outcome<Option<Nanos>> {
+    let event = tables.event(handle)?;
+    tables.context(event.context)?;
+    if !event.timed {
+        return Err(INVALID_HANDLE);
+    }
+    match event.state {
+        EventState::Unrecorded => Err(INVALID_HANDLE),
+        EventState::Captured { .. } => Err(CAPTURED_EVENT),
+        EventState::Pending(_) => Ok(None),
+        EventState::At(moment) => Ok(Some(moment)),
+    }
+}

@@ -1,0 +1,214 @@
+//! Launching kernels.
+#![allow(unsafe_code)] // C pointers
+
+use std::collections::HashSet;
+use std::ffi::{c_uint, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use acb_cuda_abi::sys;
+use simcuda_device::fault::FaultKind;
+use simcuda_device::layout::EngineKind;
+
+use super::module::LARGEST_SHARED;
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
+use crate::driver::{self, Driver};
+use crate::kernels::{Kernel, KernelCall, LaunchFault};
+use crate::ptx::Parameter;
+use crate::timeline::Submission;
+use crate::work::Work;
+
+stream_calls! {
+    fn cuLaunchKernel cuLaunchKernel_ptsz [form] (
+        function: sys::CUfunction,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared: c_uint,
+        stream: sys::CUstream,
+        parameters: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    ) {
+        let driver = driver::get()?;
+        let shape = [grid_x, grid_y, grid_z, block_x, block_y, block_z];
+        launch(driver, form, function as u64, shape, shared, stream as u64, parameters, extra)
+    }
+
+    fn cuLaunchKernelEx cuLaunchKernelEx_ptsz [form] (
+        config: *const sys::CUlaunchConfig,
+        function: sys::CUfunction,
+        parameters: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    ) {
+        let driver = driver::get()?;
+        if config.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        // Field by field: what the attributes behind it hold may be newer than the bindings.
+        let shape = [
+            (*config).gridDimX,
+            (*config).gridDimY,
+            (*config).gridDimZ,
+            (*config).blockDimX,
+            (*config).blockDimY,
+            (*config).blockDimZ,
+        ];
+        let (shared, stream) = ((*config).sharedMemBytes, (*config).hStream);
+        launch(driver, form, function as u64, shape, shared, stream as u64, parameters, extra)
+    }
+
+    fn cuLaunchCooperativeKernel cuLaunchCooperativeKernel_ptsz [form] (
+        function: sys::CUfunction,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared: c_uint,
+        stream: sys::CUstream,
+        parameters: *mut *mut c_void,
+    ) {
+        let driver = driver::get()?;
+        let shape = [grid_x, grid_y, grid_z, block_x, block_y, block_z];
+        let extra = std::ptr::null_mut();
+        launch(driver, form, function as u64, shape, shared, stream as u64, parameters, extra)
+    }
+}
+
+/// # Safety
+/// The two lists are null or what the documentation of `cuLaunchKernel` says.
+#[allow(clippy::too_many_arguments)]
+unsafe fn launch(
+    driver: &'static Driver,
+    form: acb_cuda_abi::StreamForm,
+    function: u64,
+    [grid_x, grid_y, grid_z, block_x, block_y, block_z]: [c_uint; 6],
+    shared: c_uint,
+    stream: u64,
+    list: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Outcome {
+    let mut tables = driver.lock();
+    let handle = tables.launched(driver, function)?;
+    let stream = driver.stream(&mut tables, stream, form)?;
+    let gpu = tables.gpu_of(stream)?;
+    let function = tables.functions.get(handle).ok_or(INVALID_HANDLE)?;
+    if tables.streams.get(stream).is_none_or(|stream| stream.context != function.context) {
+        return Err(INVALID_HANDLE);
+    }
+    let grid_fits = (1..=i32::MAX as u32).contains(&grid_x)
+        && (1..=65535).contains(&grid_y)
+        && (1..=65535).contains(&grid_z);
+    let threads = [block_x, block_y, block_z].iter().try_fold(1_u32, |all, &one| {
+        all.checked_mul(one)
+    });
+    let block_fits = threads.is_some_and(|threads| (1..=1024).contains(&threads)) && block_z <= 64;
+    if !grid_fits || !block_fits || shared > function.dynamic_shared.max(48 << 10).min(LARGEST_SHARED) {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: the caller vouches for both lists.
+    let arguments = unsafe { arguments(&function.parameters, list, extra) }?;
+    let mut call = KernelCall {
+        kernel: function.kernel,
+        name: Arc::clone(&function.name),
+        arguments,
+        fault: LaunchFault::None,
+    };
+    if driver.faults.strikes(FaultKind::LaunchFails, Some(&call.name)) {
+        call.fault = LaunchFault::Fails;
+    }
+    if driver.faults.strikes(FaultKind::Endless, Some(&call.name)) {
+        call.fault = LaunchFault::Endless;
+    }
+    if call.kernel == Kernel::Unknown {
+        name_once(&call.name);
+    }
+    let length = call.length(&driver.config.gpus[gpu]);
+    let engine = Some(EngineKind::Compute);
+    let submission = Submission { engine, gpu, length, work: Work::Kernel(call) };
+    driver.submit(tables, stream, submission, &[]).map(drop)
+}
+
+/// Reads the first arguments, and checks that all are there.
+///
+/// # Safety
+/// As for `launch`.
+unsafe fn arguments(
+    parameters: &[Parameter],
+    list: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Outcome<[u64; 4]> {
+    let mut arguments = [0; 4];
+    if parameters.is_empty() {
+        return Ok(arguments);
+    }
+    if list.is_null() == extra.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    let buffer = if list.is_null() {
+        // SAFETY: not null, so a list of names and values that ends with a null.
+        let (buffer, size) = unsafe { buffer_of(extra) }?;
+        let needed = parameters.last().map_or(0, |last| last.offset + last.size);
+        if buffer.is_null() || size < needed {
+            return Err(INVALID_VALUE);
+        }
+        Some(buffer)
+    } else {
+        None
+    };
+    for (at, parameter) in parameters.iter().enumerate() {
+        let from = match buffer {
+            Some(buffer) => buffer.wrapping_add(parameter.offset),
+            // SAFETY: the list has one entry for each parameter.
+            None => unsafe { list.add(at).read() }.cast::<u8>(),
+        };
+        if from.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        if let Some(argument) = arguments.get_mut(at) {
+            let mut bytes = [0; 8];
+            let size = parameter.size.min(8);
+            // SAFETY: the argument has the size that the kernel declares.
+            unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), size) };
+            *argument = u64::from_ne_bytes(bytes);
+        }
+    }
+    Ok(arguments)
+}
+
+/// # Safety
+/// `extra` is a list of names and values that ends with a null.
+unsafe fn buffer_of(extra: *mut *mut c_void) -> Outcome<(*mut u8, usize)> {
+    let (mut buffer, mut size) = (std::ptr::null_mut(), 0);
+    for pair in 0..8 {
+        // SAFETY: the list has not ended yet.
+        let name = unsafe { extra.add(2 * pair).read() } as usize;
+        if name == 0 {
+            return Ok((buffer, size));
+        }
+        // SAFETY: a name is followed by its value.
+        let value = unsafe { extra.add(2 * pair + 1).read() };
+        match name {
+            1 => buffer = value.cast(),
+            // SAFETY: the value points to the size.
+            2 if !value.is_null() => size = unsafe { value.cast::<usize>().read() },
+            _ => return Err(INVALID_VALUE),
+        }
+    }
+    Err(INVALID_VALUE)
+}
+
+/// Kernels that are not known take their time and write nothing; people are told,
+/// once for each name.
+fn name_once(name: &Arc<str>) {
+    static NAMED: Mutex<Option<HashSet<Arc<str>>>> = Mutex::new(None);
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if named.get_or_insert_default().insert(Arc::clone(name)) {
+        driver::say(&format!(
+            "simcuda: kernel {name} is not known to the software GPU: it takes its modelled time and writes nothing"
+        ));
+    }
+}

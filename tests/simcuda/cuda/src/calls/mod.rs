@@ -1,0 +1,105 @@
+//! The driver's functions. One file a group; each function takes what C gives,
+//! checks it, and hands values to the rest of the library.
+#![allow(unsafe_code)] // macros for FFI functions
+
+macro_rules! calls {
+    ($($(#[$meta:meta])* fn $name:ident($($p:ident: $t:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$meta])*
+        #[allow(unused_unsafe, clippy::too_many_arguments)]
+        pub(crate) unsafe fn $name($($p: $t),*) -> crate::code::Outcome {
+            // SAFETY: the program's pointers are null, which is checked, or good for
+            // what the documentation of this function says.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// Functions that come in two forms, for either default stream.
+macro_rules! stream_calls {
+    ($(fn $name:ident $per_thread:ident [$form:ident] ($($p:ident: $t:ty),* $(,)?) $body:block)*) => {$(
+        #[allow(unused_unsafe, clippy::too_many_arguments)]
+        pub(crate) unsafe fn $name($($p: $t),*) -> crate::code::Outcome {
+            let $form = acb_cuda_abi::StreamForm::Legacy;
+            // SAFETY: the program's pointers are null, which is checked, or good for
+            // what the documentation of this function says.
+            unsafe { $body }
+        }
+        #[allow(unused_unsafe, clippy::too_many_arguments)]
+        pub(crate) unsafe fn $per_thread($($p: $t),*) -> crate::code::Outcome {
+            let $form = acb_cuda_abi::StreamForm::PerThread;
+            // SAFETY: as above.
+            unsafe { $body }
+        }
+    )*};
+}
+
+mod context;
+mod copy;
+mod device;
+mod event;
+mod init;
+mod launch;
+mod memory;
+mod module;
+mod set;
+mod stream;
+mod vmm;
+
+/// All of them, for the exports.
+pub(crate) mod all {
+    pub(crate) use super::context::*;
+    pub(crate) use super::copy::*;
+    pub(crate) use super::device::*;
+    pub(crate) use super::event::*;
+    pub(crate) use super::init::*;
+    pub(crate) use super::launch::*;
+    pub(crate) use super::memory::*;
+    pub(crate) use super::module::*;
+    pub(crate) use super::set::*;
+    pub(crate) use super::stream::*;
+    pub(crate) use super::vmm::*;
+}
+
+use crate::code::{INVALID_VALUE, NOT_SUPPORTED, Outcome};
+
+/// The answer of functions that are not there.
+pub(crate) fn unsupported(_symbol: &str) -> Outcome {
+    crate::driver::get()?;
+    Err(NOT_SUPPORTED)
+}
+
+/// Writes a result where the program wants it.
+///
+/// # Safety
+/// `to` is null or may be written.
+unsafe fn put<T>(to: *mut T, value: T) -> Outcome {
+    if to.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, so the caller vouches for it.
+    unsafe { to.write_unaligned(value) };
+    Ok(())
+}
+
+/// Writes a result that the program need not want.
+///
+/// # Safety
+/// `to` is null or may be written.
+unsafe fn put_wanted<T>(to: *mut T, value: T) {
+    if !to.is_null() {
+        // SAFETY: not null, so the caller vouches for it.
+        unsafe { to.write_unaligned(value) };
+    }
+}
+
+/// A C string's text.
+///
+/// # Safety
+/// `text` is null or a string that ends.
+unsafe fn text<'a>(text: *const std::ffi::c_char) -> Outcome<&'a str> {
+    if text.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, so the caller vouches for it.
+    unsafe { std::ffi::CStr::from_ptr(text) }.to_str().map_err(|_| INVALID_VALUE)
+}

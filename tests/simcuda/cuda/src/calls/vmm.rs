@@ -1,0 +1,256 @@
+//! The program's own virtual memory management: ranges, memory, and which lies
+//! where.
+#![allow(unsafe_code)] // C pointers
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
+
+use acb_cuda_abi::sys;
+use simcuda_device::fault::FaultKind;
+
+use super::put;
+use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
+use crate::driver;
+use crate::handles::Handle;
+use crate::host_time;
+use crate::objects::Mapped;
+use crate::physical::Physical;
+use crate::space::{GRANULARITY, RegionKind};
+
+const PINNED: c_uint = 1;
+const ON_DEVICE: c_uint = 1;
+const READ: c_uint = 1;
+const READ_WRITE: c_uint = 3;
+
+calls! {
+    fn cuMemAddressReserve(
+        pointer: *mut u64,
+        size: usize,
+        alignment: usize,
+        _wanted: u64,
+        flags: u64,
+    ) {
+        let driver = driver::get()?;
+        let fits = alignment == 0 || alignment.is_power_of_two();
+        if size == 0 || size % GRANULARITY != 0 || !fits || flags != 0 || pointer.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let align = alignment.max(GRANULARITY);
+        let start = driver.lock().space.add(size, align, RegionKind::Reservation)?;
+        put(pointer, start)
+    }
+
+    fn cuMemAddressFree(pointer: u64, size: usize) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let region = tables.space.region(pointer).ok_or(INVALID_VALUE)?;
+        if region.kind != RegionKind::Reservation || region.length != size {
+            return Err(INVALID_VALUE);
+        }
+        if tables.space.mapped_within(pointer, size) {
+            return Err(INVALID_VALUE);
+        }
+        tables.space.remove(pointer);
+        Ok(())
+    }
+
+    fn cuMemGetAllocationGranularity(
+        granularity: *mut usize,
+        properties: *const sys::CUmemAllocationProp,
+        option: c_uint,
+    ) {
+        driver::get()?;
+        read_properties(properties)?;
+        if option > 1 {
+            return Err(INVALID_VALUE);
+        }
+        put(granularity, GRANULARITY)
+    }
+
+    fn cuMemCreate(
+        handle: *mut u64,
+        size: usize,
+        properties: *const sys::CUmemAllocationProp,
+        flags: u64,
+    ) {
+        let driver = driver::get()?;
+        let dev = read_properties(properties)?;
+        if size == 0 || size % GRANULARITY != 0 || flags != 0 || handle.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let gpu = driver.gpu(dev)?;
+        if driver.faults.strikes(FaultKind::OutOfMemory, None) {
+            return Err(OUT_OF_MEMORY);
+        }
+        let memory = Physical::new(gpu, size)?;
+        let mapped = Mapped { memory, gpu_ordinal: dev as usize, references: 1 };
+        put(handle, driver.lock().mapped.insert(mapped).bits())
+    }
+
+    fn cuMemRelease(handle: u64) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let handle = Handle::from_bits(handle);
+        let mapped = tables.mapped.get_mut(handle).ok_or(INVALID_VALUE)?;
+        mapped.references -= 1;
+        if mapped.references == 0 {
+            // Mapped memory stays until it is unmapped.
+            tables.mapped.remove(handle);
+        }
+        Ok(())
+    }
+
+    fn cuMemMap(pointer: u64, size: usize, offset: usize, handle: u64, flags: u64) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let memory = Arc::clone(&mapped.memory);
+        let aligned = |value: u64| value % GRANULARITY as u64 == 0;
+        if size == 0 || flags != 0 || !aligned(pointer) || !aligned(size as u64) || offset != 0 {
+            return Err(INVALID_VALUE);
+        }
+        let region = tables.space.region_of(pointer).ok_or(INVALID_VALUE)?.1;
+        if region.kind != RegionKind::Reservation {
+            return Err(INVALID_VALUE);
+        }
+        if driver.faults.strikes(FaultKind::MapFails, None) {
+            return Err(OUT_OF_MEMORY);
+        }
+        let gpu = memory.gpu();
+        tables.space.map(pointer, size, memory, offset, 0)?;
+        drop(tables);
+        let config = &driver.config.gpus[gpu];
+        host_time::pay(config.map_ns + (size as u64 >> 20) * config.map_ns_per_mib);
+        Ok(())
+    }
+
+    fn cuMemUnmap(pointer: u64, size: usize) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let gpu = tables.space.memory_at(pointer).ok_or(INVALID_VALUE)?.gpu();
+        let region = tables.space.region_of(pointer).ok_or(INVALID_VALUE)?.1;
+        if size == 0 || region.kind != RegionKind::Reservation {
+            return Err(INVALID_VALUE);
+        }
+        // Work that uses the range is not waited for: it will fail.
+        tables.space.unmap(pointer, size)?;
+        drop(tables);
+        host_time::pay(driver.config.gpus[gpu].unmap_ns);
+        Ok(())
+    }
+
+    fn cuMemSetAccess(
+        pointer: u64,
+        size: usize,
+        descriptions: *const sys::CUmemAccessDesc,
+        count: usize,
+    ) {
+        let driver = driver::get()?;
+        if descriptions.is_null() || count == 0 || size == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let mut tables = driver.lock();
+        for at in 0..count {
+            let description = descriptions.add(at);
+            // The flags lie behind the location: type, id, flags.
+            let dev = read_location((&raw const (*description).location).cast())?;
+            let flags = description.cast::<c_uint>().add(2).read();
+            let (read, write) = match flags {
+                0 => (false, false),
+                READ => (true, false),
+                READ_WRITE => (true, true),
+                _ => return Err(INVALID_VALUE),
+            };
+            let gpu = driver.gpu(dev)?;
+            tables.space.set_access(pointer, size, gpu, read, write)?;
+        }
+        Ok(())
+    }
+
+    fn cuMemGetAccess(flags: *mut u64, location: *const sys::CUmemLocation, pointer: u64) {
+        let driver = driver::get()?;
+        let gpu = driver.gpu(read_location(location.cast())?)?;
+        let tables = driver.lock();
+        let (read, write) = tables.space.access(pointer, gpu).ok_or(INVALID_VALUE)?;
+        put(flags, u64::from(if write { READ_WRITE } else { c_uint::from(read) }))
+    }
+
+    fn cuMemGetAllocationPropertiesFromHandle(
+        properties: *mut sys::CUmemAllocationProp,
+        handle: u64,
+    ) {
+        let driver = driver::get()?;
+        let tables = driver.lock();
+        let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        if properties.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        properties.write_bytes(0, 1);
+        // type, handle types, location: type and id
+        let fields = properties.cast::<c_uint>();
+        fields.write(PINNED);
+        fields.add(2).write(ON_DEVICE);
+        fields.add(3).write(mapped.gpu_ordinal as c_uint);
+        Ok(())
+    }
+
+    fn cuMemRetainAllocationHandle(handle: *mut u64, pointer: *mut c_void) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let memory = tables.space.memory_at(pointer as u64).ok_or(INVALID_VALUE)?;
+        let region = tables.space.region_of(pointer as u64).ok_or(INVALID_VALUE)?.1;
+        if region.kind != RegionKind::Reservation {
+            return Err(INVALID_VALUE);
+        }
+        let known = tables.mapped.iter().find(|(_, mapped)| Arc::ptr_eq(&mapped.memory, &memory));
+        let known = known.map(|(known, _)| known);
+        let found = match known {
+            Some(known) => {
+                if let Some(mapped) = tables.mapped.get_mut(known) {
+                    mapped.references += 1;
+                }
+                known
+            }
+            None => {
+                let own = driver.devices.iter().position(|&gpu| gpu == memory.gpu());
+                let gpu_ordinal = own.ok_or(INVALID_DEVICE)?;
+                tables.mapped.insert(Mapped { memory, gpu_ordinal, references: 1 })
+            }
+        };
+        put(handle, found.bits())
+    }
+}
+
+/// The device that memory is asked for on.
+///
+/// # Safety
+/// `properties` is null or the structure that it should be.
+unsafe fn read_properties(properties: *const sys::CUmemAllocationProp) -> Outcome<c_int> {
+    if properties.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null; kinds are read as numbers, for a program may have written any.
+    unsafe {
+        let fields = properties.cast::<c_uint>();
+        if fields.read() != PINNED {
+            return Err(INVALID_VALUE);
+        }
+        if fields.add(1).read() != 0 {
+            // Memory to be handed to other processes.
+            return Err(NOT_SUPPORTED);
+        }
+        read_location(fields.add(2).cast())
+    }
+}
+
+/// # Safety
+/// `location` is null or the structure that it should be.
+unsafe fn read_location(location: *const c_void) -> Outcome<c_int> {
+    if location.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null; a kind and a number.
+    let (kind, id) =
+        unsafe { (location.cast::<c_uint>().read(), location.cast::<c_int>().add(1).read()) };
+    if kind == ON_DEVICE { Ok(id) } else { Err(INVALID_VALUE) }
+}

@@ -1,0 +1,211 @@
+//! The kernels that the software GPU knows, by name (docs/architecture.md has the
+//! list; `tests/workloads/kernels.ptx` is the same for real GPUs): how long they
+//! take, and what they do.
+#![allow(unsafe_code)] // reads and writes simulated device memory through pointers
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use simcuda_device::{GpuConfig, Nanos, engine};
+
+use crate::code::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS, Outcome};
+use crate::physical::Segment;
+use crate::ptx::Parameter;
+use crate::space::Access;
+
+/// A kernel, by what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    Nop,
+    Spin,
+    Fill,
+    Step,
+    Sum,
+    Endless,
+    Unknown,
+}
+
+impl Kernel {
+    /// The kernel of that name, if it also has the parameters it must have.
+    pub(crate) fn of(name: &str, parameters: &[Parameter]) -> Kernel {
+        let (kernel, count) = match name {
+            "acb_nop" => (Kernel::Nop, 0),
+            "acb_spin" => (Kernel::Spin, 1),
+            "acb_fill" => (Kernel::Fill, 3),
+            "acb_step" => (Kernel::Step, 4),
+            "acb_sum" => (Kernel::Sum, 3),
+            "acb_endless" => (Kernel::Endless, 1),
+            _ => return Kernel::Unknown,
+        };
+        if parameters.len() == count && parameters.iter().all(|parameter| parameter.size == 8) {
+            kernel
+        } else {
+            Kernel::Unknown
+        }
+    }
+}
+
+/// A launch.
+#[derive(Clone)]
+pub(crate) struct KernelCall {
+    pub(crate) kernel: Kernel,
+    pub(crate) name: Arc<str>,
+    pub(crate) arguments: [u64; 4],
+    /// A scripted fault.
+    pub(crate) fault: LaunchFault,
+}
+
+/// What goes wrong with a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LaunchFault {
+    None,
+    Fails,
+    Endless,
+}
+
+/// Memory that a kernel touches.
+pub(crate) struct Need {
+    pub(crate) address: u64,
+    pub(crate) length: usize,
+    pub(crate) access: Access,
+}
+
+impl KernelCall {
+    /// How long it has the compute engine.
+    pub(crate) fn length(&self, gpu: &GpuConfig) -> Nanos {
+        if self.fault == LaunchFault::Endless {
+            return engine::ENDLESS;
+        }
+        let bytes = |words: u64| span(words.saturating_mul(8), gpu.memory_bandwidth);
+        let own = match self.kernel {
+            Kernel::Nop => 0,
+            Kernel::Spin => self.arguments[0].min(engine::ENDLESS / 2),
+            Kernel::Fill | Kernel::Sum => bytes(self.arguments[1]),
+            Kernel::Step => self.arguments[3].min(engine::ENDLESS / 2),
+            Kernel::Endless => return engine::ENDLESS,
+            Kernel::Unknown => gpu.unknown_kernel_ns,
+        };
+        own + gpu.launch_ns
+    }
+
+    /// The memory that it touches, or how it fails.
+    pub(crate) fn needs(&self) -> Outcome<Vec<Need>> {
+        if self.fault == LaunchFault::Fails {
+            return Err(LAUNCH_FAILED);
+        }
+        let [p, n, ..] = self.arguments;
+        let words = |address: u64, count: u64, access| {
+            if address % 8 != 0 {
+                return Err(MISALIGNED_ADDRESS);
+            }
+            let length = count.checked_mul(8).ok_or(ILLEGAL_ADDRESS)? as usize;
+            Ok(Need { address, length, access })
+        };
+        match self.kernel {
+            Kernel::Nop | Kernel::Spin | Kernel::Unknown => Ok(Vec::new()),
+            Kernel::Fill | Kernel::Step if n == 0 => Ok(Vec::new()),
+            Kernel::Fill | Kernel::Step => Ok(vec![words(p, n, Access::Write)?]),
+            Kernel::Sum if n == 0 => Ok(vec![words(self.arguments[2], 1, Access::Write)?]),
+            Kernel::Sum => Ok(vec![
+                words(self.arguments[2], 1, Access::Write)?,
+                words(p, n, Access::Read)?,
+            ]),
+            Kernel::Endless => Ok(vec![words(p, 1, Access::Read)?]),
+        }
+    }
+
+    /// Whether no memory changes by it.
+    pub(crate) fn touches_nothing(&self) -> bool {
+        let plain = matches!(self.kernel, Kernel::Nop | Kernel::Spin | Kernel::Unknown);
+        plain && self.fault == LaunchFault::None
+    }
+
+    /// Whether it runs until memory says otherwise.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.fault == LaunchFault::Endless || self.kernel == Kernel::Endless
+    }
+
+    /// Does what it does, once, at its end.
+    pub(crate) fn run(&self, runs: &[Vec<Segment>]) {
+        let [_, n, third, _] = self.arguments;
+        if n == 0 {
+            return;
+        }
+        match self.kernel {
+            Kernel::Fill => each_word(&runs[0], |at, word| {
+                word.store(splitmix64(third.wrapping_add(at)), Ordering::Relaxed);
+            }),
+            Kernel::Step => each_word(&runs[0], |_, word| {
+                let value = word.load(Ordering::Relaxed);
+                let next = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(third);
+                word.store(next, Ordering::Relaxed);
+            }),
+            Kernel::Sum => {
+                let mut sum = 0_u64;
+                each_word(&runs[1], |_, word| {
+                    sum = sum.wrapping_add(word.load(Ordering::Relaxed));
+                });
+                each_word(&runs[0], |_, word| {
+                    word.fetch_add(sum, Ordering::Relaxed);
+                });
+            }
+            Kernel::Nop | Kernel::Spin | Kernel::Endless | Kernel::Unknown => {}
+        }
+    }
+}
+
+/// Whether the endless kernel's flag is set.
+pub(crate) fn flag_is_set(run: &[Segment]) -> bool {
+    let mut set = false;
+    each_word(run, |_, word| set |= word.load(Ordering::Relaxed) != 0);
+    set
+}
+
+/// How long `bytes` take at `per_second`.
+pub(crate) fn span(bytes: u64, per_second: u64) -> Nanos {
+    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(per_second);
+    Nanos::try_from(nanos).unwrap_or(engine::ENDLESS / 2).min(engine::ENDLESS / 2)
+}
+
+/// Calls `one` for every 64-bit word of a run. Words are atomic, as other engines
+/// and the host may touch the same memory at the same time.
+fn each_word(run: &[Segment], mut one: impl FnMut(u64, &AtomicU64)) {
+    let mut at = 0;
+    for segment in run {
+        let words = segment.pointer().cast::<AtomicU64>();
+        for word in 0..segment.len() / 8 {
+            // SAFETY: inside a live segment; runs of words begin at multiples of
+            // 8, which `needs` checked, and mappings at multiples of 512.
+            let word = unsafe { &*words.add(word) };
+            one(at, word);
+            at += 1;
+        }
+    }
+}
+
+/// The generator of Steele, Lea and Flood; the same as in `kernels.ptx`.
+pub(crate) fn splitmix64(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splitmix64_is_the_published_one() {
+        // First outputs of the reference generator seeded with 0.
+        assert_eq!(splitmix64(0), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(splitmix64(0x9e37_79b9_7f4a_7c15), 0x6e78_9e6a_a1b9_65f4);
+    }
+
+    #[test]
+    fn bandwidth_gives_time() {
+        assert_eq!(span(24_000_000, 24_000_000_000), 1_000_000);
+        assert_eq!(span(0, 1), 0);
+        assert_eq!(span(u64::MAX, 1), engine::ENDLESS / 2);
+    }
+}

@@ -1,0 +1,201 @@
+//! The objects that programs hold handles to, and the tables of them. Data only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use acb_cuda_abi::CuResult;
+use simcuda_device::Nanos;
+
+use crate::code::{INVALID_CONTEXT, INVALID_HANDLE, Outcome};
+use crate::handles::{Handle, Slab, Tag};
+use crate::kernels::Kernel;
+use crate::physical::Physical;
+use crate::ptx::{Image, Parameter};
+use crate::space::Space;
+use crate::timeline::{Op, Timeline};
+
+/// A context.
+pub(crate) struct Context {
+    /// The device as the program counts.
+    pub(crate) ordinal: usize,
+    /// The GPU as the machine counts.
+    pub(crate) gpu: usize,
+    pub(crate) primary: bool,
+    pub(crate) flags: u32,
+    /// The error that broke it.
+    pub(crate) broken: Option<CuResult>,
+    /// Work handed in and not over.
+    pub(crate) pending: usize,
+    pub(crate) legacy: Handle<Stream>,
+    pub(crate) per_thread: HashMap<u64, Handle<Stream>>,
+    /// All streams, the default ones included.
+    pub(crate) streams: Vec<Handle<Stream>>,
+    pub(crate) limits: HashMap<u32, usize>,
+    pub(crate) peers: Vec<Handle<Context>>,
+    pub(crate) id: u64,
+}
+
+/// Which rules of the legacy default stream hold for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamKind {
+    /// The legacy default stream: waits for all blocking ones.
+    Legacy,
+    /// Waits for the legacy one.
+    Blocking,
+    /// Neither.
+    NonBlocking,
+}
+
+/// A stream.
+pub(crate) struct Stream {
+    pub(crate) context: Handle<Context>,
+    pub(crate) kind: StreamKind,
+    pub(crate) flags: u32,
+    pub(crate) priority: i32,
+    pub(crate) id: u64,
+    /// The last work handed in.
+    pub(crate) tail: Option<Handle<Op>>,
+    /// Work handed in and not over.
+    pub(crate) pending: usize,
+}
+
+/// An event.
+pub(crate) struct Event {
+    pub(crate) context: Handle<Context>,
+    pub(crate) timed: bool,
+    pub(crate) state: EventState,
+}
+
+/// How far an event is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum EventState {
+    Unrecorded,
+    Pending(Handle<Op>),
+    At(Nanos),
+    Captured { capture: u64, after: Vec<usize> },
+}
+
+/// A module, or a library as one of its contexts sees it.
+pub(crate) struct Module {
+    pub(crate) context: Handle<Context>,
+    pub(crate) image: Arc<Image>,
+    pub(crate) functions: HashMap<String, Handle<Function>>,
+    pub(crate) globals: HashMap<String, (u64, usize)>,
+    /// Modules of a library are not unloaded by themselves.
+    pub(crate) of_library: bool,
+}
+
+/// A kernel in a module.
+pub(crate) struct Function {
+    pub(crate) name: Arc<str>,
+    pub(crate) parameters: Arc<[Parameter]>,
+    pub(crate) kernel: Kernel,
+    pub(crate) module: Handle<Module>,
+    pub(crate) context: Handle<Context>,
+    pub(crate) dynamic_shared: u32,
+}
+
+/// A library: an image that is loaded into contexts as they use it.
+pub(crate) struct Library {
+    pub(crate) image: Arc<Image>,
+    pub(crate) modules: HashMap<Handle<Context>, Handle<Module>>,
+    pub(crate) kernels: HashMap<String, Handle<LibraryKernel>>,
+}
+
+/// A kernel of a library.
+pub(crate) struct LibraryKernel {
+    pub(crate) library: Handle<Library>,
+    pub(crate) name: String,
+}
+
+/// A handle to memory that the program maps itself.
+pub(crate) struct Mapped {
+    pub(crate) memory: Arc<Physical>,
+    /// What the program asked for, to be told again.
+    pub(crate) gpu_ordinal: usize,
+    pub(crate) references: u32,
+}
+
+/// A pool of memory that is handed out in stream order.
+pub(crate) struct Pool {
+    pub(crate) ordinal: usize,
+    pub(crate) default: bool,
+    pub(crate) release_threshold: u64,
+    pub(crate) reuse: [i32; 3],
+    pub(crate) used: u64,
+    pub(crate) used_high: u64,
+    /// Memory kept for the next allocation, by size.
+    pub(crate) kept: Vec<Arc<Physical>>,
+    pub(crate) reserved: u64,
+    pub(crate) reserved_high: u64,
+}
+
+/// The primary context of a device.
+#[derive(Default)]
+pub(crate) struct Primary {
+    pub(crate) context: Option<Handle<Context>>,
+    pub(crate) retained: u32,
+    pub(crate) flags: u32,
+}
+
+/// Everything that the process's calls share, under one lock.
+pub(crate) struct Tables {
+    pub(crate) primaries: Vec<Primary>,
+    pub(crate) contexts: Slab<Context>,
+    pub(crate) streams: Slab<Stream>,
+    pub(crate) events: Slab<Event>,
+    pub(crate) modules: Slab<Module>,
+    pub(crate) functions: Slab<Function>,
+    pub(crate) libraries: Slab<Library>,
+    pub(crate) kernels: Slab<LibraryKernel>,
+    pub(crate) mapped: Slab<Mapped>,
+    pub(crate) pools: Slab<Pool>,
+    pub(crate) device_pools: Vec<(Handle<Pool>, Handle<Pool>)>,
+    pub(crate) space: Space,
+    pub(crate) timeline: Timeline,
+    pub(crate) last_id: u64,
+    /// How many GPUs the machine has.
+    pub(crate) gpus: usize,
+}
+
+impl Tables {
+    pub(crate) fn new(devices: usize, gpus: usize) -> Tables {
+        Tables {
+            primaries: (0..devices).map(|_| Primary::default()).collect(),
+            contexts: Slab::new(Tag::Context),
+            streams: Slab::new(Tag::Stream),
+            events: Slab::new(Tag::Event),
+            modules: Slab::new(Tag::Module),
+            functions: Slab::new(Tag::Function),
+            libraries: Slab::new(Tag::Library),
+            kernels: Slab::new(Tag::Kernel),
+            mapped: Slab::new(Tag::Physical),
+            pools: Slab::new(Tag::Pool),
+            device_pools: Vec::new(),
+            space: Space::default(),
+            timeline: Timeline::new(),
+            last_id: 0,
+            gpus,
+        }
+    }
+
+    /// A number that no other object has.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// The context, if it exists and is not broken.
+    pub(crate) fn context(&self, handle: Handle<Context>) -> Outcome<&Context> {
+        let context = self.contexts.get(handle).ok_or(INVALID_CONTEXT)?;
+        match context.broken {
+            Some(code) => Err(code),
+            None => Ok(context),
+        }
+    }
+
+    /// The event.
+    pub(crate) fn event(&self, handle: Handle<Event>) -> Outcome<&Event> {
+        self.events.get(handle).ok_or(INVALID_HANDLE)
+    }
+}

@@ -1,0 +1,98 @@
+//! Memory that is allocated and freed in stream order: pools, what they keep, and
+//! what is given back.
+
+use crate::code::{INVALID_VALUE, Outcome};
+use crate::driver::Driver;
+use crate::handles::Handle;
+use crate::objects::{Pool, Tables};
+use crate::physical::Physical;
+use crate::space::{GRANULARITY, RegionKind};
+
+impl Pool {
+    /// A pool of a device.
+    pub(crate) fn new(ordinal: usize, default: bool) -> Pool {
+        Pool {
+            ordinal,
+            default,
+            release_threshold: 0,
+            reuse: [1; 3],
+            used: 0,
+            used_high: 0,
+            kept: Vec::new(),
+            reserved: 0,
+            reserved_high: 0,
+        }
+    }
+}
+
+impl Tables {
+    /// The default pool of a device, and the one that is in use there.
+    pub(crate) fn device_pool(&mut self, ordinal: usize) -> (Handle<Pool>, Handle<Pool>) {
+        while self.device_pools.len() <= ordinal {
+            let pool = self.pools.insert(Pool::new(self.device_pools.len(), true));
+            self.device_pools.push((pool, pool));
+        }
+        self.device_pools[ordinal]
+    }
+
+    /// Takes memory from a pool: what it keeps first.
+    pub(crate) fn allocate_pooled(
+        &mut self,
+        driver: &Driver,
+        handle: Handle<Pool>,
+        bytes: usize,
+    ) -> Outcome<u64> {
+        let pool = self.pools.get_mut(handle).ok_or(INVALID_VALUE)?;
+        let gpu = *driver.devices.get(pool.ordinal).ok_or(INVALID_VALUE)?;
+        // Small blocks share what would be one block of the driver's; here they
+        // count by themselves.
+        let unit = if bytes >= GRANULARITY { GRANULARITY } else { crate::space::ALIGNMENT };
+        let length = bytes.checked_next_multiple_of(unit).ok_or(crate::code::OUT_OF_MEMORY)?;
+        let memory = match pool.kept.iter().position(|kept| kept.length() == length) {
+            Some(at) => pool.kept.swap_remove(at),
+            None => {
+                let new = Physical::new(gpu, length).or_else(|_| {
+                    // What is kept for others may make room.
+                    for (_, handle) in self.device_pools.clone() {
+                        self.trim_pool(handle, 0);
+                    }
+                    self.trim_pool(handle, 0);
+                    Physical::new(gpu, length)
+                })?;
+                let pool = self.pools.get_mut(handle).ok_or(INVALID_VALUE)?;
+                pool.reserved += length as u64;
+                pool.reserved_high = pool.reserved_high.max(pool.reserved);
+                new
+            }
+        };
+        let start = self.space.add(length, unit, RegionKind::Pooled { pool: handle, gpu })?;
+        self.space.map(start, length, memory, 0, 1 << gpu)?;
+        if let Some(pool) = self.pools.get_mut(handle) {
+            pool.used += length as u64;
+            pool.used_high = pool.used_high.max(pool.used);
+        }
+        Ok(start)
+    }
+
+    /// Gives an allocation back to its pool.
+    pub(crate) fn free_pooled(&mut self, start: u64) {
+        let Some(memory) = self.space.memory_at(start) else { return };
+        let Some(region) = self.space.remove(start) else { return };
+        let RegionKind::Pooled { pool: handle, .. } = region.kind else { return };
+        let Some(pool) = self.pools.get_mut(handle) else { return };
+        pool.used -= region.length as u64;
+        pool.kept.push(memory);
+        let threshold = pool.release_threshold;
+        self.trim_pool(handle, threshold);
+    }
+
+    /// Gives back what the pool keeps unused, as far as it holds more than `keep`.
+    pub(crate) fn trim_pool(&mut self, handle: Handle<Pool>, keep: u64) {
+        let Some(pool) = self.pools.get_mut(handle) else { return };
+        while pool.reserved > keep
+            && let Some(memory) = pool.kept.pop()
+        {
+            pool.reserved -= memory.length() as u64;
+        }
+    }
+}
