@@ -1,7 +1,7 @@
-//! The assigner is killed while programs use the GPU.
+//! There is no assigner, or it is killed while programs use the GPU.
 
 use crate::stage;
-use acb_tests::lab::{JobId, Lab, wait_until};
+use acb_tests::lab::{ExternStep, JobId, Lab, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::process::Command;
@@ -76,4 +76,23 @@ pub(crate) fn daemon_and_supervisor_are_killed(lab: &Lab) -> Result<()> {
         Ok(stage::status(lab, &user, &node, job)?.is_none())
     })?;
     all_rounds_are_right(lab, job)
+}
+
+#[test]
+fn without_an_extern_step_the_user_reads_what_is_missing() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.extern_step = ExternStep::No)? else {
+        return Ok(());
+    };
+    let user = stage::user()?;
+    let outcome = lab.run_as(&user, &["srun", "--acb", "--gres=gpu:1", "hostname"])?;
+    ensure!(!outcome.success(), "{outcome}");
+    for word in ["PrologFlags=Contain", "agarun"] {
+        ensure!(outcome.stderr.contains(word), "{word}: {outcome}");
+    }
+    lab.await_idle()?;
+    for node in lab.nodes() {
+        let spec = lab.run_dir().join(node).join("spec");
+        ensure!(std::fs::read_dir(spec).map_or(0, Iterator::count) == 0, "{node} keeps records");
+    }
+    Ok(())
 }

@@ -47,6 +47,8 @@ in_both_labs! {
     tasks_go_on_without_a_daemon: crate::faults::daemon_and_supervisor_are_killed,
     two_nodes_join: crate::nodes::join,
     users_are_apart: crate::users::apart,
+    a_users_folder_is_no_weapon: crate::users::folder_is_no_weapon,
+    a_users_environment_is_no_weapon: crate::users::environment_is_no_weapon,
     the_users_preload_is_kept: crate::environment::preload_is_kept,
     off_is_as_without: crate::environment::off,
     the_key_stays_hidden: crate::environment::key_is_hidden,

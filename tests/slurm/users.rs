@@ -1,8 +1,10 @@
-//! Two users on one node.
+//! Users who mean harm: to each other, and to root.
 
 use crate::stage;
-use acb_tests::lab::{Account, JobId, Lab};
-use anyhow::{Result, ensure};
+use acb_tests::lab::{Account, JobId, Lab, processes_naming};
+use anyhow::{Context, Result, ensure};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
 /// Connects and waits for the other side to close, which is the exit code 0; 1: it spoke; 2: no
@@ -60,5 +62,71 @@ fn stays_out(lab: &Lab, stranger: &Account, job: JobId) -> Result<()> {
         ensure!(!outcome.success(), "{outcome}");
     }
     ensure!(stage::status(lab, stranger, "n1", job)?.is_none());
+    Ok(())
+}
+
+/// What a user puts into their own folder makes root kill, follow or remove nothing of others.
+pub(crate) fn folder_is_no_weapon(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let victim = lab.folder().join("home/root/victim");
+    std::fs::create_dir_all(&victim)?;
+    std::fs::write(victim.join("file"), "still here")?;
+    let slurmd = processes_naming(&lab.folder().join("slurm.conf").display().to_string())
+        .into_iter()
+        .find(|(_, command)| command.contains("slurmd -D -N n1"))
+        .context("slurmd of n1")?
+        .0;
+    let script = format!(
+        "#!/bin/bash
+#SBATCH --acb --gres=gpu:1 --nodelist=n1
+cd $(dirname $ACB_SOCKET)
+sed -i 's/\"pid\": *[0-9]*/\"pid\":{slurmd}/' ready.json
+ln -s {victim} link; rm -f state.json; ln -s {victim}/file state.json; mkfifo stats.json.new
+srun true; echo srun $?
+echo garbage > ready.json
+srun true; echo srun $?
+rm -f ready.json; mkdir ready.json
+srun true; echo srun $?
+",
+        victim = victim.display()
+    );
+    let job = lab.submit(&user, &script)?;
+    ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
+    let output = lab.output(&user, job)?;
+    ensure!(output.matches("srun 1").count() == 2 && output.contains("ready.json"), "{output}");
+    stage::assert_gone(lab, job)?;
+    ensure!(std::fs::read_to_string(victim.join("file"))? == "still here");
+    ensure!(std::path::Path::new(&format!("/proc/{slurmd}")).exists(), "slurmd of n1 is gone");
+    Ok(())
+}
+
+/// Nor does what they put into their environment.
+pub(crate) fn environment_is_no_weapon(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let long = "x:".repeat(60_000);
+    let inherited = "SLURM_SPANK__SLURM_SPANK_OPTION_acb_acb";
+    let hostile: [(&str, &OsStr); 9] = [
+        ("SLURM_GPUS_PER_TASK", OsStr::new("a100:-1")),
+        ("LD_PRELOAD", OsStr::from_bytes(b"/\xff\xfe.so")),
+        ("LD_LIBRARY_PATH", OsStr::new(&long)),
+        ("ACB_SOCKET", OsStr::new("/nowhere")),
+        ("ACB_CONF", OsStr::new("/nowhere")),
+        ("SLURM_SPANK_ACB_KEY", OsStr::new("not a key")),
+        ("SPANK_ACB_KEY", OsStr::new("not a key")),
+        (inherited, OsStr::new("%n%s#$(reboot)")),
+        (inherited, OsStr::new("(null)")),
+    ];
+    for (name, value) in hostile {
+        let output = lab
+            .command_as(&user, "srun")?
+            .args(["--acb", "--gres=gpu:1", "true"])
+            .env(name, value)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        // It runs, or says why not; it does not crash, and does not hurt.
+        ensure!(output.status.success() || said.contains("error: "), "{name}: {said}");
+        ensure!(!said.contains("internal error"), "{name}: {said}");
+        stage::nodes_are_well(lab).with_context(|| name.to_owned())?;
+    }
     Ok(())
 }

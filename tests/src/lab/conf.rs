@@ -27,6 +27,15 @@ pub enum PlugStack {
     Empty,
 }
 
+/// Whether every job has an extern step, in which the plugin starts the assigner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExternStep {
+    /// PrologFlags=Contain.
+    Yes,
+    /// Slurm's default.
+    No,
+}
+
 /// The GPUs of a lab's nodes, as Slurm sees them.
 #[derive(Debug, Clone)]
 pub enum Gpus {
@@ -156,7 +165,6 @@ MaxJobId=4000000
 ProctrackType=proctrack/{proctrack}
 TaskPlugin=task/{task}
 JobAcctGatherType=jobacct_gather/none
-PrologFlags=Contain
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerType=sched/backfill
@@ -170,6 +178,9 @@ MpiDefault=none
             self.ports[0],
             unique * 50,
         );
+        if self.options.extern_step == ExternStep::Yes {
+            text.push_str("PrologFlags=Contain\n");
+        }
         text.push_str(&self.options.slurm_conf);
         for ((node, port), devices) in self.nodes.iter().zip(&self.ports[1..]).zip(&self.devices) {
             let gres = match devices.len() {

@@ -22,7 +22,7 @@ mod outcome;
 mod prefix;
 
 pub use account::Account;
-pub use conf::{Cluster, Gpus, PlugStack, Proctrack, SIMULATED};
+pub use conf::{Cluster, ExternStep, Gpus, PlugStack, Proctrack, SIMULATED};
 pub use jobs::JobId;
 pub use machine::{missing, processes_naming};
 pub use outcome::{Outcome, wait_until};
@@ -55,6 +55,8 @@ pub struct Options {
     pub gpus: Gpus,
     /// How Slurm keeps track of a job's processes.
     pub proctrack: Proctrack,
+    /// Whether jobs have an extern step.
+    pub extern_step: ExternStep,
     /// Whether Slurm loads the plugin.
     pub plugstack: PlugStack,
     /// The site's cluster file.
@@ -75,6 +77,7 @@ impl Options {
             cpus: 16,
             gpus: Gpus::Fake { per_node: 2 },
             proctrack: Proctrack::LinuxProc,
+            extern_step: ExternStep::Yes,
             plugstack: PlugStack::Acb,
             cluster: Cluster::Simulated,
             simcuda: Some(conf::SIMCUDA.into()),
