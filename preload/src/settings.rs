@@ -19,6 +19,8 @@ pub(crate) enum OnFailure {
 pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
     pub(crate) gpus: u32,
+    /// UUIDs of the GPUs that the process may use; empty: all of the assigner's.
+    pub(crate) eligible: Vec<String>,
     pub(crate) on_failure: OnFailure,
     pub(crate) grace: Duration,
     pub(crate) step: String,
@@ -78,12 +80,19 @@ impl Settings {
         Ok(Some(Settings {
             socket: socket.into(),
             gpus,
+            eligible: list(variable("ACB_ELIGIBLE")),
             on_failure,
             grace: Duration::from_millis(grace.into()),
             step: variable("ACB_STEP").unwrap_or_default(),
             rank: number("ACB_RANK", "a rank", "0")?.unwrap_or(0),
         }))
     }
+}
+
+/// What stands between commas.
+fn list(text: Option<String>) -> Vec<String> {
+    let text = text.unwrap_or_default();
+    text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -108,6 +117,13 @@ mod tests {
         assert_eq!(settings.gpus, 1);
         assert_eq!(settings.on_failure, OnFailure::Open);
         assert_eq!(settings.grace, Duration::from_secs(10));
+        assert!(settings.eligible.is_empty());
+    }
+
+    #[test]
+    fn eligible_gpus_stand_between_commas() {
+        let settings = read(&[("ACB_SOCKET", "/s"), ("ACB_ELIGIBLE", "GPU-a,GPU-b,")]);
+        assert_eq!(settings.unwrap().unwrap().eligible, ["GPU-a", "GPU-b"]);
     }
 
     #[test]

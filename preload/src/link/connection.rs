@@ -236,7 +236,7 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         start_time: environment::start_time(),
         program: environment::program(),
         gpus: settings.gpus,
-        eligible: Vec::new(),
+        eligible: settings.eligible.clone(),
         held,
         step: settings.step.clone(),
         rank: settings.rank,

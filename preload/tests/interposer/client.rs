@@ -228,10 +228,9 @@ fn streams() {
                     assert_eq!(cuda.launch(0, stream), 0);
                     std::thread::sleep(std::time::Duration::from_micros(300));
                     // SAFETY: as declared.
-                    assert_eq!(
-                        unsafe { function!(cuda, "cuStreamDestroy_v2", fn(Handle))(stream) },
-                        0
-                    );
+                    let destroyed =
+                        unsafe { function!(cuda, "cuStreamDestroy_v2", fn(Handle))(stream) };
+                    assert_eq!(destroyed, 0);
                 }
                 // SAFETY: as declared.
                 assert_eq!(unsafe { function!(cuda, "cuCtxDestroy_v2", fn(Handle))(context) }, 0);
