@@ -1,0 +1,55 @@
+//! The command line of `agarun`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Run a program so that it shares GPUs per GPU phase.
+#[derive(Debug, Parser)]
+#[command(name = "agarun", version, max_term_width = 100)]
+#[command(override_usage = "agarun [OPTIONS] [--] PROGRAM [ARGUMENTS]")]
+#[command(after_help = "Environment: AGA_ENABLE_AUTO (1: automatic mode, 0: manual mode), \
+    AGA_GPU_ALLOC_SERVER_ADDRESS and AGA_GPU_ALLOC_SERVER_PORT (127.0.0.1, 11234), \
+    AGA_REQUEST_DEVICE (any, cuda, gpu, cpu), ACB_LIB_DIR (folder of the interposer).\n\
+    Exit status: the program's own; 128 and the signal's number if a signal ended it, so 130 after \
+    Ctrl-C; 1 with `Error: …` if it was not run; 2 for bad options.")]
+pub struct Cli {
+    /// Run the program without scheduling, to compare
+    #[arg(long)]
+    pub without_aga: bool,
+    /// Append to this file what the program asked for and got [default: $HOME/.acb/job-history.log]
+    #[arg(long, value_name = "PATH")]
+    pub history_path: Option<PathBuf>,
+    /// Accepted as in ACB, without effect: memory is not kept in files here
+    #[arg(long, value_name = "DIR")]
+    pub checkpoints_topdir: Option<PathBuf>,
+    /// GPUs that the program sees [default: 1, or what the Slurm job says]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub gpus: Option<u32>,
+    /// The program and its arguments
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM",
+        hide = true
+    )]
+    pub command: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        let cli =
+            Cli::try_parse_from(["agarun", "--gpus", "2", "python", "--gpus", "9", "--", "-v"])
+                .unwrap();
+        assert_eq!(cli.gpus, Some(2));
+        assert_eq!(cli.command, ["python", "--gpus", "9", "--", "-v"]);
+        let cli = Cli::try_parse_from(["agarun", "--", "torchrun", "--nnodes", "2"]).unwrap();
+        assert_eq!(cli.command, ["torchrun", "--nnodes", "2"]);
+        assert!(Cli::try_parse_from(["agarun", "--gpus", "0", "x"]).is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! The environment of the program (docs/architecture.md, "Environment of a client").
+//!
+//! Owns which variables are set for which way of running, and that what the user had in LD_PRELOAD
+//! and LD_LIBRARY_PATH stays there. Pure, but for the place of the interposer.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use super::request::{Device, Request};
+
+/// File name of the interposer.
+pub const INTERPOSER: &str = "libcuda.so.1";
+
+/// How a program is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// As if there were no slurm-acb.
+    Without,
+    /// Without GPUs.
+    Cpu,
+    /// It asks for GPUs itself.
+    Manual {
+        /// Where.
+        tools: PathBuf,
+    },
+    /// Under the interposer.
+    Interposed {
+        /// Folder of the interposer.
+        folder: PathBuf,
+        /// Socket of the assigner.
+        client_socket: PathBuf,
+        /// UUIDs of as many GPUs as the program sees; `cuInit` puts the right ones in their place.
+        placeholder: String,
+    },
+}
+
+impl Plan {
+    /// The word for it in the history.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Plan::Without => "without",
+            Plan::Cpu => "cpu",
+            Plan::Manual { .. } => "manual",
+            Plan::Interposed { .. } => "automatic",
+        }
+    }
+}
+
+/// A variable and its new value; `None` removes it.
+pub type Change = (&'static str, Option<OsString>);
+
+/// The folder of the interposer: `ACB_LIB_DIR`, or beside this program.
+pub fn interposer_folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("ACB_LIB_DIR").filter(|folder| !folder.is_empty()) {
+        return PathBuf::from(folder);
+    }
+    let own = std::env::current_exe().unwrap_or_default();
+    let prefix = own.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+    prefix.join("lib/acb")
+}
+
+/// What is changed in the environment of this process for the program.
+pub fn changes(plan: &Plan, request: &Request) -> Vec<Change> {
+    changes_from(plan, request, &interposer_folder(), |name| std::env::var_os(name))
+}
+
+fn changes_from(
+    plan: &Plan,
+    request: &Request,
+    installed: &Path,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut set = |name: &'static str, value: &OsStr| changes.push((name, Some(value.to_owned())));
+    match plan {
+        Plan::Interposed { folder, client_socket, placeholder } => {
+            let preload = prepend(
+                &folder.join(INTERPOSER),
+                variable("LD_PRELOAD"),
+                is_interposer,
+                &[b':', b' '],
+            );
+            set("LD_PRELOAD", &preload);
+            let is_folder = |entry: &OsStr| Path::new(entry) == folder;
+            let path = prepend(folder, variable("LD_LIBRARY_PATH"), is_folder, &[b':', b';']);
+            set("LD_LIBRARY_PATH", &path);
+            set("ACB_SOCKET", client_socket.as_os_str());
+            set("ACB_GPUS", OsStr::new(&request.gpus.to_string()));
+            set("ACB_STEP", OsStr::new(&request.step));
+            set("CUDA_VISIBLE_DEVICES", OsStr::new(placeholder));
+            for (name, default) in [
+                ("ACB_ON_FAILURE", "open"),
+                ("ACB_GRACE_MS", "10000"),
+                // Captured graphs' buffers must not be registered with NCCL: they may move.
+                ("NCCL_GRAPH_REGISTER", "0"),
+            ] {
+                if variable(name).is_none() {
+                    set(name, OsStr::new(default));
+                }
+            }
+        }
+        Plan::Manual { tools } => {
+            set("ACB_TOOLS_SOCKET", tools.as_os_str());
+            set("AGA_ENABLE_AUTO", OsStr::new("0"));
+        }
+        Plan::Cpu => set("CUDA_VISIBLE_DEVICES", OsStr::new("")),
+        Plan::Without => {}
+    }
+    if !matches!(plan, Plan::Without) {
+        let device = match request.device {
+            Device::Any => "any",
+            Device::Gpu => "cuda",
+            Device::Cpu => "cpu",
+        };
+        set("AGA_REQUEST_DEVICE", OsStr::new(device));
+        set("AGA_GPU_ALLOC_SERVER_ADDRESS", OsStr::new(&request.address));
+        set("AGA_GPU_ALLOC_SERVER_PORT", OsStr::new(&request.port.to_string()));
+        set("AGA_LAUNCHED_FROM_AGARUN", OsStr::new("1"));
+    }
+    if !matches!(plan, Plan::Interposed { .. }) {
+        // A Slurm job may have put the interposer there.
+        let mut strip = |name: &'static str, ours: &dyn Fn(&OsStr) -> bool, separators: &[u8]| {
+            let Some(old) = variable(name) else { return };
+            let left = without(&old, ours, separators);
+            if left != old {
+                changes.push((name, (!left.is_empty()).then_some(left)));
+            }
+        };
+        strip("LD_PRELOAD", &is_interposer, b": ");
+        strip("LD_LIBRARY_PATH", &|entry| Path::new(entry) == installed, b":;");
+        if variable("ACB_SOCKET").is_some() {
+            changes.push(("ACB_SOCKET", None));
+        }
+    }
+    changes
+}
+
+fn is_interposer(entry: &OsStr) -> bool {
+    Path::new(entry).file_name() == Some(OsStr::new(INTERPOSER))
+}
+
+/// Puts an entry in front of a list, and drops those that it replaces.
+fn prepend(
+    first: &Path,
+    list: Option<OsString>,
+    replaced: impl Fn(&OsStr) -> bool,
+    separators: &[u8],
+) -> OsString {
+    let rest = without(&list.unwrap_or_default(), &replaced, separators);
+    let mut list = first.as_os_str().to_owned();
+    if !rest.is_empty() {
+        list.push(":");
+        list.push(rest);
+    }
+    list
+}
+
+fn without(list: &OsStr, dropped: &dyn Fn(&OsStr) -> bool, separators: &[u8]) -> OsString {
+    use std::os::unix::ffi::OsStrExt;
+    let entries = list.as_bytes().split(|byte| separators.contains(byte));
+    let kept: Vec<&[u8]> =
+        entries.filter(|entry| !entry.is_empty() && !dropped(OsStr::from_bytes(entry))).collect();
+    OsStr::from_bytes(&kept.join(&b':')).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::cli::Cli;
+    use clap::Parser;
+
+    fn request() -> Request {
+        let cli = Cli::parse_from(["agarun", "--gpus", "2", "program"]);
+        Request::read(&cli).unwrap()
+    }
+
+    fn changed(plan: &Plan, variables: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let text = |value: OsString| value.into_string().unwrap();
+        changes_from(plan, &request(), Path::new("/opt/lib/acb"), variable)
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.map(text)))
+            .collect()
+    }
+
+    fn value<'a>(
+        changes: &'a [(String, Option<String>)],
+        name: &str,
+    ) -> Option<&'a Option<String>> {
+        changes.iter().find(|(changed, _)| changed == name).map(|(_, value)| value)
+    }
+
+    fn interposed() -> Plan {
+        Plan::Interposed {
+            folder: "/opt/lib/acb".into(),
+            client_socket: "/run/acb/n1/5/client.sock".into(),
+            placeholder: "GPU-a,GPU-b".into(),
+        }
+    }
+
+    #[test]
+    fn the_interposer_stands_before_what_the_user_had_and_only_once() {
+        let user = [
+            ("LD_PRELOAD", "/opt/lib/acb/libcuda.so.1 /usr/lib/libjemalloc.so"),
+            ("LD_LIBRARY_PATH", "/home/u/lib::/opt/lib/acb"),
+            ("NCCL_GRAPH_REGISTER", "1"),
+        ];
+        let changes = changed(&interposed(), &user);
+        let is = |name, text: &str| assert_eq!(value(&changes, name), Some(&Some(text.to_owned())));
+        is("LD_PRELOAD", "/opt/lib/acb/libcuda.so.1:/usr/lib/libjemalloc.so");
+        is("LD_LIBRARY_PATH", "/opt/lib/acb:/home/u/lib");
+        is("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b");
+        is("ACB_GPUS", "2");
+        assert_eq!(value(&changes, "NCCL_GRAPH_REGISTER"), None);
+    }
+
+    #[test]
+    fn without_scheduling_the_jobs_interposer_is_taken_out() {
+        let job = [
+            ("LD_PRELOAD", "/opt/lib/acb/libcuda.so.1"),
+            ("LD_LIBRARY_PATH", "/opt/lib/acb:/home/u/lib"),
+            ("ACB_SOCKET", "/run/acb/n1/5/client.sock"),
+        ];
+        let changes = changed(&Plan::Without, &job);
+        assert_eq!(value(&changes, "LD_PRELOAD"), Some(&None));
+        assert_eq!(value(&changes, "LD_LIBRARY_PATH"), Some(&Some("/home/u/lib".to_owned())));
+        assert_eq!(value(&changes, "ACB_SOCKET"), Some(&None));
+        assert_eq!(changed(&Plan::Without, &[]), []);
+    }
+
+    #[test]
+    fn on_the_cpu_no_gpu_is_seen() {
+        let changes = changed(&Plan::Cpu, &[("CUDA_VISIBLE_DEVICES", "0")]);
+        assert_eq!(value(&changes, "CUDA_VISIBLE_DEVICES"), Some(&Some(String::new())));
+    }
+}
