@@ -24,7 +24,8 @@ run_node() { # FOLDER INDEX-OF-NODE
   local folder=$1 index=$2 failed=0 i pid
   # multinode.toml is looked for in $HOME/.acb: a home of the job's own keeps two jobs apart.
   # Sockets lie on the node itself, and their paths must be short.
-  assigner=(env HOME="$folder" gpu_assigner --multinode --socket-dir "/tmp/${folder##*/}-$UID")
+  sockets=$(mktemp -d /tmp/acb-XXXXXX)
+  assigner=(env HOME="$folder" gpu_assigner --multinode --socket-dir "$sockets")
   "${assigner[@]}" start
   # However this ends, the node's programs and its assigner end with it.
   pids=()
@@ -45,6 +46,7 @@ run_node() { # FOLDER INDEX-OF-NODE
 finish() {
   ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
   "${assigner[@]}" stop
+  rm -rf "$sockets"
 }
 
 if [[ ${1-} == --node ]]; then
