@@ -12,10 +12,18 @@ impl Tables {
     pub(crate) fn refuse_in_capture(&self, _context: Handle<Context>) -> Outcome {
         Ok(())
     }
-    pub(crate) fn capture_wait(&mut self, _stream: Handle<Stream>, _state: &EventState) -> Outcome<bool> {
+    pub(crate) fn capture_wait(
+        &mut self,
+        _stream: Handle<Stream>,
+        _state: &EventState,
+    ) -> Outcome<bool> {
         Ok(false)
     }
-    pub(crate) fn capture_record(&mut self, _stream: Handle<Stream>, _event: Handle<Event>) -> Outcome<bool> {
+    pub(crate) fn capture_record(
+        &mut self,
+        _stream: Handle<Stream>,
+        _event: Handle<Event>,
+    ) -> Outcome<bool> {
         Ok(false)
     }
 }

@@ -106,10 +106,9 @@ impl KernelCall {
             Kernel::Fill | Kernel::Step if n == 0 => Ok(Vec::new()),
             Kernel::Fill | Kernel::Step => Ok(vec![words(p, n, Access::Write)?]),
             Kernel::Sum if n == 0 => Ok(vec![words(self.arguments[2], 1, Access::Write)?]),
-            Kernel::Sum => Ok(vec![
-                words(self.arguments[2], 1, Access::Write)?,
-                words(p, n, Access::Read)?,
-            ]),
+            Kernel::Sum => {
+                Ok(vec![words(self.arguments[2], 1, Access::Write)?, words(p, n, Access::Read)?])
+            }
             Kernel::Endless => Ok(vec![words(p, 1, Access::Read)?]),
         }
     }

@@ -48,11 +48,7 @@ impl Physical {
     /// The bytes from `offset` on.
     pub(crate) fn at(self: &Arc<Physical>, offset: usize, length: usize) -> Segment {
         assert!(offset + length <= self.length, "a mapping ends inside its memory");
-        Segment {
-            start: self.base.wrapping_add(offset),
-            length,
-            _keeps: Some(Arc::clone(self)),
-        }
+        Segment { start: self.base.wrapping_add(offset), length, _keeps: Some(Arc::clone(self)) }
     }
 }
 

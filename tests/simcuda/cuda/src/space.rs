@@ -5,9 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::code::{
-    INVALID_VALUE, NOT_FOUND, OUT_OF_MEMORY, Outcome,
-};
+use crate::code::{INVALID_VALUE, NOT_FOUND, OUT_OF_MEMORY, Outcome};
 use crate::handles::Handle;
 use crate::objects::{Context, Pool};
 use crate::physical::{self, Physical, Segment};
@@ -133,11 +131,8 @@ impl Space {
     /// Takes a region away, with whatever is mapped in it.
     pub(crate) fn remove(&mut self, start: u64) -> Option<Region> {
         let region = self.regions.remove(&start)?;
-        let inside: Vec<u64> = self
-            .mappings
-            .range(start..start + region.length as u64)
-            .map(|(&at, _)| at)
-            .collect();
+        let inside: Vec<u64> =
+            self.mappings.range(start..start + region.length as u64).map(|(&at, _)| at).collect();
         for at in inside {
             self.mappings.remove(&at);
         }
@@ -244,8 +239,10 @@ impl Space {
         let bit = 1 << gpu;
         for at in starts {
             if let Some(mapping) = self.mappings.get_mut(&at) {
-                mapping.readable = if read { mapping.readable | bit } else { mapping.readable & !bit };
-                mapping.writable = if write { mapping.writable | bit } else { mapping.writable & !bit };
+                mapping.readable =
+                    if read { mapping.readable | bit } else { mapping.readable & !bit };
+                mapping.writable =
+                    if write { mapping.writable | bit } else { mapping.writable & !bit };
             }
         }
         Ok(())

@@ -140,14 +140,7 @@ impl Tables {
         if before.is_empty() && self.runs_at_once(engines, &submission) {
             return self.run_at_once(context, submission, now).map(|()| None);
         }
-        let op = Op {
-            context,
-            stream,
-            submission,
-            unmet: 0,
-            ready: now,
-            dependents: Vec::new(),
-        };
+        let op = Op { context, stream, submission, unmet: 0, ready: now, dependents: Vec::new() };
         let op = self.timeline.ops.insert(op);
         let mut unmet = 0;
         for other in before {
@@ -202,7 +195,12 @@ impl Tables {
         queue.posted.is_none() && queue.waiting.is_empty() && !engines.state.busy(id)
     }
 
-    fn run_at_once(&mut self, context: Handle<Context>, submission: Submission, now: Nanos) -> Outcome {
+    fn run_at_once(
+        &mut self,
+        context: Handle<Context>,
+        submission: Submission,
+        now: Nanos,
+    ) -> Outcome {
         match submission.work {
             Work::Nothing => {}
             Work::Event(event) => {

@@ -116,9 +116,8 @@ impl Extent {
 
     fn starts(self, pitch: Pitch) -> impl Iterator<Item = usize> {
         let rows = self.rows;
-        (0..self.layers).flat_map(move |layer| {
-            (0..rows).map(move |row| layer * pitch.layer + row * pitch.row)
-        })
+        (0..self.layers)
+            .flat_map(move |layer| (0..rows).map(move |row| layer * pitch.layer + row * pitch.row))
     }
 }
 

@@ -108,36 +108,23 @@ impl Config {
     /// # Errors
     /// When it cannot be read or used.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let file: ConfigFile = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
         let fallback = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let fallback = format!(
-            "{:016x}",
-            fnv(
-                fallback.as_os_str().as_encoded_bytes(),
-                0xcbf2_9ce4_8422_2325
-            )
-        );
-        resolve(file, &fallback, |name| std::env::var(name).ok()).map_err(|what| {
-            ConfigError::Value {
-                path: path.to_owned(),
-                what,
-            }
-        })
+        let fallback =
+            format!("{:016x}", fnv(fallback.as_os_str().as_encoded_bytes(), 0xcbf2_9ce4_8422_2325));
+        resolve(file, &fallback, |name| std::env::var(name).ok())
+            .map_err(|what| ConfigError::Value { path: path.to_owned(), what })
     }
 
     /// The UUIDs of all GPUs.
     #[must_use]
     pub fn uuids(&self) -> Vec<Uuid> {
-        (0..self.gpus.len())
-            .map(|index| Uuid::of(&self.state, index))
-            .collect()
+        (0..self.gpus.len()).map(|index| Uuid::of(&self.state, index)).collect()
     }
 }
 
@@ -285,10 +272,7 @@ fn resolve(
 
 fn check(gpus: &[GpuConfig]) -> Result<(), String> {
     if gpus.len() > GPUS_MAX {
-        return Err(format!(
-            "{} GPUs: there may be at most {GPUS_MAX}",
-            gpus.len()
-        ));
+        return Err(format!("{} GPUs: there may be at most {GPUS_MAX}", gpus.len()));
     }
     for (index, gpu) in gpus.iter().enumerate() {
         let speeds = [
@@ -347,9 +331,7 @@ impl<'de> Deserialize<'de> for Bytes {
 
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..end].parse().ok()?;
     let unit: f64 = match text[end..].trim().trim_end_matches("/s") {
         "" | "B" => 1.0,
@@ -372,9 +354,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Config, String> {
         let file: ConfigFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        resolve(file, "fallback", |name| {
-            (name == "NODE").then(|| "n1".to_owned())
-        })
+        resolve(file, "fallback", |name| (name == "NODE").then(|| "n1".to_owned()))
     }
 
     #[test]

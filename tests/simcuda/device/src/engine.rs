@@ -54,12 +54,7 @@ pub fn post(
     advance(shared, id, slice, now);
     let request = request(shared, id, entry);
     debug_assert_eq!(request.state, Request::NONE);
-    *request = Request {
-        state: Request::WAITING,
-        ready,
-        started: Nanos::MAX,
-        left: length,
-    };
+    *request = Request { state: Request::WAITING, ready, started: Nanos::MAX, left: length };
     engine(shared, id).busy.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -76,10 +71,7 @@ pub fn collect(
     match own.state {
         Request::DONE => {
             *request(shared, id, entry) = Request::EMPTY;
-            Progress::Done {
-                start: own.started,
-                end: own.left,
-            }
+            Progress::Done { start: own.started, end: own.left }
         }
         Request::RUNNING => Progress::NotBefore(engine(shared, id).since.saturating_add(own.left)),
         _ => Progress::NotBefore(earliest_change(shared, id, slice).saturating_add(own.left)),
@@ -203,10 +195,7 @@ mod tests {
     use super::*;
     use crate::mapping::zeroed_shared;
 
-    const ID: EngineId = EngineId {
-        gpu: 0,
-        kind: EngineKind::Compute,
-    };
+    const ID: EngineId = EngineId { gpu: 0, kind: EngineKind::Compute };
     const SLICE: Nanos = 10;
 
     fn shared(entries: u32) -> Box<Shared> {
@@ -234,10 +223,7 @@ mod tests {
     fn it_is_not_done_before_its_time() {
         let mut s = shared(1);
         post(&mut s, ID, 0, 100, 50, SLICE, 100);
-        assert_eq!(
-            collect(&mut s, ID, 0, SLICE, 149),
-            Progress::NotBefore(150)
-        );
+        assert_eq!(collect(&mut s, ID, 0, SLICE, 149), Progress::NotBefore(150));
         assert_eq!(collect(&mut s, ID, 0, SLICE, 150), done(100, 150));
     }
 
@@ -259,10 +245,7 @@ mod tests {
         let mut s = shared(2);
         post(&mut s, ID, 0, 0, ENDLESS, SLICE, 0);
         post(&mut s, ID, 1, 1000, 3, SLICE, 1000);
-        assert_eq!(
-            collect(&mut s, ID, 1, SLICE, 1000),
-            Progress::NotBefore(1003)
-        );
+        assert_eq!(collect(&mut s, ID, 1, SLICE, 1000), Progress::NotBefore(1003));
         assert_eq!(collect(&mut s, ID, 1, SLICE, 1003), done(1000, 1003));
         finish(&mut s, ID, 0, SLICE, 2000);
         assert_eq!(collect(&mut s, ID, 0, SLICE, 2000), done(0, 2000));

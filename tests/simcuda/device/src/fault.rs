@@ -85,19 +85,14 @@ impl Faults {
         let program = std::env::current_exe().ok();
         let program = program.as_deref().and_then(|path| path.file_name());
         let program = program.map(|name| name.to_string_lossy().into_owned());
-        Faults::new(rules, &program.unwrap_or_default(), |name| {
-            std::env::var(name).ok()
-        })
+        Faults::new(rules, &program.unwrap_or_default(), |name| std::env::var(name).ok())
     }
 
     /// Counts one call of this kind; whether it goes wrong.
     pub fn strikes(&self, kind: FaultKind, kernel: Option<&str>) -> bool {
         let mut strikes = false;
         for (rule, count) in &self.rules {
-            let kernel_fits = rule
-                .kernel
-                .as_deref()
-                .is_none_or(|name| Some(name) == kernel);
+            let kernel_fits = rule.kernel.as_deref().is_none_or(|name| Some(name) == kernel);
             if rule.kind == kind && kernel_fits {
                 let turn = count.fetch_add(1, Ordering::Relaxed) + 1;
                 strikes |= turn >= rule.at && (rule.times == 0 || turn < rule.at + rule.times);
@@ -119,9 +114,8 @@ mod tests {
     fn strikes_at_its_turn_and_only_there() {
         let rules = [rule("kind = 'out_of_memory'\nat = 2\ntimes = 2")];
         let faults = Faults::new(&rules, "p", |_| None);
-        let struck: Vec<bool> = (0..5)
-            .map(|_| faults.strikes(FaultKind::OutOfMemory, None))
-            .collect();
+        let struck: Vec<bool> =
+            (0..5).map(|_| faults.strikes(FaultKind::OutOfMemory, None)).collect();
         assert_eq!(struck, [false, true, true, false, false]);
         assert!(!faults.strikes(FaultKind::CopyFails, None));
     }

@@ -42,9 +42,7 @@ pub fn pci_bus(index: usize) -> u32 {
 /// FNV-1a, 64 bits: small, and the same for ever.
 #[must_use]
 pub fn fnv(bytes: &[u8], seed: u64) -> u64 {
-    bytes.iter().fold(seed, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(seed, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -111,10 +111,5 @@ impl Request {
     /// Is over.
     pub const DONE: u32 = 3;
     /// An entry without one.
-    pub const EMPTY: Request = Request {
-        state: Request::NONE,
-        ready: 0,
-        started: 0,
-        left: 0,
-    };
+    pub const EMPTY: Request = Request { state: Request::NONE, ready: 0, started: 0, left: 0 };
 }

@@ -52,10 +52,7 @@ mod tests {
         let this = Process::this();
         assert!(this.start > 0);
         assert!(this.lives());
-        let other = Process {
-            start: this.start + 1,
-            ..this
-        };
+        let other = Process { start: this.start + 1, ..this };
         assert!(!other.lives());
     }
 

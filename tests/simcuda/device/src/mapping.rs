@@ -70,9 +70,7 @@ impl Mapping {
         let metadata = file.metadata()?;
         // SAFETY: geteuid has no preconditions.
         if metadata.uid() != unsafe { libc::geteuid() } {
-            return Err(OpenError::Foreign {
-                uid: metadata.uid(),
-            });
+            return Err(OpenError::Foreign { uid: metadata.uid() });
         }
         let _alone = FileLock::take(&file)?;
         let size = size_of::<Whole>() as u64;
@@ -138,11 +136,7 @@ impl Mapping {
                 )
                 | libc::pthread_mutex_init(self.lock_pointer(), attributes.as_ptr())
         };
-        if failed == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(failed))
-        }
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
     }
 
     fn lock_pointer(&self) -> *mut libc::pthread_mutex_t {

@@ -9,7 +9,7 @@ use crate::Nanos;
 use crate::config::Config;
 use crate::engine::{self, EngineId, Progress};
 use crate::identity::fnv;
-use crate::layout::{ENGINES, Entry, EngineKind, GPUS_MAX, PROCESSES_MAX, Request, Share, Shared};
+use crate::layout::{ENGINES, EngineKind, Entry, GPUS_MAX, PROCESSES_MAX, Request, Share, Shared};
 use crate::liveness::Process;
 use crate::mapping::{Guard, Mapping, OpenError};
 
@@ -36,7 +36,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// The file is another user's.
-    #[error("simcuda: the shared state {path} belongs to user {uid}: remove it, or set another `state` in the file that SIMCUDA_CONFIG names")]
+    #[error(
+        "simcuda: the shared state {path} belongs to user {uid}: remove it, or set another `state` in the file that SIMCUDA_CONFIG names"
+    )]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -44,13 +46,17 @@ pub enum StateError {
         uid: u32,
     },
     /// The file was made by another version.
-    #[error("simcuda: the shared state {path} was made by another version of the software GPU: remove it (`rm {path}`)")]
+    #[error(
+        "simcuda: the shared state {path} was made by another version of the software GPU: remove it (`rm {path}`)"
+    )]
     OtherVersion {
         /// The file.
         path: PathBuf,
     },
     /// Live processes use it with other GPUs.
-    #[error("simcuda: the shared state {path} is in use with another configuration: wait for the programs that use it, or set another `state` in the file that SIMCUDA_CONFIG names")]
+    #[error(
+        "simcuda: the shared state {path} is in use with another configuration: wait for the programs that use it, or set another `state` in the file that SIMCUDA_CONFIG names"
+    )]
     OtherConfig {
         /// The file.
         path: PathBuf,
@@ -99,25 +105,15 @@ impl State {
     /// When its file cannot be opened or does not fit the configuration.
     pub fn open(config: &Config) -> Result<State, StateError> {
         let path = path_of(&config.state);
-        let shape: Vec<u8> = config
-            .gpus
-            .iter()
-            .flat_map(|gpu| gpu.memory.to_le_bytes())
-            .collect();
+        let shape: Vec<u8> = config.gpus.iter().flat_map(|gpu| gpu.memory.to_le_bytes()).collect();
         let hash = fnv(&shape, config.gpus.len() as u64);
         let unused = |shared: &mut Shared| {
             sweep(shared);
             (0..shared.entries_used as usize).all(|at| shared.processes[at].owner.pid == 0)
         };
         let mapping = Mapping::open(&path, hash, unused).map_err(|error| match error {
-            OpenError::Io(source) => StateError::Io {
-                path: path.clone(),
-                source,
-            },
-            OpenError::Foreign { uid } => StateError::Foreign {
-                path: path.clone(),
-                uid,
-            },
+            OpenError::Io(source) => StateError::Io { path: path.clone(), source },
+            OpenError::Foreign { uid } => StateError::Foreign { path: path.clone(), uid },
             OpenError::OtherVersion => StateError::OtherVersion { path: path.clone() },
         })?;
         let Some(mapping) = mapping else {
@@ -142,11 +138,8 @@ impl State {
             if let Some(at) = free {
                 shared.processes[at] = Entry {
                     owner: Process::this(),
-                    gpus: [Share {
-                        memory: 0,
-                        contexts: 0,
-                        requests: [Request::EMPTY; ENGINES],
-                    }; GPUS_MAX],
+                    gpus: [Share { memory: 0, contexts: 0, requests: [Request::EMPTY; ENGINES] };
+                        GPUS_MAX],
                 };
                 shared.entries_used = shared.entries_used.max(at as u32 + 1);
                 return Ok(Charge(at));
@@ -155,9 +148,7 @@ impl State {
                 sweep(&mut shared);
             }
         }
-        Err(StateError::Full {
-            path: path_of(&config.state),
-        })
+        Err(StateError::Full { path: path_of(&config.state) })
     }
 
     /// Gives the entry back, with all that counts for it.
@@ -172,11 +163,8 @@ impl State {
     pub fn take(&self, charge: Charge, gpu: usize, bytes: u64) -> Result<(), OutOfMemory> {
         let mut shared = self.mapping.lock();
         let room = self.memory[gpu];
-        let fits = |shared: &Shared| {
-            used(shared, gpu)
-                .checked_add(bytes)
-                .is_some_and(|sum| sum <= room)
-        };
+        let fits =
+            |shared: &Shared| used(shared, gpu).checked_add(bytes).is_some_and(|sum| sum <= room);
         if !fits(&shared) {
             sweep(&mut shared);
             if !fits(&shared) {
@@ -230,11 +218,7 @@ impl State {
         let mut shared = self.mapping.lock();
         engine::advance(&mut shared, id, self.slices[id.gpu], now);
         let engine = &shared.gpus[id.gpu].engines[id.kind as usize];
-        let running = if engine.running == 0 {
-            0
-        } else {
-            now.saturating_sub(engine.since)
-        };
+        let running = if engine.running == 0 { 0 } else { now.saturating_sub(engine.since) };
         engine.worked + running
     }
 
@@ -250,10 +234,7 @@ impl State {
     #[must_use]
     pub fn engine(&self, id: EngineId) -> EngineId {
         if id.kind == EngineKind::Out && self.half_duplex[id.gpu] {
-            EngineId {
-                kind: EngineKind::In,
-                ..id
-            }
+            EngineId { kind: EngineKind::In, ..id }
         } else {
             id
         }
@@ -300,9 +281,7 @@ impl State {
 const DEATH_NOTICED_WITHIN: Nanos = 10_000_000;
 
 fn used(shared: &Shared, gpu: usize) -> u64 {
-    (0..shared.entries_used as usize)
-        .map(|at| shared.processes[at].gpus[gpu].memory)
-        .sum()
+    (0..shared.entries_used as usize).map(|at| shared.processes[at].gpus[gpu].memory).sum()
 }
 
 /// Clears the entries of processes that died.
@@ -342,10 +321,7 @@ mod tests {
     use super::*;
 
     fn config(name: &str) -> Config {
-        Config {
-            state: format!("unit-{}-{name}", std::process::id()),
-            ..Config::default()
-        }
+        Config { state: format!("unit-{}-{name}", std::process::id()), ..Config::default() }
     }
 
     struct Remove(PathBuf);
@@ -378,10 +354,7 @@ mod tests {
         let state = State::open(&config).unwrap();
         let dead = state.join(&config).unwrap();
         state.take(dead, 0, 16 << 30).unwrap();
-        let id = EngineId {
-            gpu: 0,
-            kind: EngineKind::Compute,
-        };
+        let id = EngineId { gpu: 0, kind: EngineKind::Compute };
         let now = crate::clock::now();
         state.post(dead, id, now, engine::ENDLESS, now);
         state.mapping.lock().processes[dead.0].owner.start += 1;
@@ -404,10 +377,7 @@ mod tests {
         let state = State::open(&config).unwrap();
         let entry = state.join(&config).unwrap();
         config.gpus[0].memory /= 2;
-        assert!(matches!(
-            State::open(&config),
-            Err(StateError::OtherConfig { .. })
-        ));
+        assert!(matches!(State::open(&config), Err(StateError::OtherConfig { .. })));
         state.leave(entry);
         State::open(&config).unwrap();
     }

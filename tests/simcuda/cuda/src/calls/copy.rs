@@ -180,7 +180,8 @@ unsafe fn flat(shape: *const sys::CUDA_MEMCPY2D) -> Outcome<Request> {
         let bytes = (*s).WidthInBytes;
         let from_start = (*s).srcXInBytes as u64 + (*s).srcY as u64 * from_row as u64;
         let to_start = (*s).dstXInBytes as u64 + (*s).dstY as u64 * to_row as u64;
-        let from = end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
+        let from =
+            end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
         let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
         let rows = (*s).Height;
         let pitch = |row: usize| {
@@ -222,7 +223,8 @@ unsafe fn deep(shape: *const sys::CUDA_MEMCPY3D) -> Outcome<Request> {
         let start = |x: usize, y: usize, z: usize, pitch: Pitch| {
             x as u64 + y as u64 * pitch.row as u64 + z as u64 * pitch.layer as u64
         };
-        let from = end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
+        let from =
+            end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
         let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
         Ok(Request {
             to: moved(to, start((*s).dstXInBytes, (*s).dstY, (*s).dstZ, to_pitch)),
@@ -322,9 +324,8 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
             (stream.context, stream.kind)
         };
         let tails = tables.tails(stream, context, kind);
-        tables = driver.wait(tables, |tables| {
-            tails.iter().all(|&tail| !tables.timeline.is_pending(tail))
-        });
+        tables = driver
+            .wait(tables, |tables| tails.iter().all(|&tail| !tables.timeline.is_pending(tail)));
     }
     let (engine, length) = cost(driver, gpu, &to, &from, extent.total());
     let mut waits = when == When::Now;

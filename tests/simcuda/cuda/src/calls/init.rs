@@ -91,7 +91,10 @@ calls! {
 
 /// # Safety
 /// As for `put`.
-unsafe fn describe_to(to: *const *mut c_char, known: Option<&'static CStr>) -> crate::code::Outcome {
+unsafe fn describe_to(
+    to: *const *mut c_char,
+    known: Option<&'static CStr>,
+) -> crate::code::Outcome {
     let text = known.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: the caller vouches for `to`.
     unsafe { put(to.cast_mut(), text.cast_mut()) }?;

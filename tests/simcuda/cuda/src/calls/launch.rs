@@ -102,11 +102,13 @@ unsafe fn launch(
     let grid_fits = (1..=i32::MAX as u32).contains(&grid_x)
         && (1..=65535).contains(&grid_y)
         && (1..=65535).contains(&grid_z);
-    let threads = [block_x, block_y, block_z].iter().try_fold(1_u32, |all, &one| {
-        all.checked_mul(one)
-    });
+    let threads =
+        [block_x, block_y, block_z].iter().try_fold(1_u32, |all, &one| all.checked_mul(one));
     let block_fits = threads.is_some_and(|threads| (1..=1024).contains(&threads)) && block_z <= 64;
-    if !grid_fits || !block_fits || shared > function.dynamic_shared.max(48 << 10).min(LARGEST_SHARED) {
+    if !grid_fits
+        || !block_fits
+        || shared > function.dynamic_shared.max(48 << 10).min(LARGEST_SHARED)
+    {
         return Err(INVALID_VALUE);
     }
     // SAFETY: the caller vouches for both lists.

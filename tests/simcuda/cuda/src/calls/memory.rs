@@ -521,21 +521,23 @@ unsafe fn pointer_attribute(
     const HOST: c_uint = 1;
     const DEVICE: c_uint = 2;
     let space = &tables.space;
-    let (start, length, context, kind, host) = if let Some((start, region)) = space.region_of(pointer) {
-        let context = match region.kind {
-            RegionKind::Allocation { context, .. } => context.bits(),
-            RegionKind::Pooled { .. } | RegionKind::Reservation | RegionKind::Global => 0,
+    let (start, length, context, kind, host) =
+        if let Some((start, region)) = space.region_of(pointer) {
+            let context = match region.kind {
+                RegionKind::Allocation { context, .. } => context.bits(),
+                RegionKind::Pooled { .. } | RegionKind::Reservation | RegionKind::Global => 0,
+            };
+            (start, region.length, context, DEVICE, None)
+        } else if let Some((start, range)) = space.host_of(pointer) {
+            let managed = matches!(range.kind, HostKind::Managed(_));
+            let kind = if managed { DEVICE } else { HOST };
+            (start, range.length, range.context.bits(), kind, Some(managed))
+        } else {
+            return Err(INVALID_VALUE);
         };
-        (start, region.length, context, DEVICE, None)
-    } else if let Some((start, range)) = space.host_of(pointer) {
-        let managed = matches!(range.kind, HostKind::Managed(_));
-        let kind = if managed { DEVICE } else { HOST };
-        (start, range.length, range.context.bits(), kind, Some(managed))
-    } else {
-        return Err(INVALID_VALUE);
-    };
     let region = space.region(start).map(|region| region.kind);
-    let ordinal = match (space.memory_at(pointer), tables.contexts.get(Handle::from_bits(context))) {
+    let ordinal = match (space.memory_at(pointer), tables.contexts.get(Handle::from_bits(context)))
+    {
         (_, Some(context)) => context.ordinal as c_int,
         (Some(memory), None) => {
             let driver = driver::get()?;
@@ -559,7 +561,10 @@ unsafe fn pointer_attribute(
             10 => put(value.cast::<c_int>(), 0),
             11 => put(value.cast::<u64>(), start),
             12 => put(value.cast::<usize>(), length),
-            13 => put(value.cast::<c_int>(), c_int::from(space.memory_at(pointer).is_some() || host.is_some())),
+            13 => put(
+                value.cast::<c_int>(),
+                c_int::from(space.memory_at(pointer).is_some() || host.is_some()),
+            ),
             14 => put(value.cast::<u64>(), 0),
             15 => put(value.cast::<u64>(), 3),
             16 => put(value.cast::<c_int>(), 0),

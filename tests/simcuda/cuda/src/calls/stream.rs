@@ -234,7 +234,10 @@ stream_calls! {
 
 impl Tables {
     /// The GPU that a stream's work runs on.
-    pub(crate) fn gpu_of(&self, stream: Handle<crate::objects::Stream>) -> crate::code::Outcome<usize> {
+    pub(crate) fn gpu_of(
+        &self,
+        stream: Handle<crate::objects::Stream>,
+    ) -> crate::code::Outcome<usize> {
         let context = self.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
         Ok(self.context(context)?.gpu)
     }

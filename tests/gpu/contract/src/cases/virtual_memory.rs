@@ -1,0 +1,91 @@
+//! The program's own virtual memory management.
+
+use std::path::Path;
+
+use super::{any_of, open, same, why};
+use crate::gpu::code;
+
+pub(super) fn mapped_memory_is_used(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let range = gpu.reserve(4 * unit).map_err(why("reserve"))?;
+    for at in 0..2 {
+        let handle = gpu.create(unit).map_err(why("create"))?;
+        gpu.map(range + (at * unit) as u64, unit, handle).map_err(why("map"))?;
+        same("the mapping keeps it", gpu.driver.cuMemRelease(handle), 0)?;
+    }
+    gpu.open_up(range, 2 * unit).map_err(why("access"))?;
+    // Across the border between the two.
+    let start = range + unit as u64 - 400;
+    gpu.launch(0, "acb_fill", &[start, 100, 1]).map_err(why("launch"))?;
+    let words = gpu.read(start, 100).map_err(why("read"))?;
+    same("one range", words[99], super::splitmix64(1 + 99))?;
+    any_of("beyond what is mapped", gpu.read(range, unit / 2).map(drop), &[code::INVALID_VALUE])?;
+    gpu.unmap(range, 2 * unit).map_err(why("unmap"))?;
+    same("free", gpu.driver.cuMemAddressFree(range, 4 * unit), 0)
+}
+
+pub(super) fn without_access_it_is_not(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let range = gpu.reserve(unit).map_err(why("reserve"))?;
+    let refused = [code::INVALID_VALUE, code::INVALID_HANDLE];
+    any_of("nothing mapped", gpu.write(range, &[1]), &refused)?;
+    let handle = gpu.create(unit).map_err(why("create"))?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    any_of("no access", gpu.write(range, &[1]), &refused)?;
+    gpu.open_up(range, unit).map_err(why("access"))?;
+    gpu.write(range, &[1]).map_err(why("write"))
+}
+
+pub(super) fn data_moves_with_its_handle(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let range = gpu.reserve(2 * unit).map_err(why("reserve"))?;
+    let handle = gpu.create(unit).map_err(why("create"))?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    gpu.open_up(range, unit).map_err(why("access"))?;
+    gpu.write(range, &[4711]).map_err(why("write"))?;
+    gpu.unmap(range, unit).map_err(why("unmap"))?;
+    let other = range + unit as u64;
+    gpu.map(other, unit, handle).map_err(why("map elsewhere"))?;
+    gpu.open_up(other, unit).map_err(why("access"))?;
+    same("data", gpu.read(other, 1).map_err(why("read"))?, vec![4711])
+}
+
+pub(super) fn sizes_are_checked(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    same("a power of two", unit.is_power_of_two(), true)?;
+    same("a crooked size", gpu.create(unit + 1), Err(code::INVALID_VALUE))?;
+    same("no size", gpu.create(0), Err(code::INVALID_VALUE))?;
+    let handle = gpu.create(unit).map_err(why("create"))?;
+    let range = gpu.reserve(2 * unit).map_err(why("reserve"))?;
+    any_of("larger than the memory", gpu.map(range, 2 * unit, handle), &[code::INVALID_VALUE])?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    any_of("over another", gpu.map(range, unit, handle), &[code::INVALID_VALUE])?;
+    let (_, total) = gpu.memory().map_err(why("memory"))?;
+    let huge = (total + (1 << 30)).next_multiple_of(unit);
+    same("too much", gpu.create(huge), Err(code::OUT_OF_MEMORY))
+}
+
+pub(super) fn ranges_in_use_are_kept(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let (before, _) = gpu.memory().map_err(why("memory"))?;
+    let range = gpu.reserve(unit).map_err(why("reserve"))?;
+    let handle = gpu.create(unit).map_err(why("create"))?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    any_of(
+        "free while mapped",
+        Err(gpu.driver.cuMemAddressFree(range, unit)),
+        &[code::INVALID_VALUE],
+    )?;
+    same("release", gpu.driver.cuMemRelease(handle), 0)?;
+    let (during, _) = gpu.memory().map_err(why("memory"))?;
+    same("still taken", before - during >= unit, true)?;
+    gpu.unmap(range, unit).map_err(why("unmap"))?;
+    let (after, _) = gpu.memory().map_err(why("memory"))?;
+    same("given back", after, before)?;
+    same("free", gpu.driver.cuMemAddressFree(range, unit), 0)
+}

@@ -1,0 +1,139 @@
+//! The driver's functions, found by name in a library that is opened at run time.
+//! Owns the border to C.
+#![allow(unsafe_code)] // dlopen, and calls of C functions
+
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+macro_rules! functions {
+    ($($name:ident($($p:ident: $t:ty),*);)*) => {
+        /// The functions, found.
+        #[allow(non_snake_case)]
+        pub(crate) struct Driver {
+            $($name: unsafe extern "C" fn($($t),*) -> c_uint,)*
+            handle: *mut c_void,
+        }
+
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        impl Driver {
+            /// Opens the driver.
+            pub(crate) fn open(path: &Path) -> Result<Driver, String> {
+                let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+                // SAFETY: a string that ends; the library is never closed.
+                let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+                if handle.is_null() {
+                    // SAFETY: dlopen failed, so there is a message.
+                    let why = unsafe { std::ffi::CStr::from_ptr(libc::dlerror()) };
+                    return Err(why.to_string_lossy().into_owned());
+                }
+                Ok(Driver {
+                    $($name: {
+                        let symbol = find(handle, stringify!($name))?;
+                        // SAFETY: the driver's function of this name has this signature.
+                        unsafe {
+                            std::mem::transmute::<
+                                *mut c_void,
+                                unsafe extern "C" fn($($t),*) -> c_uint,
+                            >(symbol)
+                        }
+                    },)*
+                    handle,
+                })
+            }
+
+            $(pub(crate) fn $name(&self $(, $p: $t)*) -> u32 {
+                // SAFETY: `gpu` and `cases` pass pointers that live through the call, or
+                // numbers that the driver has to check.
+                unsafe { (self.$name)($($p),*) }
+            })*
+
+            /// Whether the library exports a symbol.
+            pub(crate) fn exports(&self, name: &str) -> bool {
+                find(self.handle, name).is_ok()
+            }
+        }
+    };
+}
+
+fn find(handle: *mut c_void, name: &str) -> Result<*mut c_void, String> {
+    let symbol = CString::new(name).map_err(|error| error.to_string())?;
+    // SAFETY: an open library and a string that ends.
+    let found = unsafe { libc::dlsym(handle, symbol.as_ptr()) };
+    if found.is_null() { Err(format!("the driver has no {name}")) } else { Ok(found) }
+}
+
+/// Handles are numbers here: nothing is ever read through them.
+pub(crate) type Handle = usize;
+/// A device address.
+pub(crate) type Address = u64;
+
+functions! {
+    cuInit(flags: c_uint);
+    cuDriverGetVersion(version: *mut c_int);
+    cuGetProcAddress_v2(name: *const c_char, to: *mut *mut c_void, version: c_int, flags: u64, status: *mut c_uint);
+    cuGetErrorName(code: c_uint, name: *mut *const c_char);
+    cuDeviceGetCount(count: *mut c_int);
+    cuDeviceGet(device: *mut c_int, ordinal: c_int);
+    cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int);
+    cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, device: c_int);
+    cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int);
+    cuDevicePrimaryCtxRelease_v2(device: c_int);
+    cuDevicePrimaryCtxGetState(device: c_int, flags: *mut c_uint, active: *mut c_int);
+    cuCtxCreate_v2(context: *mut Handle, flags: c_uint, device: c_int);
+    cuCtxDestroy_v2(context: Handle);
+    cuCtxSetCurrent(context: Handle);
+    cuCtxGetCurrent(context: *mut Handle);
+    cuCtxPushCurrent_v2(context: Handle);
+    cuCtxPopCurrent_v2(context: *mut Handle);
+    cuCtxSynchronize();
+    cuModuleLoadData(module: *mut Handle, image: *const c_void);
+    cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char);
+    cuModuleUnload(module: Handle);
+    cuLibraryLoadData(library: *mut Handle, code: *const c_void, a: usize, b: usize, c: c_uint, d: usize, e: usize, f: c_uint);
+    cuLibraryGetKernel(kernel: *mut Handle, library: Handle, name: *const c_char);
+    cuMemAlloc_v2(pointer: *mut Address, bytes: usize);
+    cuMemAllocPitch_v2(pointer: *mut Address, pitch: *mut usize, width: usize, height: usize, element: c_uint);
+    cuMemFree_v2(pointer: Address);
+    cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+    cuMemGetAddressRange_v2(base: *mut Address, size: *mut usize, pointer: Address);
+    cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint);
+    cuMemFreeHost(pointer: *mut c_void);
+    cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint);
+    cuMemHostUnregister(pointer: *mut c_void);
+    cuMemHostGetDevicePointer_v2(device: *mut Address, pointer: *mut c_void, flags: c_uint);
+    cuPointerGetAttribute(value: *mut c_void, attribute: c_uint, pointer: Address);
+    cuMemcpyHtoD_v2(to: Address, from: *const c_void, bytes: usize);
+    cuMemcpyDtoH_v2(to: *mut c_void, from: Address, bytes: usize);
+    cuMemcpyDtoD_v2(to: Address, from: Address, bytes: usize);
+    cuMemcpyHtoDAsync_v2(to: Address, from: *const c_void, bytes: usize, stream: Handle);
+    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: Address, bytes: usize, stream: Handle);
+    cuMemcpy2D_v2(shape: *const c_void);
+    cuMemsetD8_v2(to: Address, value: u8, count: usize);
+    cuMemsetD16_v2(to: Address, value: u16, count: usize);
+    cuMemsetD32_v2(to: Address, value: c_uint, count: usize);
+    cuMemsetD32Async(to: Address, value: c_uint, count: usize, stream: Handle);
+    cuMemAllocAsync(pointer: *mut Address, bytes: usize, stream: Handle);
+    cuMemFreeAsync(pointer: Address, stream: Handle);
+    cuMemAddressReserve(pointer: *mut Address, size: usize, alignment: usize, wanted: Address, flags: u64);
+    cuMemAddressFree(pointer: Address, size: usize);
+    cuMemGetAllocationGranularity(granularity: *mut usize, properties: *const c_void, option: c_uint);
+    cuMemCreate(handle: *mut u64, size: usize, properties: *const c_void, flags: u64);
+    cuMemRelease(handle: u64);
+    cuMemMap(pointer: Address, size: usize, offset: usize, handle: u64, flags: u64);
+    cuMemUnmap(pointer: Address, size: usize);
+    cuMemSetAccess(pointer: Address, size: usize, descriptions: *const c_void, count: usize);
+    cuStreamCreate(stream: *mut Handle, flags: c_uint);
+    cuStreamDestroy_v2(stream: Handle);
+    cuStreamSynchronize(stream: Handle);
+    cuStreamQuery(stream: Handle);
+    cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
+    cuLaunchHostFunc(stream: Handle, function: extern "C" fn(*mut c_void), data: *mut c_void);
+    cuEventCreate(event: *mut Handle, flags: c_uint);
+    cuEventDestroy_v2(event: Handle);
+    cuEventRecord(event: Handle, stream: Handle);
+    cuEventQuery(event: Handle);
+    cuEventSynchronize(event: Handle);
+    cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle);
+    cuLaunchKernel(function: Handle, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: Handle, parameters: *mut *mut c_void, extra: *mut *mut c_void);
+}

@@ -1,0 +1,222 @@
+//! The driver as cases use it: values instead of pointers, and codes as errors.
+#![allow(unsafe_code)] // reads and writes pinned memory
+
+use std::ffi::{CString, c_void};
+use std::path::Path;
+
+use crate::driver::{Address, Driver, Handle};
+
+/// What a call gives, or the driver's code.
+pub(crate) type Answer<T = ()> = Result<T, u32>;
+
+/// The codes that cases expect.
+pub(crate) mod code {
+    pub(crate) const INVALID_VALUE: u32 = 1;
+    pub(crate) const OUT_OF_MEMORY: u32 = 2;
+    pub(crate) const NOT_INITIALIZED: u32 = 3;
+    pub(crate) const INVALID_IMAGE: u32 = 200;
+    pub(crate) const INVALID_CONTEXT: u32 = 201;
+    pub(crate) const INVALID_PTX: u32 = 218;
+    pub(crate) const INVALID_HANDLE: u32 = 400;
+    pub(crate) const NOT_FOUND: u32 = 500;
+    pub(crate) const NOT_READY: u32 = 600;
+    pub(crate) const ILLEGAL_ADDRESS: u32 = 700;
+    pub(crate) const ALREADY_REGISTERED: u32 = 712;
+    pub(crate) const NOT_REGISTERED: u32 = 713;
+    pub(crate) const MISALIGNED_ADDRESS: u32 = 716;
+}
+
+/// The kernels, as text that ends with a zero.
+pub(crate) const KERNELS: &str = concat!(include_str!("../../../workloads/kernels.ptx"), "\0");
+
+/// A driver with device 0's primary context current and the kernels loaded.
+pub(crate) struct Gpu {
+    pub(crate) driver: Driver,
+    pub(crate) context: Handle,
+    pub(crate) module: Handle,
+}
+
+fn check(code: u32) -> Answer {
+    if code == 0 { Ok(()) } else { Err(code) }
+}
+
+impl Gpu {
+    /// Brings everything up.
+    pub(crate) fn open(path: &Path) -> Result<Gpu, String> {
+        let driver = Driver::open(path)?;
+        let say = |call: &'static str| move |code: u32| format!("{call}: error {code}");
+        check(driver.cuInit(0)).map_err(say("cuInit"))?;
+        let mut context = 0;
+        check(driver.cuDevicePrimaryCtxRetain(&raw mut context, 0))
+            .map_err(say("cuDevicePrimaryCtxRetain"))?;
+        check(driver.cuCtxSetCurrent(context)).map_err(say("cuCtxSetCurrent"))?;
+        let mut module = 0;
+        check(driver.cuModuleLoadData(&raw mut module, KERNELS.as_ptr().cast()))
+            .map_err(say("cuModuleLoadData"))?;
+        Ok(Gpu { driver, context, module })
+    }
+
+    pub(crate) fn alloc(&self, bytes: usize) -> Answer<Address> {
+        let mut pointer = 0;
+        check(self.driver.cuMemAlloc_v2(&raw mut pointer, bytes)).map(|()| pointer)
+    }
+
+    pub(crate) fn free(&self, pointer: Address) -> Answer {
+        check(self.driver.cuMemFree_v2(pointer))
+    }
+
+    pub(crate) fn memory(&self) -> Answer<(usize, usize)> {
+        let (mut free, mut total) = (0, 0);
+        check(self.driver.cuMemGetInfo_v2(&raw mut free, &raw mut total)).map(|()| (free, total))
+    }
+
+    pub(crate) fn write(&self, to: Address, words: &[u64]) -> Answer {
+        check(self.driver.cuMemcpyHtoD_v2(to, words.as_ptr().cast(), size_of_val(words)))
+    }
+
+    pub(crate) fn read(&self, from: Address, count: usize) -> Answer<Vec<u64>> {
+        let mut words = vec![0_u64; count];
+        let bytes = size_of_val(words.as_slice());
+        check(self.driver.cuMemcpyDtoH_v2(words.as_mut_ptr().cast(), from, bytes)).map(|()| words)
+    }
+
+    pub(crate) fn copy(&self, to: Address, from: Address, bytes: usize) -> Answer {
+        check(self.driver.cuMemcpyDtoD_v2(to, from, bytes))
+    }
+
+    pub(crate) fn synchronize(&self) -> Answer {
+        check(self.driver.cuCtxSynchronize())
+    }
+
+    pub(crate) fn function(&self, name: &str) -> Answer<Handle> {
+        let name = CString::new(name).map_err(|_| code::INVALID_VALUE)?;
+        let mut function = 0;
+        check(self.driver.cuModuleGetFunction(&raw mut function, self.module, name.as_ptr()))
+            .map(|()| function)
+    }
+
+    /// Launches a kernel with 64-bit arguments.
+    pub(crate) fn launch(&self, stream: Handle, name: &str, arguments: &[u64]) -> Answer {
+        self.launch_shaped(self.function(name)?, stream, [64, 1, 1, 128, 1, 1], arguments)
+    }
+
+    pub(crate) fn launch_shaped(
+        &self,
+        function: Handle,
+        stream: Handle,
+        [gx, gy, gz, bx, by, bz]: [u32; 6],
+        arguments: &[u64],
+    ) -> Answer {
+        let mut list: Vec<*mut c_void> =
+            arguments.iter().map(|argument| (&raw const *argument).cast_mut().cast()).collect();
+        let list = if list.is_empty() { std::ptr::null_mut() } else { list.as_mut_ptr() };
+        let none = std::ptr::null_mut();
+        check(self.driver.cuLaunchKernel(function, gx, gy, gz, bx, by, bz, 0, stream, list, none))
+    }
+
+    pub(crate) fn stream(&self, flags: u32) -> Answer<Handle> {
+        let mut stream = 0;
+        check(self.driver.cuStreamCreate(&raw mut stream, flags)).map(|()| stream)
+    }
+
+    pub(crate) fn wait(&self, stream: Handle) -> Answer {
+        check(self.driver.cuStreamSynchronize(stream))
+    }
+
+    pub(crate) fn query(&self, stream: Handle) -> Answer {
+        check(self.driver.cuStreamQuery(stream))
+    }
+
+    pub(crate) fn event(&self) -> Answer<Handle> {
+        let mut event = 0;
+        check(self.driver.cuEventCreate(&raw mut event, 0)).map(|()| event)
+    }
+
+    pub(crate) fn record(&self, event: Handle, stream: Handle) -> Answer {
+        check(self.driver.cuEventRecord(event, stream))
+    }
+
+    pub(crate) fn elapsed(&self, start: Handle, end: Handle) -> Answer<f32> {
+        let mut milliseconds = 0.0;
+        check(self.driver.cuEventElapsedTime(&raw mut milliseconds, start, end))
+            .map(|()| milliseconds)
+    }
+
+    pub(crate) fn pinned(&self, words: usize) -> Answer<Pinned<'_>> {
+        let mut pointer = std::ptr::null_mut();
+        check(self.driver.cuMemHostAlloc(&raw mut pointer, words * 8, 0))?;
+        Ok(Pinned { gpu: self, pointer: pointer.cast(), words })
+    }
+
+    pub(crate) fn reserve(&self, size: usize) -> Answer<Address> {
+        let mut pointer = 0;
+        check(self.driver.cuMemAddressReserve(&raw mut pointer, size, 0, 0, 0)).map(|()| pointer)
+    }
+
+    pub(crate) fn granularity(&self) -> Answer<usize> {
+        let mut size = 0;
+        let properties = properties();
+        let properties = (&raw const properties).cast();
+        check(self.driver.cuMemGetAllocationGranularity(&raw mut size, properties, 0))
+            .map(|()| size)
+    }
+
+    pub(crate) fn create(&self, size: usize) -> Answer<u64> {
+        let mut handle = 0;
+        let properties = properties();
+        let properties = (&raw const properties).cast();
+        check(self.driver.cuMemCreate(&raw mut handle, size, properties, 0)).map(|()| handle)
+    }
+
+    pub(crate) fn map(&self, at: Address, size: usize, handle: u64) -> Answer {
+        check(self.driver.cuMemMap(at, size, 0, handle, 0))
+    }
+
+    pub(crate) fn open_up(&self, at: Address, size: usize) -> Answer {
+        // location: a device, number 0; flags: read and write
+        let description: [u32; 3] = [1, 0, 3];
+        check(self.driver.cuMemSetAccess(at, size, description.as_ptr().cast(), 1))
+    }
+
+    pub(crate) fn unmap(&self, at: Address, size: usize) -> Answer {
+        check(self.driver.cuMemUnmap(at, size))
+    }
+}
+
+/// `CUmemAllocationProp` for pinned memory of device 0.
+fn properties() -> [u64; 4] {
+    // type 1 and no handle types; location: a device (1), number 0; the rest zero
+    [1, 1, 0, 0]
+}
+
+/// Pinned host memory.
+pub(crate) struct Pinned<'a> {
+    gpu: &'a Gpu,
+    pointer: *mut u64,
+    words: usize,
+}
+
+impl Pinned<'_> {
+    pub(crate) fn pointer(&self) -> *mut c_void {
+        self.pointer.cast()
+    }
+
+    pub(crate) fn get(&self, at: usize) -> u64 {
+        assert!(at < self.words);
+        // SAFETY: inside the memory; volatile, as the GPU writes it too.
+        unsafe { self.pointer.add(at).read_volatile() }
+    }
+
+    pub(crate) fn set(&self, at: usize, value: u64) {
+        assert!(at < self.words);
+        // SAFETY: inside the memory; volatile, as the GPU reads it too.
+        unsafe { self.pointer.add(at).write_volatile(value) };
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        // Fails after an error that broke the context; the process ends soon.
+        let _ = self.gpu.driver.cuMemFreeHost(self.pointer.cast());
+    }
+}
