@@ -31,9 +31,9 @@ pub use key::{Key, KeyError};
 pub use load::{LoadError, Trust};
 pub use multinode::{Host, Multinode, Role};
 pub use option::{AcbOption, Conflict, KeyHelp, OptionError, OptionProblem, Request, Settings};
-pub use policy::{OnFailure, Policy};
+pub use policy::{OnFailure, Policy, UnknownName};
 pub use site::{
     CommentConfig, DriverPaths, Failure, Network, Nodes, Paths, SchedulerConfig, SiteConfig,
 };
 pub use spec::{JobFacts, JobSpec, PlanError, SpecError};
-pub use values::{AbsolutePath, Environment};
+pub use values::{AbsolutePath, Environment, PathProblem, VariableProblem};
