@@ -114,6 +114,9 @@ impl Config {
         if self.drain.is_zero() {
             return Err(ConfigError::ZeroDrain);
         }
+        if self.first_epoch > Epoch::LAST_CREDIBLE {
+            return Err(ConfigError::EpochsUsedUp(self.first_epoch));
+        }
         self.estimator.validate()
     }
 }
@@ -201,6 +204,9 @@ pub enum ConfigError {
     /// Nobody stops at once.
     #[error("the time to drain is 0, but no client stops at once; make it longer than a kernel")]
     ZeroDrain,
+    /// The epoch is garbage.
+    #[error("{0} cannot be the first to hand out; remove the state of the earlier life")]
+    EpochsUsedUp(Epoch),
     /// Not a percentile.
     #[error("the estimator's percentile is {0}; it must be between 0 and 1")]
     Percentile(f64),

@@ -199,8 +199,14 @@ pub enum Refusal {
         /// What is free.
         free: u64,
     },
+    /// The lease that the client says it holds cannot have been granted.
+    #[error("{0} from before the restart cannot have been granted; start again")]
+    HeldEpoch(Epoch),
     /// What the client says it holds from before a restart cannot be.
-    #[error("{bound} GPUs held from before the restart, but {wanted} wanted, each known and once")]
+    #[error(
+        "{bound} GPUs held from before the restart for the {wanted} wanted; each must exist and be \
+         named once"
+    )]
     HeldInvalid {
         /// GPUs that the client says it is bound to.
         bound: u32,

@@ -52,6 +52,15 @@ impl fmt::Display for ClientId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
+impl Epoch {
+    /// No life could use up half of all epochs: a number above this is garbage.
+    pub(crate) const LAST_CREDIBLE: Epoch = Epoch(u64::MAX / 2);
+
+    pub(crate) fn next(self) -> Epoch {
+        Epoch(self.0 + 1)
+    }
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "epoch {}", self.0)

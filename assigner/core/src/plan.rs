@@ -170,7 +170,7 @@ impl Scheduler {
         let client = self.queue[&ticket].client;
         let waiter = self.unqueue(client);
         let epoch = self.next_epoch;
-        self.next_epoch = Epoch(epoch.0 + 1);
+        self.next_epoch = epoch.next();
         let mut lease = Lease::new(epoch, start.gpus.clone(), self.now);
         lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
         lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);

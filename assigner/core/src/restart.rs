@@ -30,9 +30,6 @@ impl Scheduler {
             let bytes = bytes.min(self.rooms.free(gpu));
             self.rooms.adopt(client, gpu, bytes);
         }
-        if let Some(epoch) = held.lease {
-            self.next_epoch = self.next_epoch.max(Epoch(epoch.0 + 1));
-        }
         self.expected.insert(client, held);
         Ok(())
     }
@@ -78,6 +75,9 @@ impl Scheduler {
             let bound = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
             return Err(Refusal::HeldInvalid { bound, wanted: width });
         }
+        if let Some(epoch) = held.lease.filter(|epoch| *epoch > Epoch::LAST_CREDIBLE) {
+            return Err(Refusal::HeldEpoch(epoch));
+        }
         let twice = |(other, client): (&ClientId, &Client)| {
             let lease = client.lease.as_ref().filter(|lease| Some(lease.epoch) == held.lease);
             lease.map(|lease| (lease.gpus[0], *other))
@@ -115,7 +115,7 @@ impl Scheduler {
         }
         self.bind_to(client, gpus.clone());
         let Some(epoch) = held.lease else { return };
-        self.next_epoch = self.next_epoch.max(Epoch(epoch.0 + 1));
+        self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state
         if self.config.policy.is_exclusive() {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {

@@ -20,6 +20,9 @@ pub enum SanityError {
     /// The holders that a GPU knows are not those with a lease on it.
     #[error("the holders of {0} are not those with a lease on it")]
     Holders(Gpu),
+    /// The claims from before a restart are not those of the clients that are expected back.
+    #[error("the claims on {0} are not those of the clients that are expected back")]
+    Claims(Gpu),
     /// A lease with an epoch that is still to come, or that another lease has, too.
     #[error("{0} of {1} is not its own")]
     Epoch(Epoch, ClientId),
@@ -103,12 +106,17 @@ impl Scheduler {
                 *loads.entry(*gpu).or_default() += client.held;
             }
         }
+        let mut claimed: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         for (id, held) in &self.expected {
             for (gpu, _) in &held.bound {
                 bound.entry(*gpu).or_default().insert(*id);
+                claimed.entry(*gpu).or_default().extend(held.lease.map(|_| *id));
             }
         }
         for (gpu, state) in (0..).map(Gpu).zip(&self.gpus) {
+            if state.claimed != claimed.remove(&gpu).unwrap_or_default() {
+                return Err(SanityError::Claims(gpu));
+            }
             let claims = state.claimed.len();
             if self.config.policy.is_exclusive()
                 && (state.holders.len() > 1 || !state.holders.is_empty() && claims > 0)
