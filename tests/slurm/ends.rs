@@ -1,7 +1,7 @@
 //! The ways in which a job ends before its programs do. Each leaves nothing behind.
 
 use crate::stage;
-use acb_tests::lab::{JobId, Lab, wait_until};
+use acb_tests::lab::{JobId, Lab};
 use anyhow::{Result, ensure};
 
 /// A job in mid-phase, and the node of its assigner.
@@ -48,15 +48,10 @@ pub(crate) fn requeue(lab: &Lab) -> Result<()> {
     let first_life = std::fs::read_to_string(&ready)?;
     ensure!(lab.run(&["scontrol", "requeue", &job.to_string()])?.success());
     stage::assert_gone(lab, job)?;
-    // Slurm would wait for minutes before the second start.
-    wait_until("the job can start again", stage::PATIENCE, || {
-        let update =
-            ["scontrol", "update", &format!("job={job}"), "StartTime=now"].map(str::to_owned);
-        let state = lab.job_state(job)?;
-        Ok(state != "PENDING" || lab.run(&update.each_ref().map(String::as_str))?.success())
-    })?;
-    ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
-    let rounds = stage::rounds(&lab.output(&user, job)?);
+    let state = lab.await_end(job, stage::PATIENCE)?;
+    let output = lab.output(&user, job)?;
+    ensure!(state == "COMPLETED", "{state}: {output}");
+    let rounds = stage::rounds(&output);
     ensure!(rounds.iter().all(|round| round.ok) && rounds.len() >= 3, "{rounds:?}");
     ensure!(std::fs::read_to_string(&ready).unwrap_or_default() != first_life);
     stage::assert_gone(lab, job)

@@ -72,7 +72,7 @@ pub(crate) fn nodes_are_well(lab: &Lab) -> Result<()> {
     for node in lab.nodes() {
         let state = lab.node_state(node)?;
         ensure!(
-            ["idle", "mixed", "allocated", "completing"].contains(&state.as_str()),
+            !["drain", "down", "fail", "unknown"].iter().any(|bad| state.contains(bad)),
             "{node} is {state}: {}",
             lab.run(&["sinfo", "-N", "-o", "%N %T %E"])?.stdout
         );

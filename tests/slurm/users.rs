@@ -2,16 +2,18 @@
 
 use crate::stage;
 use acb_tests::lab::{Account, JobId, Lab, processes_naming};
+use acb_wire::frame::Decoder;
+use acb_wire::v1::assigner_message::Kind;
+use acb_wire::v1::{AssignerMessage, RefusedCode};
 use anyhow::{Context, Result, ensure};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
-/// Connects and waits for the other side to close, which is the exit code 0; 1: it spoke; 2: no
-/// connection.
+/// Connects, and prints what comes until the other side closes; 2: no connection.
 const CONNECT: &str = "use IO::Socket::UNIX; \
     my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 2; \
-    my $n = sysread($s, my $b, 1); exit(defined $n && $n > 0 ? 1 : 0);";
+    my $all = ''; while (sysread($s, my $b, 4096)) { $all .= $b } print unpack('H*', $all);";
 
 /// Neither reaches the other's sockets, even where the other has opened the door.
 pub(crate) fn apart(lab: &Lab) -> Result<()> {
@@ -34,11 +36,15 @@ pub(crate) fn apart(lab: &Lab) -> Result<()> {
     let folder = stage::folder(lab, "n1", jobs[0]);
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777))?;
     for socket in ["client.sock", "tools.sock"] {
-        let socket = folder.join(socket);
-        std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777))?;
-        let outcome =
-            lab.run_as(&users[1], &["perl", "-e", CONNECT, &socket.display().to_string()])?;
-        ensure!(outcome.status.code() == Some(0), "{}: {outcome}", socket.display());
+        std::fs::set_permissions(folder.join(socket), PermissionsExt::from_mode(0o777))?;
+    }
+    let socket = folder.join("client.sock").display().to_string();
+    let outcome = lab.run_as(&users[1], &["perl", "-e", CONNECT, &socket])?;
+    ensure!(outcome.status.code() == Some(0), "{outcome}");
+    for message in messages(&outcome.stdout)? {
+        let refused = matches!(&message.kind, Some(Kind::Refused(refused))
+            if refused.code() == RefusedCode::Permission);
+        ensure!(refused, "a stranger was told {message:?}");
     }
     ensure!(stage::status(lab, &users[1], "n1", jobs[0])?.is_none(), "a stranger sees the status");
     ensure!(stage::status(lab, &users[0], "n1", jobs[0])?.is_some(), "the owner does not");
@@ -49,6 +55,19 @@ pub(crate) fn apart(lab: &Lab) -> Result<()> {
         stage::assert_gone(lab, job)?;
     }
     Ok(())
+}
+
+fn messages(hex: &str) -> Result<Vec<AssignerMessage>> {
+    let bytes: Result<Vec<_>, _> = (0..hex.len() / 2)
+        .map(|index| u8::from_str_radix(&hex[2 * index..2 * index + 2], 16))
+        .collect();
+    let mut decoder = Decoder::new();
+    decoder.extend(&bytes?);
+    let mut messages = Vec::new();
+    while let Some(message) = decoder.next()? {
+        messages.push(message);
+    }
+    Ok(messages)
 }
 
 /// The folder is closed, and so are root's records.

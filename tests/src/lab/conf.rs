@@ -153,7 +153,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={lab}/munge/socket
+AuthInfo=socket={lab}/munge/socket,cred_expire={CRED_EXPIRE_S}
 SlurmctldPort={}
 StateSaveLocation={lab}/state
 SlurmdSpoolDir={lab}/spool-%n
@@ -239,6 +239,10 @@ MpiDefault=none
         Some(text.replace("{lab}", &lab).replace("{prefix}", &prefix).replace("{nodes}", &nodes))
     }
 }
+
+/// A requeued job waits for so long before it can start again, because its nodes would take it for
+/// one that they know. Slurm's default is two minutes.
+const CRED_EXPIRE_S: u32 = 30;
 
 /// The cluster file of [`Cluster::Simulated`]; a test that needs another can start from it.
 pub const SIMULATED: &str = r#"[paths]
