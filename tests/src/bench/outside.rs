@@ -21,11 +21,12 @@ use crate::lab::{Prefix, wait_until};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A GPU that costs nothing: what remains is ours.
-pub const ZERO_COST_GPU: &str = r#"[[gpu]]
+pub const ZERO_COST_GPU: &str = r#"launch_ns = 0
+copy_ns = 0
+
+[[gpu]]
 name = "Simulated GPU"
 memory = "16GiB"
-launch_ns = 0
-copy_ns = 0
 "#;
 
 /// As long as the UUIDs that replace it in `cuInit`.
@@ -65,10 +66,13 @@ impl Outside {
             // Ctrl-C at the terminal is for the caller.
             .process_group(0);
         let daemon = command.spawn().context("start gpu_assigner")?;
-        let outside = Self { folder, prefix: prefix.clone(), port, daemon };
+        let mut outside = Self { folder, prefix: prefix.clone(), port, daemon };
         let socket = outside.socket();
-        wait_until("gpu_assigner serves", PATIENCE, || Ok(socket.exists()))
-            .with_context(|| format!("gpu_assigner said:\n{}", outside.log()))?;
+        wait_until("gpu_assigner serves", PATIENCE, || match outside.daemon.try_wait()? {
+            Some(status) => bail!("it ended: {status}"),
+            None => Ok(socket.exists()),
+        })
+        .with_context(|| format!("gpu_assigner said:\n{}", outside.log()))?;
         Ok(outside)
     }
 
