@@ -139,7 +139,10 @@ fn await_ready(started: launch::Started, spec: &JobSpec, program: &Path) -> Resu
             log.display(),
             end_of(&log)
         )),
-        Ok(line) => Err(line.strip_prefix("error: ").unwrap_or(&line).to_owned()),
+        Ok(line) => {
+            let why = line.strip_prefix("error: ").unwrap_or(&line);
+            Err(format!("{}: {why}", program.display()))
+        }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(format!(
             "it was not ready after {} s (failure.ready_timeout_s of the cluster file); the end of {}:\n{}",
             patience.as_secs(),

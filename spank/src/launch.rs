@@ -136,12 +136,13 @@ impl Launch {
             libc::close(log);
             libc::execve(self.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
         }
-        fail(b"cannot be executed");
+        fail(b"it cannot be executed");
     }
 }
 
 impl Started {
     /// What the program says first, without the line's end; empty when it closed the pipe instead.
+    /// What failed before it was executed is said as the program would: `error: …`.
     pub(crate) fn first_line(mut self, patience: Duration) -> io::Result<String> {
         let deadline = Instant::now() + patience;
         let mut line = Vec::new();
@@ -160,8 +161,16 @@ impl Started {
         }
         let text = String::from_utf8_lossy(&line);
         // An error may have several lines; `ready` has one.
-        Ok(text.trim_end().to_owned())
+        let text = text.trim_end();
+        Ok(launch_failure(text).unwrap_or_else(|| text.to_owned()))
     }
+}
+
+/// What [`fail`] has written, for people.
+fn launch_failure(line: &str) -> Option<String> {
+    let (number, what) = line.strip_prefix(LAUNCH_FAILED)?.split_once(' ')?;
+    let error = io::Error::from_raw_os_error(number.parse().ok()?);
+    Some(format!("error: {what}: {error}"))
 }
 
 /// A process by descriptor: it means the same process for ever.
@@ -240,7 +249,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 /// Dispositions that slurmstepd ignores would be ignored by the program too, and so would what it
 /// blocks.
 fn reset_signals() {
-    for signal in 1..libc::SIGRTMAX() {
+    for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: the default is a valid disposition; for those that cannot be set it fails.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
@@ -269,6 +278,9 @@ fn check(result: c_int, what: &[u8]) {
     }
 }
 
+/// Begins a line of [`fail`]; no program would begin its own so.
+const LAUNCH_FAILED: &str = "\u{1}errno ";
+
 /// Says on the ready pipe what failed and why, as a number: making a text of it could allocate.
 fn fail(what: &[u8]) -> ! {
     let error = io::Error::last_os_error().raw_os_error().unwrap_or(0);
@@ -280,7 +292,7 @@ fn fail(what: &[u8]) -> ! {
         digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
     }
-    for part in [b"error: ".as_slice(), what, b" (error ", &digits[at..], b")\n"] {
+    for part in [LAUNCH_FAILED.as_bytes(), &digits[at..], b" ", what, b"\n"] {
         // SAFETY: bytes of known length; nothing can be done if it fails.
         unsafe { libc::write(READY_NUMBER, part.as_ptr().cast(), part.len()) };
     }
@@ -347,7 +359,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let started = launch("/nowhere", &["x"], &folder.path().join("log")).start().unwrap();
         let line = started.first_line(Duration::from_secs(20)).unwrap();
-        assert_eq!(line, "error: cannot be executed (error 2)");
+        assert_eq!(line, "error: it cannot be executed: No such file or directory (os error 2)");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::records::Records;
 use crate::slurm::{self, Handle};
-use crate::{args, option, resources};
+use crate::{args, option, resources, sweep};
 use acb_cluster_conf::{AcbOption, JobFacts, JobSpec, Key, Request, SiteConfig};
 use std::env;
 use std::ffi::c_int;
@@ -30,10 +30,11 @@ fn record(handle: &Handle<'_>, request: Result<Request, String>) -> Result<(), S
     let site = args::site().map_err(|error| format!("job {job_id} gets no assigner: {error}"))?;
     let node = variable("SLURMD_NODENAME")?;
     let records = Records::new(&site.paths.run_dir, &node, job_id);
-    // A job that was requeued, or whose epilog has not run.
-    if records.exist() {
-        records.remove().map_err(|error| format!("of an earlier job {job_id}: {error}"))?;
+    // Left from an earlier life of the job, whose epilog did not run.
+    if let Some(daemon) = records.daemon() {
+        sweep::end(daemon, handle.uid().map_err(|error| error.to_string())?);
     }
+    records.remove().map_err(|error| format!("of an earlier job {job_id}: {error}"))?;
     let spec = request.and_then(|request| {
         let facts = facts(handle, job_id, node).map_err(|error| error.to_string())?;
         plan_spec(&site, &request, facts)

@@ -81,12 +81,17 @@ impl Handle<'_> {
         self.number(sys::S_JOB_GID)
     }
 
+    /// The task's number on its node.
+    pub(crate) fn local_task(&self) -> Result<u32, SlurmError> {
+        self.number(sys::S_TASK_ID)
+    }
+
     /// The task's number in its step.
     pub(crate) fn task_rank(&self) -> Result<u32, SlurmError> {
         self.number(sys::S_TASK_GLOBAL_ID)
     }
 
-    /// Items that are 32 bits wide: uint32_t, uid_t, gid_t, pid_t.
+    /// Items that are 32 bits wide: uint32_t, uid_t, gid_t, int.
     fn number(&self, item: sys::spank_item_t) -> Result<u32, SlurmError> {
         let mut value = 0_u32;
         // SAFETY: the callers pass items for which spank.h names a pointer to 32 bits.

@@ -75,7 +75,7 @@ pub(crate) fn prepare_task(handle: &Handle<'_>) -> c_int {
     let job = JOB.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Job::Plain);
     match environment(handle, job) {
         Ok(changes) => apply(handle, &changes),
-        Err(why) => fail(&why),
+        Err(why) => fail(handle, &why),
     }
 }
 
@@ -132,13 +132,16 @@ fn apply(handle: &Handle<'_>, changes: &[Change]) -> c_int {
             Change::Unset(name) => handle.unset_variable(name),
         };
         if let Err(error) = result {
-            fail(&format!("{change:?}: {error}"));
+            fail(handle, &format!("{change:?}: {error}"));
         }
     }
     0
 }
 
-fn fail(why: &str) -> ! {
-    slurm::error(why);
+/// All tasks of a node fail alike, so one of them says it.
+fn fail(handle: &Handle<'_>, why: &str) -> ! {
+    if handle.local_task().unwrap_or(0) == 0 {
+        slurm::error(why);
+    }
     slurm::end_task()
 }

@@ -12,6 +12,7 @@ mod comment;
 mod ends;
 mod environment;
 mod faults;
+mod guard;
 mod help;
 mod nodes;
 mod plain;
