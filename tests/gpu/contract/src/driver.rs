@@ -74,14 +74,9 @@ functions! {
     cuGetProcAddress_v2(name: *const c_char, to: *mut *mut c_void, version: c_int, flags: u64, status: *mut c_uint);
     cuGetErrorName(code: c_uint, name: *mut *const c_char);
     cuDeviceGetCount(count: *mut c_int);
-    cuDeviceGet(device: *mut c_int, ordinal: c_int);
-    cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int);
-    cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, device: c_int);
     cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int);
     cuDevicePrimaryCtxRelease_v2(device: c_int);
     cuDevicePrimaryCtxGetState(device: c_int, flags: *mut c_uint, active: *mut c_int);
-    cuCtxCreate_v2(context: *mut Handle, flags: c_uint, device: c_int);
-    cuCtxDestroy_v2(context: Handle);
     cuCtxSetCurrent(context: Handle);
     cuCtxGetCurrent(context: *mut Handle);
     cuCtxPushCurrent_v2(context: Handle);
@@ -112,7 +107,6 @@ functions! {
     cuMemsetD8_v2(to: Address, value: u8, count: usize);
     cuMemsetD16_v2(to: Address, value: u16, count: usize);
     cuMemsetD32_v2(to: Address, value: c_uint, count: usize);
-    cuMemsetD32Async(to: Address, value: c_uint, count: usize, stream: Handle);
     cuMemAllocAsync(pointer: *mut Address, bytes: usize, stream: Handle);
     cuMemFreeAsync(pointer: Address, stream: Handle);
     cuMemAddressReserve(pointer: *mut Address, size: usize, alignment: usize, wanted: Address, flags: u64);
@@ -124,13 +118,11 @@ functions! {
     cuMemUnmap(pointer: Address, size: usize);
     cuMemSetAccess(pointer: Address, size: usize, descriptions: *const c_void, count: usize);
     cuStreamCreate(stream: *mut Handle, flags: c_uint);
-    cuStreamDestroy_v2(stream: Handle);
     cuStreamSynchronize(stream: Handle);
     cuStreamQuery(stream: Handle);
     cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint);
     cuLaunchHostFunc(stream: Handle, function: extern "C" fn(*mut c_void), data: *mut c_void);
     cuEventCreate(event: *mut Handle, flags: c_uint);
-    cuEventDestroy_v2(event: Handle);
     cuEventRecord(event: Handle, stream: Handle);
     cuEventQuery(event: Handle);
     cuEventSynchronize(event: Handle);

@@ -58,6 +58,7 @@ const DOWN: u8 = 3;
 thread_local! {
     static CURRENT: RefCell<Vec<Handle<Context>>> = const { RefCell::new(Vec::new()) };
     static THREAD: Cell<u64> = const { Cell::new(0) };
+    static CAPTURE_MODE: Cell<u32> = const { Cell::new(0) };
 }
 
 /// The driver, if `cuInit` brought it up in this process.
@@ -183,6 +184,11 @@ pub(crate) fn thread() -> u64 {
 /// The calling thread's stack of contexts.
 pub(crate) fn with_stack<T>(use_it: impl FnOnce(&mut Vec<Handle<Context>>) -> T) -> T {
     CURRENT.with_borrow_mut(use_it)
+}
+
+/// The calling thread's capture mode; it is kept, and means nothing here.
+pub(crate) fn exchange_capture_mode(mode: u32) -> u32 {
+    CAPTURE_MODE.replace(mode)
 }
 
 /// What calls work with while they hold the lock.

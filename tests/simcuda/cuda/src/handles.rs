@@ -16,10 +16,6 @@ pub(crate) enum Tag {
     Kernel,
     Physical,
     Pool,
-    Graph,
-    Node,
-    Exec,
-    Link,
     Op,
 }
 
@@ -93,7 +89,7 @@ impl<T> Slab<T> {
         });
         // tag | 20 bits of how often the slot was used | index | 4 zero bits
         let slot = &mut self.slots[index];
-        let turn = (slot.0 >> 28 & 0xf_ffff) + 1 & 0xf_ffff;
+        let turn = ((slot.0 >> 28 & 0xf_ffff) + 1) & 0xf_ffff;
         let bits = (self.tag as u64) << 48 | turn << 28 | (index as u64) << 4;
         *slot = (bits, Some(object));
         Handle::from_bits(bits)

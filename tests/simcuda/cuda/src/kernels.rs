@@ -95,7 +95,7 @@ impl KernelCall {
         }
         let [p, n, ..] = self.arguments;
         let words = |address: u64, count: u64, access| {
-            if address % 8 != 0 {
+            if !address.is_multiple_of(8) {
                 return Err(MISALIGNED_ADDRESS);
             }
             let length = count.checked_mul(8).ok_or(ILLEGAL_ADDRESS)? as usize;

@@ -11,7 +11,6 @@ mod calls;
 mod code;
 mod driver;
 mod exports;
-mod graph;
 mod handles;
 mod host_time;
 mod kernels;

@@ -72,7 +72,6 @@ pub(crate) enum EventState {
     Unrecorded,
     Pending(Handle<Op>),
     At(Nanos),
-    Captured { capture: u64, after: Vec<usize> },
 }
 
 /// A module, or a library as one of its contexts sees it.

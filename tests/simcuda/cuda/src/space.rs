@@ -61,7 +61,7 @@ pub(crate) enum HostKind {
     /// The program's own.
     Registered,
     /// Managed memory; it counts as the GPU's.
-    Managed(Arc<Charged>),
+    Managed(#[allow(dead_code)] Arc<Charged>),
 }
 
 /// Managed memory's part of a GPU, given back with it.
@@ -326,11 +326,6 @@ impl Space {
     pub(crate) fn host_of(&self, address: u64) -> Option<(u64, &HostRange)> {
         let (&start, range) = self.hosts.range(..=address).next_back()?;
         (address < start + range.length as u64).then_some((start, range))
-    }
-
-    /// All reachable host memory.
-    pub(crate) fn hosts(&self) -> impl Iterator<Item = (u64, &HostRange)> {
-        self.hosts.iter().map(|(&start, range)| (start, range))
     }
 }
 

@@ -159,13 +159,14 @@ impl Mapping {
 
     /// Whether engine `kind` of `gpu` has work, read without the lock.
     pub(crate) fn busy(&self, gpu: usize, kind: usize) -> bool {
-        // SAFETY: `busy` is an atomic in a live mapping; the reference is to it
-        // alone, so no reference to locked data is made.
+        // SAFETY: `busy` is an atomic in a live mapping; no reference to the locked
+        // data around it is made.
         let busy = unsafe {
             let shared = (*self.whole.as_ptr()).shared.get();
-            &*(&raw const (*shared).gpus[gpu].engines[kind].busy)
+            let busy = &raw const (*shared).gpus[gpu].engines[kind].busy;
+            (*busy).load(std::sync::atomic::Ordering::Relaxed)
         };
-        busy.load(std::sync::atomic::Ordering::Relaxed) != 0
+        busy != 0
     }
 }
 

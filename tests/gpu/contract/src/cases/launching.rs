@@ -71,9 +71,9 @@ pub(super) fn arguments_in_a_buffer(path: &Path) -> Result<(), String> {
     let mut buffer = [a, 100, 21];
     let mut size = size_of_val(&buffer);
     let mut extra: [*mut c_void; 5] = [
-        1 as *mut c_void,
+        std::ptr::without_provenance_mut(1),
         buffer.as_mut_ptr().cast(),
-        2 as *mut c_void,
+        std::ptr::without_provenance_mut(2),
         (&raw mut size).cast(),
         std::ptr::null_mut(),
     ];

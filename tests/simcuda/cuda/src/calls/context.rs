@@ -346,7 +346,6 @@ fn synchronize(context: sys::CUcontext) -> Outcome {
     let (driver, context) = or_current(context)?;
     let tables = driver.lock();
     tables.context(context)?;
-    tables.refuse_in_capture(context)?;
     let tables = driver.wait(tables, |tables| tables.is_drained(context));
     tables.context(context).map(drop)
 }

@@ -147,7 +147,7 @@ unsafe fn put_text(to: *mut c_char, length: c_int, text: &str) -> Outcome {
 fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
     Ok(match attribute {
         // threads in a block; block dimensions; grid dimensions
-        1 | 2 | 3 => 1024,
+        1..=3 => 1024,
         4 => 64,
         5 => i32::MAX,
         6 | 7 => 65535,

@@ -6,7 +6,7 @@ use std::ffi::c_uint;
 use acb_cuda_abi::sys;
 
 use super::put;
-use crate::code::{CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, Outcome};
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_READY, Outcome};
 use crate::driver;
 use crate::handles::Handle;
 use crate::objects::{Event, EventState, Tables};
@@ -51,7 +51,6 @@ calls! {
         tables.context(event.context)?;
         match event.state {
             EventState::Pending(_) => Err(NOT_READY),
-            EventState::Captured { .. } => Err(CAPTURED_EVENT),
             EventState::Unrecorded | EventState::At(_) => Ok(()),
         }
     }
@@ -65,7 +64,6 @@ calls! {
             EventState::Pending(op) => {
                 tables = driver.wait(tables, |tables| !tables.timeline.is_pending(op));
             }
-            EventState::Captured { .. } => return Err(CAPTURED_EVENT),
             EventState::Unrecorded | EventState::At(_) => {}
         }
         tables.context(context).map(drop)
@@ -94,9 +92,6 @@ stream_calls! {
         let owner = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
         if tables.event(event)?.context != owner {
             return Err(INVALID_HANDLE);
-        }
-        if tables.capture_record(stream, event)? {
-            return Ok(());
         }
         let gpu = tables.gpu_of(stream)?;
         let submission = Submission { engine: None, gpu, length: 0, work: Work::Event(event) };
@@ -137,7 +132,6 @@ fn moment(tables: &Tables, handle: Handle<Event>) -> Outcome<Option<Nanos>> {
     }
     match event.state {
         EventState::Unrecorded => Err(INVALID_HANDLE),
-        EventState::Captured { .. } => Err(CAPTURED_EVENT),
         EventState::Pending(_) => Ok(None),
         EventState::At(moment) => Ok(Some(moment)),
     }

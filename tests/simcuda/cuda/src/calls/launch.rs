@@ -105,9 +105,7 @@ unsafe fn launch(
     let threads =
         [block_x, block_y, block_z].iter().try_fold(1_u32, |all, &one| all.checked_mul(one));
     let block_fits = threads.is_some_and(|threads| (1..=1024).contains(&threads)) && block_z <= 64;
-    if !grid_fits
-        || !block_fits
-        || shared > function.dynamic_shared.max(48 << 10).min(LARGEST_SHARED)
+    if !grid_fits || !block_fits || shared > function.dynamic_shared.clamp(48 << 10, LARGEST_SHARED)
     {
         return Err(INVALID_VALUE);
     }

@@ -492,7 +492,7 @@ fn pin(driver: &Driver, context: Handle<Context>, bytes: usize) -> Outcome {
     }
     let gpu = driver.lock().context(context)?.gpu;
     let per_mib = driver.config.gpus[gpu].pin_ns_per_mib;
-    host_time::pay((bytes as u128 * u128::from(per_mib) >> 20) as u64);
+    host_time::pay(((bytes as u128 * u128::from(per_mib)) >> 20) as u64);
     Ok(())
 }
 

@@ -33,6 +33,7 @@ macro_rules! stream_calls {
     )*};
 }
 
+mod capture;
 mod context;
 mod copy;
 mod device;
@@ -47,6 +48,7 @@ mod vmm;
 
 /// All of them, for the exports.
 pub(crate) mod all {
+    pub(crate) use super::capture::*;
     pub(crate) use super::context::*;
     pub(crate) use super::copy::*;
     pub(crate) use super::device::*;

@@ -68,7 +68,9 @@ fn set(
     if extent.total() == 0 {
         return Ok(());
     }
-    if address % width as u64 != 0 || (rows > 1 && (pitch < bytes || pitch % width != 0)) {
+    if !address.is_multiple_of(width as u64)
+        || (rows > 1 && (pitch < bytes || !pitch.is_multiple_of(width)))
+    {
         return Err(INVALID_VALUE);
     }
     let pitch = Pitch { row: pitch, layer: 0 };

@@ -47,7 +47,6 @@ calls! {
         let mut tables = driver.lock();
         let handle = Handle::from_bits(stream as u64);
         let context = tables.streams.get(handle).ok_or(INVALID_HANDLE)?.context;
-        tables.abandon_capture(handle);
         // Its work goes on; nothing can follow it.
         tables.streams.remove(handle);
         if let Some(context) = tables.contexts.get_mut(context) {
@@ -66,7 +65,6 @@ stream_calls! {
             let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
             (stream.context, stream.kind)
         };
-        tables.refuse_while_capturing(handle)?;
         let tails = tables.tails(handle, context, kind);
         let tables = driver.wait(tables, |tables| {
             tails.iter().all(|&tail| !tables.timeline.is_pending(tail))
@@ -82,7 +80,6 @@ stream_calls! {
             let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
             (stream.context, stream.kind)
         };
-        tables.refuse_while_capturing(handle)?;
         let tables = driver.look(tables);
         let tails = tables.tails(handle, context, kind);
         tables.context(context)?;
@@ -105,9 +102,6 @@ stream_calls! {
         let handle = driver.stream(&mut tables, stream as u64, form)?;
         let event = Handle::from_bits(event as u64);
         let state = tables.event(event)?.state.clone();
-        if tables.capture_wait(handle, &state)? {
-            return Ok(());
-        }
         let EventState::Pending(op) = state else { return Ok(()) };
         let gpu = tables.gpu_of(handle)?;
         let submission = Submission { engine: None, gpu, length: 0, work: Work::Nothing };
@@ -159,7 +153,6 @@ stream_calls! {
         }
         let mut tables = driver.lock();
         let handle = driver.stream(&mut tables, stream as u64, form)?;
-        tables.refuse_while_capturing(handle)?;
         let gpu = tables.gpu_of(handle)?;
         let function = HostFunction::Callback(
             std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u64, u32, *mut c_void)>(

@@ -32,7 +32,7 @@ calls! {
     ) {
         let driver = driver::get()?;
         let fits = alignment == 0 || alignment.is_power_of_two();
-        if size == 0 || size % GRANULARITY != 0 || !fits || flags != 0 || pointer.is_null() {
+        if size == 0 || !size.is_multiple_of(GRANULARITY) || !fits || flags != 0 || pointer.is_null() {
             return Err(INVALID_VALUE);
         }
         let align = alignment.max(GRANULARITY);
@@ -75,7 +75,7 @@ calls! {
     ) {
         let driver = driver::get()?;
         let dev = read_properties(properties)?;
-        if size == 0 || size % GRANULARITY != 0 || flags != 0 || handle.is_null() {
+        if size == 0 || !size.is_multiple_of(GRANULARITY) || flags != 0 || handle.is_null() {
             return Err(INVALID_VALUE);
         }
         let gpu = driver.gpu(dev)?;
@@ -105,7 +105,7 @@ calls! {
         let mut tables = driver.lock();
         let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
         let memory = Arc::clone(&mapped.memory);
-        let aligned = |value: u64| value % GRANULARITY as u64 == 0;
+        let aligned = |value: u64| value.is_multiple_of(GRANULARITY as u64);
         if size == 0 || flags != 0 || !aligned(pointer) || !aligned(size as u64) || offset != 0 {
             return Err(INVALID_VALUE);
         }
