@@ -4,6 +4,8 @@
 
 fn main() {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so.1");
+    // A program that closes the library must not take the code from under the link thread.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     println!("cargo::rustc-link-lib=static:-bundle=gcc_eh");
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -136,13 +136,24 @@ macro_rules! export {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
             guard($text, || {
+                let asynchronous = false $( || hooks::submit::is_stream(&$parameter) )*;
                 hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
                 // SAFETY: parameters of a submission are what the driver's header says they are.
                 $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
-                hooks::submit::pass($text, || {
+                hooks::submit::pass($text, asynchronous, || {
                     // SAFETY: the program's own arguments, unchanged.
                     unsafe { crate::table::real::$symbol($($parameter),*) }
                 })
+            })
+        }
+    };
+    (wait $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
+        #[allow(non_snake_case)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
+            guard($text, || {
+                // SAFETY: the program's own arguments, unchanged.
+                hooks::wait::pass(|| unsafe { crate::table::real::$symbol($($parameter),*) })
             })
         }
     };

@@ -40,6 +40,8 @@ struct Holding {
     bytes: u64,
     /// Its end is the end of its memory; 0: bound to no context.
     context: usize,
+    /// What keeps the memory: handles and mappings for physical memory, else the allocation itself.
+    owners: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +74,8 @@ struct Books {
     devices: Vec<Device>,
     context_bytes: u64,
     holdings: BTreeMap<Key, Holding>,
+    /// Where the program has mapped its physical memory: the handle behind each address.
+    mappings: BTreeMap<u64, u64>,
     /// Contexts that were counted, with their devices.
     contexts: BTreeMap<usize, u32>,
     /// The primary context of each device.
@@ -99,6 +103,7 @@ impl Ledger {
                 devices: Vec::new(),
                 context_bytes: 0,
                 holdings: BTreeMap::new(),
+                mappings: BTreeMap::new(),
                 contexts: BTreeMap::new(),
                 primaries: BTreeMap::new(),
                 requests: BTreeMap::new(),
@@ -149,7 +154,7 @@ impl Ledger {
     /// The memory exists now.
     pub(crate) fn allocated(&self, promise: Promise, key: Key, context: usize) {
         let Promise { device, bytes } = promise;
-        self.books().holdings.insert(key, Holding { device, bytes, context });
+        self.books().holdings.insert(key, Holding { device, bytes, context, owners: 1 });
     }
 
     /// It does not: the driver refused.
@@ -171,6 +176,46 @@ impl Ledger {
     /// It was not.
     pub(crate) fn put_back(&self, taken: Taken) {
         self.books().holdings.insert(taken.key, taken.holding);
+    }
+
+    /// Physical memory has one more handle or mapping.
+    pub(crate) fn shared(&self, handle: u64) {
+        if let Some(holding) = self.books().holdings.get_mut(&Key::Physical(handle)) {
+            holding.owners += 1;
+        }
+    }
+
+    /// …and one less; with the last one it is gone.
+    pub(crate) fn dropped(&self, handle: u64) {
+        self.drop_owner(&mut self.books(), handle);
+    }
+
+    pub(crate) fn mapped(&self, address: u64, handle: u64) {
+        self.shared(handle);
+        self.books().mappings.insert(address, handle);
+    }
+
+    /// All mappings in a range are gone.
+    pub(crate) fn unmapped(&self, address: u64, bytes: u64) {
+        let mut books = self.books();
+        let range = address..address.saturating_add(bytes);
+        let gone: Vec<(u64, u64)> =
+            books.mappings.range(range).map(|(at, handle)| (*at, *handle)).collect();
+        for (at, handle) in gone {
+            books.mappings.remove(&at);
+            self.drop_owner(&mut books, handle);
+        }
+    }
+
+    fn drop_owner(&self, books: &mut Books, handle: u64) {
+        let key = Key::Physical(handle);
+        let Some(holding) = books.holdings.get_mut(&key) else { return };
+        holding.owners -= 1;
+        if holding.owners == 0 {
+            let Holding { device, bytes, .. } = *holding;
+            books.holdings.remove(&key);
+            self.give_back(books, device, bytes);
+        }
     }
 
     /// Free and total bytes of a device, as if this client were alone on it.
@@ -249,6 +294,9 @@ impl Ledger {
             let missing = state.used.saturating_add(bytes).saturating_sub(state.room);
             if missing == 0 {
                 state.used += bytes;
+                if told {
+                    warning!("there is room for {} on GPU {device} now", size(bytes));
+                }
                 return Ok(());
             }
             let wanted = if exact { missing } else { missing.max(SLAB) };

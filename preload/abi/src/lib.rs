@@ -31,6 +31,8 @@ pub enum Class {
     Capture,
     /// Device memory comes and goes, and questions about it.
     Memory,
+    /// Returns when the GPU has finished something.
+    Wait,
     /// Work for the GPU.
     Submit,
 }
@@ -91,6 +93,9 @@ macro_rules! class {
     };
     (memory) => {
         Class::Memory
+    };
+    (wait) => {
+        Class::Wait
     };
     (submit) => {
         Class::Submit

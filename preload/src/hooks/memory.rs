@@ -200,10 +200,48 @@ pub(crate) unsafe fn cuMemCreate(
     result
 }
 
-/// Memory that is still mapped lives on after this; programs unmap first.
+/// Memory that is mapped, or has another handle, lives on after this.
 pub(crate) unsafe fn cuMemRelease(handle: u64) -> CuResult {
     // SAFETY: the program's own argument.
-    free(Key::Physical(handle), || unsafe { real::cuMemRelease(handle) })
+    let result = unsafe { real::cuMemRelease(handle) };
+    if result.is_success() {
+        LEDGER.dropped(handle);
+    }
+    result
+}
+
+pub(crate) unsafe fn cuMemRetainAllocationHandle(handle: *mut u64, addr: *mut c_void) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuMemRetainAllocationHandle(handle, addr) };
+    if result.is_success() {
+        // SAFETY: the call succeeded, so the handle was written.
+        LEDGER.shared(unsafe { handle.read() });
+    }
+    result
+}
+
+pub(crate) unsafe fn cuMemMap(
+    ptr: u64,
+    size: usize,
+    offset: usize,
+    handle: u64,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuMemMap(ptr, size, offset, handle, flags) };
+    if result.is_success() {
+        LEDGER.mapped(ptr, handle);
+    }
+    result
+}
+
+pub(crate) unsafe fn cuMemUnmap(ptr: u64, size: usize) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuMemUnmap(ptr, size) };
+    if result.is_success() {
+        LEDGER.unmapped(ptr, size as u64);
+    }
+    result
 }
 
 // ---------------------------------------------------------------- arrays

@@ -8,3 +8,4 @@ pub(crate) mod memory;
 pub(crate) mod resolve;
 pub(crate) mod stream;
 pub(crate) mod submit;
+pub(crate) mod wait;

@@ -11,15 +11,29 @@ use std::any::TypeId;
 
 /// Runs a submitting call when a lease is held, else waits for one.
 #[inline(always)]
-pub(crate) fn pass(symbol: &'static str, call: impl FnOnce() -> CuResult) -> CuResult {
+pub(crate) fn pass(
+    symbol: &'static str,
+    asynchronous: bool,
+    call: impl FnOnce() -> CuResult,
+) -> CuResult {
     if !LINK.gate.enter()
         && let Err(result) = LINK.wait_for_lease(symbol)
     {
         return result;
     }
     let result = call();
+    if !asynchronous {
+        LINK.note_finished();
+    }
     LINK.gate.leave();
     result
+}
+
+/// Whether a parameter says on which stream the work goes: then the call does not wait for it.
+#[inline(always)]
+pub(crate) fn is_stream<T: 'static>(_: &T) -> bool {
+    TypeId::of::<T>() == TypeId::of::<sys::CUstream>()
+        || TypeId::of::<T>() == TypeId::of::<*const sys::CUlaunchConfig>()
 }
 
 /// A function of the per-thread form may use the thread's own default stream.

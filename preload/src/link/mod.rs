@@ -40,6 +40,9 @@ pub(crate) struct Link {
     outbox: Mutex<Outbox>,
     /// Wakes the link thread when something is left to be sent.
     doorbell: OnceLock<OwnedFd>,
+    /// When a call last returned that had waited for the GPU: nanoseconds after `origin`.
+    finished_ns: AtomicU64,
+    origin: OnceLock<Instant>,
     /// Descriptor of the socket, for a forked child to close; -1: none.
     socket: AtomicI32,
 }
@@ -59,8 +62,24 @@ impl Link {
             waited_ns: AtomicU64::new(0),
             outbox: Mutex::new(Outbox { stream: None, pending: Vec::new() }),
             doorbell: OnceLock::new(),
+            finished_ns: AtomicU64::new(0),
+            origin: OnceLock::new(),
             socket: AtomicI32::new(-1),
         }
+    }
+
+    /// The GPU has just finished something.
+    #[inline]
+    pub(crate) fn note_finished(&self) {
+        if let Some(origin) = self.origin.get() {
+            self.finished_ns.store(origin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// When it last did, as far as the program's own calls tell.
+    fn last_finished(&self) -> Option<Instant> {
+        let after = std::time::Duration::from_nanos(self.finished_ns.load(Ordering::Relaxed));
+        self.origin.get().map(|origin| *origin + after)
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
@@ -176,6 +195,7 @@ impl Link {
             let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
             let _ = self.doorbell.set(made);
         }
+        self.origin.get_or_init(Instant::now);
         *self.lease() = Lease::None;
         self.gate.close();
         self.install(stream);

@@ -36,6 +36,8 @@ pub(super) struct Watch {
     /// When to close it again after it was opened for a stuck program.
     close_again: Option<Instant>,
     told_stuck: bool,
+    /// The GPU was seen at work since the grant.
+    seen_busy: bool,
     granted_at: Option<Instant>,
     counters: Counters,
 }
@@ -61,6 +63,7 @@ impl Watch {
             closed_at: None,
             close_again: None,
             told_stuck: false,
+            seen_busy: false,
             granted_at: None,
             counters: Counters::default(),
         }
@@ -104,12 +107,14 @@ impl Watch {
             self.quiet_since = None;
             self.pause = SHORTEST;
             if gate.inside > 0 {
+                self.seen_busy = true;
                 return Some(self.idle.clamp(SHORTEST, LONGEST));
             }
         }
         let since = match self.quiet_since {
             Some(since) => since,
             None if self.inspector.drained(&WORK, gate.come) == Drained::No => {
+                self.seen_busy = true;
                 return Some(self.longer_pause());
             }
             None => *self.quiet_since.insert(now),
@@ -122,7 +127,9 @@ impl Watch {
         let mut lease = LINK.lease();
         if lease.begin_idle_release() {
             if LINK.gate.close_if_quiet(gate) {
-                self.release(&mut lease, since);
+                // Never seen at work: it was over before anybody looked.
+                let finished = LINK.last_finished().filter(|_| !self.seen_busy);
+                self.release(&mut lease, finished.map_or(since, |at| at.min(since)));
                 return None;
             }
             lease.reopen();

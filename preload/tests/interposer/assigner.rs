@@ -15,6 +15,9 @@ use std::time::Duration;
 
 pub(crate) const UUID: &str = "GPU-11111111";
 
+/// Long enough that what should not come would have come.
+pub(crate) const SILENCE: Duration = Duration::from_millis(200);
+
 pub(crate) struct Assigner {
     listener: UnixListener,
 }
@@ -156,10 +159,10 @@ impl Peer {
         self.say(Say::Recall(Recall { epoch }));
     }
 
-    /// Nothing comes for a while: long enough that what should not come would have come.
+    /// Nothing comes for a while.
     #[track_caller]
     pub(crate) fn hears_nothing(&mut self) {
-        self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        self.stream.set_read_timeout(Some(SILENCE)).unwrap();
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {
             Ok(count) => {

@@ -22,6 +22,7 @@ pub(crate) fn play(scenario: &str) {
         "capture" => capture(),
         "streams" => streams(),
         "allocate" => allocate(argument),
+        "physical" => physical(),
         "no-cuda" => {}
         "arguments" => arguments(),
         "addresses" => addresses(argument),
@@ -268,6 +269,25 @@ fn allocate(words: &str) {
             }
         }
     }
+}
+
+/// Physical memory: released while mapped, then unmapped.
+fn physical() {
+    let cuda = Cuda::start();
+    // CUmemAllocationProp: pinned, on device 0; the rest is zero.
+    let properties: [c_int; 16] = [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut handle = 0u64;
+    // SAFETY: as declared.
+    unsafe {
+        let create = function!(cuda, "cuMemCreate", fn(*mut u64, usize, *const c_int, u64));
+        assert_eq!(create(&raw mut handle, 64 << 20, properties.as_ptr(), 0), 0);
+        let map = function!(cuda, "cuMemMap", fn(u64, usize, usize, u64, u64));
+        assert_eq!(map(0x1000_0000, 64 << 20, 0, handle, 0), 0);
+        assert_eq!(function!(cuda, "cuMemRelease", fn(u64))(handle), 0);
+        pause();
+        assert_eq!(function!(cuda, "cuMemUnmap", fn(u64, usize))(0x1000_0000, 64 << 20), 0);
+    }
+    pause();
 }
 
 /// Every register that carries arguments survives the way to the driver, the first call's included.

@@ -42,6 +42,28 @@ fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
     assert_eq!(lab.count("FAULT"), 0);
 }
 
+/// The time in which a lease lay unused because nobody else wanted it is not reported as work.
+#[test]
+fn the_work_ends_when_the_program_sees_its_end() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 50");
+    let mut peer = assigner.accept_client();
+    let began = std::time::Instant::now();
+    peer.grant(1);
+    wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
+    peer.hears_nothing();
+    peer.want(1);
+    let busy = std::time::Duration::from_nanos(peer.release().busy_ns);
+    let held = began.elapsed();
+    assert!(
+        busy.as_millis() >= 50 && busy + crate::assigner::SILENCE / 2 < held,
+        "{busy:?} {held:?}"
+    );
+    client.tell("on");
+    client.end().succeeded();
+}
+
 #[test]
 fn a_busy_stream_keeps_a_wanted_lease() {
     let lab = Lab::new();
@@ -263,8 +285,7 @@ fn garbage_in_mid_life_is_a_lost_connection() {
     client.end().succeeded().says("is no GPU assigner of this version");
 }
 
-/// Not a test of correctness: prints what a submission costs. `cargo test -- --ignored` is not
-/// needed for it; scripts/bench reads the line.
+/// Prints what a submission costs, and asserts nothing of it.
 #[test]
 fn a_submission_costs_little() {
     let lab = Lab::new().with("ACB_LOG", "error");

@@ -57,7 +57,8 @@ fn what_does_not_fit_waits_with_one_message() {
         .end()
         .succeeded()
         .prints("allocate=0")
-        .says("waiting for 8.0 GiB on GPU 0: 2.0 GiB missing; held by 77");
+        .says("waiting for 8.0 GiB on GPU 0: 2.0 GiB missing; held by 77")
+        .says("there is room for 8.0 GiB on GPU 0 now");
     assert_eq!(ended.stderr().matches("waiting for").count(), 1);
 }
 
@@ -92,6 +93,19 @@ fn room_for_memory_that_the_driver_refuses_goes_back() {
     peer.room_reply(request.seq, RoomVerdict::Granted, "");
     assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 500 * MIB));
     client.end().succeeded().prints("allocate=2");
+}
+
+#[test]
+fn mapped_memory_is_kept_until_it_is_unmapped() {
+    let (_lab, _assigner, mut client, mut peer) = start("physical");
+    let request = peer.room_request();
+    assert_eq!(request.bytes, 64 * MIB);
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    peer.hears_nothing();
+    client.tell("unmap");
+    assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 64 * MIB));
+    client.tell("on");
+    client.end().succeeded();
 }
 
 #[test]

@@ -72,8 +72,8 @@ macro_rules! driver_functions {
             [pass] cuCtxSetFlags "cuCtxSetFlags" "cuCtxSetFlags" 12010 Legacy (flags: c_uint);
             [pass] cuCtxSetLimit "cuCtxSetLimit" "cuCtxSetLimit" 3010 Legacy (limit: c_uint, value: usize);
             [pass] cuCtxSetSharedMemConfig "cuCtxSetSharedMemConfig" "cuCtxSetSharedMemConfig" 4020 Legacy (config: c_uint);
-            [pass] cuCtxSynchronize "cuCtxSynchronize" "cuCtxSynchronize" 2000 Legacy ();
-            [pass] cuCtxSynchronize_v2 "cuCtxSynchronize_v2" "cuCtxSynchronize" 13000 Legacy (ctx: sys::CUcontext);
+            [wait] cuCtxSynchronize "cuCtxSynchronize" "cuCtxSynchronize" 2000 Legacy ();
+            [wait] cuCtxSynchronize_v2 "cuCtxSynchronize_v2" "cuCtxSynchronize" 13000 Legacy (ctx: sys::CUcontext);
             [pass] cuCtxWaitEvent "cuCtxWaitEvent" "cuCtxWaitEvent" 12050 Legacy (hCtx: sys::CUcontext, hEvent: sys::CUevent);
             [pass] cuDestroyExternalMemory "cuDestroyExternalMemory" "cuDestroyExternalMemory" 10000 Legacy (extMem: sys::CUexternalMemory);
             [pass] cuDestroyExternalSemaphore "cuDestroyExternalSemaphore" "cuDestroyExternalSemaphore" 10000 Legacy (extSem: sys::CUexternalSemaphore);
@@ -141,7 +141,7 @@ macro_rules! driver_functions {
             [pass] cuEventRecordWithFlags "cuEventRecordWithFlags" "cuEventRecordWithFlags" 11010 Legacy (hEvent: sys::CUevent, hStream: sys::CUstream, flags: c_uint);
             [pass] cuEventRecordWithFlags_ptsz "cuEventRecordWithFlags_ptsz" "cuEventRecordWithFlags" 11010 PerThread (hEvent: sys::CUevent, hStream: sys::CUstream, flags: c_uint);
             [pass] cuEventRecord_ptsz "cuEventRecord_ptsz" "cuEventRecord" 7000 PerThread (hEvent: sys::CUevent, hStream: sys::CUstream);
-            [pass] cuEventSynchronize "cuEventSynchronize" "cuEventSynchronize" 2000 Legacy (hEvent: sys::CUevent);
+            [wait] cuEventSynchronize "cuEventSynchronize" "cuEventSynchronize" 2000 Legacy (hEvent: sys::CUevent);
             [pass] cuExternalMemoryGetMappedBuffer "cuExternalMemoryGetMappedBuffer" "cuExternalMemoryGetMappedBuffer" 10000 Legacy (devPtr: *mut u64, extMem: sys::CUexternalMemory, bufferDesc: *const sys::CUDA_EXTERNAL_MEMORY_BUFFER_DESC);
             [pass] cuExternalMemoryGetMappedMipmappedArray "cuExternalMemoryGetMappedMipmappedArray" "cuExternalMemoryGetMappedMipmappedArray" 10000 Legacy (mipmap: *mut sys::CUmipmappedArray, extMem: sys::CUexternalMemory, mipmapDesc: *const sys::CUDA_EXTERNAL_MEMORY_MIPMAPPED_ARRAY_DESC);
             [submit] cuFabricCpyBatchAsync "cuFabricCpyBatchAsync" "cuFabricCpyBatchAsync" 13050 Legacy (numOps: usize, opList: *mut c_void, flags: u64, hStream: sys::CUstream);
@@ -417,7 +417,7 @@ macro_rules! driver_functions {
             [pass] cuMemHostRegister_v2 "cuMemHostRegister_v2" "cuMemHostRegister" 6050 Legacy (p: *mut c_void, bytesize: usize, Flags: c_uint);
             [pass] cuMemHostUnregister "cuMemHostUnregister" "cuMemHostUnregister" 4000 Legacy (p: *mut c_void);
             [pass] cuMemImportFromShareableHandle "cuMemImportFromShareableHandle" "cuMemImportFromShareableHandle" 10020 Legacy (handle: *mut u64, osHandle: *mut c_void, shHandleType: c_uint);
-            [pass] cuMemMap "cuMemMap" "cuMemMap" 10020 Legacy (ptr: u64, size: usize, offset: usize, handle: u64, flags: u64);
+            [memory] cuMemMap "cuMemMap" "cuMemMap" 10020 Legacy (ptr: u64, size: usize, offset: usize, handle: u64, flags: u64);
             [submit] cuMemMapArrayAsync "cuMemMapArrayAsync" "cuMemMapArrayAsync" 11010 Legacy (mapInfoList: *mut sys::CUarrayMapInfo, count: c_uint, hStream: sys::CUstream);
             [submit] cuMemMapArrayAsync_ptsz "cuMemMapArrayAsync_ptsz" "cuMemMapArrayAsync" 11010 PerThread (mapInfoList: *mut sys::CUarrayMapInfo, count: c_uint, hStream: sys::CUstream);
             [pass] cuMemPoolCreate "cuMemPoolCreate" "cuMemPoolCreate" 11020 Legacy (pool: *mut sys::CUmemoryPool, poolProps: *const sys::CUmemPoolProps);
@@ -440,10 +440,10 @@ macro_rules! driver_functions {
             [pass] cuMemRangeGetAttribute "cuMemRangeGetAttribute" "cuMemRangeGetAttribute" 8000 Legacy (data: *mut c_void, dataSize: usize, attribute: c_uint, devPtr: u64, count: usize);
             [pass] cuMemRangeGetAttributes "cuMemRangeGetAttributes" "cuMemRangeGetAttributes" 8000 Legacy (data: *mut *mut c_void, dataSizes: *mut usize, attributes: *mut c_uint, numAttributes: usize, devPtr: u64, count: usize);
             [memory] cuMemRelease "cuMemRelease" "cuMemRelease" 10020 Legacy (handle: u64);
-            [pass] cuMemRetainAllocationHandle "cuMemRetainAllocationHandle" "cuMemRetainAllocationHandle" 11000 Legacy (handle: *mut u64, addr: *mut c_void);
+            [memory] cuMemRetainAllocationHandle "cuMemRetainAllocationHandle" "cuMemRetainAllocationHandle" 11000 Legacy (handle: *mut u64, addr: *mut c_void);
             [pass] cuMemSetAccess "cuMemSetAccess" "cuMemSetAccess" 10020 Legacy (ptr: u64, size: usize, desc: *const sys::CUmemAccessDesc, count: usize);
             [pass] cuMemSetMemPool "cuMemSetMemPool" "cuMemSetMemPool" 13000 Legacy (location: *mut sys::CUmemLocation, type_: c_uint, pool: sys::CUmemoryPool);
-            [pass] cuMemUnmap "cuMemUnmap" "cuMemUnmap" 10020 Legacy (ptr: u64, size: usize);
+            [memory] cuMemUnmap "cuMemUnmap" "cuMemUnmap" 10020 Legacy (ptr: u64, size: usize);
             [submit] cuMemcpy "cuMemcpy" "cuMemcpy" 4000 Legacy (dst: u64, src: u64, ByteCount: usize);
             [submit] cuMemcpy2D "cuMemcpy2D" "cuMemcpy2D" 2000 Legacy (pCopy: *const c_void);
             [submit] cuMemcpy2DAsync "cuMemcpy2DAsync" "cuMemcpy2DAsync" 2000 Legacy (pCopy: *const c_void, hStream: sys::CUstream);
@@ -655,8 +655,8 @@ macro_rules! driver_functions {
             [pass] cuStreamQuery_ptsz "cuStreamQuery_ptsz" "cuStreamQuery" 7000 PerThread (hStream: sys::CUstream);
             [pass] cuStreamSetAttribute "cuStreamSetAttribute" "cuStreamSetAttribute" 11000 Legacy (hStream: sys::CUstream, attr: c_uint, value: *const sys::CUstreamAttrValue);
             [pass] cuStreamSetAttribute_ptsz "cuStreamSetAttribute_ptsz" "cuStreamSetAttribute" 11000 PerThread (hStream: sys::CUstream, attr: c_uint, value: *const sys::CUstreamAttrValue);
-            [pass] cuStreamSynchronize "cuStreamSynchronize" "cuStreamSynchronize" 2000 Legacy (hStream: sys::CUstream);
-            [pass] cuStreamSynchronize_ptsz "cuStreamSynchronize_ptsz" "cuStreamSynchronize" 7000 PerThread (hStream: sys::CUstream);
+            [wait] cuStreamSynchronize "cuStreamSynchronize" "cuStreamSynchronize" 2000 Legacy (hStream: sys::CUstream);
+            [wait] cuStreamSynchronize_ptsz "cuStreamSynchronize_ptsz" "cuStreamSynchronize" 7000 PerThread (hStream: sys::CUstream);
             [pass] cuStreamUpdateCaptureDependencies "cuStreamUpdateCaptureDependencies" "cuStreamUpdateCaptureDependencies" 11030 Legacy (hStream: sys::CUstream, dependencies: *mut sys::CUgraphNode, numDependencies: usize, flags: c_uint);
             [pass] cuStreamUpdateCaptureDependencies_ptsz "cuStreamUpdateCaptureDependencies_ptsz" "cuStreamUpdateCaptureDependencies" 11030 PerThread (hStream: sys::CUstream, dependencies: *mut sys::CUgraphNode, numDependencies: usize, flags: c_uint);
             [pass] cuStreamUpdateCaptureDependencies_v2 "cuStreamUpdateCaptureDependencies_v2" "cuStreamUpdateCaptureDependencies" 12030 Legacy (hStream: sys::CUstream, dependencies: *mut sys::CUgraphNode, dependencyData: *const sys::CUgraphEdgeData, numDependencies: usize, flags: c_uint);
