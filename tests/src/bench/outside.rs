@@ -39,6 +39,7 @@ pub struct Outside {
     prefix: Prefix,
     port: u16,
     daemon: Child,
+    socket: PathBuf,
 }
 
 impl Outside {
@@ -66,14 +67,34 @@ impl Outside {
             // Ctrl-C at the terminal is for the caller.
             .process_group(0);
         let daemon = command.spawn().context("start gpu_assigner")?;
-        let mut outside = Self { folder, prefix: prefix.clone(), port, daemon };
-        let socket = outside.socket();
-        wait_until("gpu_assigner serves", PATIENCE, || match outside.daemon.try_wait()? {
-            Some(status) => bail!("it ended: {status}"),
-            None => Ok(socket.exists()),
+        let mut outside =
+            Self { folder, prefix: prefix.clone(), port, daemon, socket: PathBuf::new() };
+        wait_until("gpu_assigner serves", PATIENCE, || {
+            if let Some(status) = outside.daemon.try_wait()? {
+                bail!("it ended: {status}");
+            }
+            let socket = outside.ask_for_socket()?;
+            let found = socket.is_some();
+            outside.socket = socket.unwrap_or_default();
+            Ok(found)
         })
         .with_context(|| format!("gpu_assigner said:\n{}", outside.log()))?;
         Ok(outside)
+    }
+
+    /// The client socket, as the daemon itself says; `None` while it does not serve.
+    fn ask_for_socket(&self) -> Result<Option<PathBuf>> {
+        let output = Command::new(self.prefix.program("gpu_assigner"))
+            .env("HOME", self.folder.path())
+            .args(["--port", &self.port.to_string(), "status", "--json"])
+            .output()
+            .context("run gpu_assigner status")?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let socket = status.pointer("/nodes/0/client_socket").and_then(|socket| socket.as_str());
+        Ok(Some(socket.context("gpu_assigner status --json names no client_socket")?.into()))
     }
 
     /// Its folder, and its user's home.
@@ -82,8 +103,8 @@ impl Outside {
     }
 
     /// Its socket for clients.
-    pub fn socket(&self) -> PathBuf {
-        self.folder().join(format!(".acb/127.0.0.1-{}/client.sock", self.port))
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// What it said.
