@@ -18,6 +18,11 @@ impl Library {
         }
     }
 
+    /// The library's file.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
     /// In front of what the user had, once. ld.so takes blanks and colons between names.
     pub(crate) fn preload(&self, had: Option<&str>) -> String {
         match self.without_preload(had.unwrap_or_default()) {

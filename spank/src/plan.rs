@@ -45,6 +45,11 @@ pub(crate) enum TaskError {
          --acb=gpu-affinity, or --acb=gpus=1"
     )]
     PolicyGivesOne { policy: String, wanted: u32, origin: &'static str },
+    #[error(
+        "{file} is not there: programs would run without it, unmanaged. Install slurm-acb on node {node} \
+         as everywhere else, or correct paths.lib_dir of the cluster file"
+    )]
+    NoInterposer { file: String, node: String },
     #[error("SLURM_GPUS_PER_TASK is `{0}`, which is no number of GPUs; say it with --acb=gpus=N")]
     GpusPerTask(String),
 }

@@ -5,6 +5,7 @@
 //! a node is told from here. Slurm ignores the result of plugins that are `optional`, hence the
 //! task ends itself.
 
+use crate::library::Library;
 use crate::plan::{self, Change, TaskError, TaskFacts};
 use crate::ready::Ready;
 use crate::records::Records;
@@ -107,6 +108,12 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
         }
         true => format!("{}: {error}", spec.run_folder.ready().display()),
     })?;
+    // ld.so would only warn, and the program would take the GPU for its own.
+    let library = Library::of(&spec.lib_dir);
+    if !Path::new(library.file()).exists() {
+        let (file, node) = (library.file().to_owned(), spec.node.clone());
+        return Err(TaskError::NoInterposer { file, node }.to_string());
+    }
     let step = match handle.step_id().map_err(|error| error.to_string())? {
         BATCH_STEP => "batch".to_owned(),
         INTERACTIVE_STEP => "interactive".to_owned(),

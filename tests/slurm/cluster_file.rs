@@ -68,3 +68,20 @@ fn a_file_that_breaks_later_is_told_by_the_task() -> Result<()> {
     }
     stage::nodes_are_well(&lab)
 }
+
+/// ld.so would only warn, and the program would run unmanaged.
+#[test]
+fn a_missing_installation_is_told_by_the_task() -> Result<()> {
+    for (there, gone) in [("/lib/acb\"", "/nowhere\""), ("/bin\"", "/nowhere\"")] {
+        let text = SIMULATED.replace(there, gone);
+        let Some(lab) = stage::own(|options| options.cluster = Cluster::Text(text))? else {
+            return Ok(());
+        };
+        let words = ["srun", "--acb", "--gres=gpu:1", "--ntasks=3", "hostname"];
+        let outcome = lab.run_as(&stage::user()?, &words)?;
+        ensure!(!outcome.success() && outcome.stdout.is_empty(), "{outcome}");
+        ensure!(outcome.stderr.matches("/nowhere/").count() == 1, "said once: {outcome}");
+        plain_jobs_run(&lab)?;
+    }
+    Ok(())
+}

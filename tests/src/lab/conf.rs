@@ -63,7 +63,8 @@ pub enum Cluster {
 }
 
 /// Two GPUs of 16 GB per node. The nodes of a lab run on one machine: the variable makes theirs differ.
-pub(super) const SIMCUDA: &str = r#"state_env = "SLURMD_NODENAME"
+pub(super) const SIMCUDA: &str = r#"state = "{state}"
+state_env = "SLURMD_NODENAME"
 
 [[gpu]]
 name = "Simulated GPU"
@@ -132,7 +133,9 @@ impl Files<'_> {
             ("plugstack.conf", self.plugstack()),
         ];
         files.extend(self.cluster().map(|text| ("cluster.toml", text)));
-        files.extend(self.options.simcuda.clone().map(|text| ("simcuda.toml", text)));
+        let state = self.lab.file_name().unwrap_or_default().to_string_lossy();
+        let simcuda = self.options.simcuda.as_ref().map(|text| text.replace("{state}", &state));
+        files.extend(simcuda.map(|text| ("simcuda.toml", text)));
         if self.options.proctrack == Proctrack::Cgroup {
             files.push(("cgroup.conf", CGROUP.into()));
         }

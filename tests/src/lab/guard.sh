@@ -53,4 +53,4 @@ for dir in /proc/[0-9]*; do
 done
 # shellcheck disable=SC2086
 end $others $MUNGED
-rm -rf "$LAB"
+rm -rf "$LAB" "/dev/shm/simcuda-"*"-${LAB##*/}"*

@@ -61,8 +61,8 @@ pub struct Options {
     pub plugstack: PlugStack,
     /// The site's cluster file.
     pub cluster: Cluster,
-    /// The software GPU's configuration (`SIMCUDA_CONFIG`), the lab's `simcuda.toml`. `None`: the
-    /// lab has no such file.
+    /// The software GPU's configuration (`SIMCUDA_CONFIG`), the lab's `simcuda.toml`; `{state}` in it
+    /// is a name by which the lab's end finds and removes the GPUs' state. `None`: no such file.
     pub simcuda: Option<String>,
     /// More lines for slurm.conf.
     pub slurm_conf: String,
