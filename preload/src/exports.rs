@@ -179,3 +179,26 @@ macro_rules! hook_of {
 }
 
 driver_functions!(exports);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        assert_eq!(guard("cuTest", || panic!("on purpose")), CuResult::UNKNOWN);
+        assert_eq!(guard("cuTest", || CuResult::NOT_READY), CuResult::NOT_READY);
+    }
+
+    #[test]
+    fn hooks_are_those_of_the_list() {
+        for (index, function) in acb_cuda_abi::FUNCTIONS.iter().enumerate() {
+            assert_eq!(
+                hook(index).is_some(),
+                function.class != acb_cuda_abi::Class::Pass,
+                "{}",
+                function.symbol
+            );
+        }
+    }
+}

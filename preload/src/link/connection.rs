@@ -4,6 +4,7 @@
 //! Does not own: what is said afterwards.
 
 use crate::environment;
+use crate::log::warning;
 use crate::settings::{OnFailure, Settings};
 use acb_wire::frame::{self, Decoder, FrameError};
 use acb_wire::v1::{
@@ -17,6 +18,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A user is told what is waited for when it has taken this long.
+const PATIENT_UNTIL: Duration = Duration::from_secs(1);
 
 /// What the assigner said in Welcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +74,7 @@ impl Connection {
     ) -> Result<(Connection, Terms), ContactError> {
         let deadline = Instant::now() + patience;
         let mut pause = Duration::from_millis(5);
+        let mut tell_at = Some(Instant::now() + PATIENT_UNTIL);
         loop {
             let error = match Connection::once(settings, held.clone(), patience, deadline) {
                 Ok(open) => return Ok(open),
@@ -78,6 +83,10 @@ impl Connection {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || !error.may_pass() {
                 return Err(error);
+            }
+            if tell_at.is_some_and(|at| Instant::now() >= at) {
+                tell_at = None;
+                warning!("{error}; trying again, for {:.0} s at most", patience.as_secs_f64());
             }
             std::thread::sleep(pause.min(left));
             pause = (pause * 2).min(Duration::from_millis(200));
