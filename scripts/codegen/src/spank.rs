@@ -21,8 +21,6 @@ const FUNCTIONS: &[&str] = &[
     "spank_setenv",
     "spank_unsetenv",
     "slurm_error",
-    "slurm_spank_log",
-    "slurm_debug",
 ];
 
 const TYPES: &[&str] = &["spank_t", "spank_option", "spank_item", "spank_context", "slurm_err_t"];

@@ -141,9 +141,3 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn slurm_error(format: *const ::core::ffi::c_char, ...);
 }
-unsafe extern "C" {
-    pub fn slurm_debug(format: *const ::core::ffi::c_char, ...);
-}
-unsafe extern "C" {
-    pub fn slurm_spank_log(arg1: *const ::core::ffi::c_char, ...);
-}
