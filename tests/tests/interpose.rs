@@ -187,3 +187,39 @@ fn a_client_sees_as_many_gpus_as_it_asked_for() -> Result<()> {
     ensure!(ended.code == Some(1) && ended.stderr.contains("shows 1"), "{ended:?}");
     Ok(())
 }
+
+#[test]
+fn a_failing_kernel_is_reported_by_its_call_and_others_go_on() -> Result<()> {
+    let prefix = Prefix::from_env()?;
+    let fault = "[[fault]]\nkind = \"launch_fails\"\nkernel = \"acb_step\"\nenv = \"BROKEN=1\"\n";
+    let outside = Outside::start(&prefix, &format!("{ONE_GPU}\n{fault}"), &[])?;
+    let phases = || {
+        let mut command = outside.agarun(&[], prefix.test_program("phases"));
+        command.args(["--rounds", "3", "--cpu-ms", "5", "--gpu-ms", "5"]);
+        command
+    };
+    let mut broken = phases();
+    broken.env("BROKEN", "1");
+    let ended = finish(broken)?;
+    ensure!(ended.code == Some(1), "{ended:?}");
+    ensure!(ended.stderr.contains("failed: CUDA_ERROR_"), "{ended:?}");
+    let ended = finish(phases())?;
+    ensure!(ended.code == Some(0), "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn a_holder_that_is_killed_leaves_the_gpu_to_the_next() -> Result<()> {
+    let (_, outside) = start()?;
+    let mut next = outside.on_request()?;
+    let mut holder = outside.on_request()?;
+    holder.request("spin 600000000000")?;
+    holder.answer()?;
+    next.request("nop")?;
+    holder.kill()?;
+    next.answer()?;
+    // The kernel died with its program, so the GPU is free and not only granted.
+    next.request("sync")?;
+    next.answer()?;
+    Ok(())
+}

@@ -81,8 +81,8 @@ impl B1 {
         if mode == Mode::Shared {
             arguments.push("--acb".into());
         }
-        arguments.extend(["--nodes=1".into(), "--gres=gpu:1".into()]);
-        arguments.push(format!("--ntasks={}", self.clients(mode)));
+        arguments.extend(["-N1".into(), format!("-n{}", self.clients(mode))]);
+        arguments.push("--gres=gpu:1".into());
         arguments
     }
 
@@ -236,7 +236,7 @@ mod tests {
         };
         assert_eq!(
             b1.command_line(Mode::Shared),
-            "srun --acb --nodes=1 --gres=gpu:1 --ntasks=8 phases --rounds=10 --cpu-ms=4875 --gpu-ms=1125 --bytes=80M"
+            "srun --acb -N1 -n8 --gres=gpu:1 phases --rounds=10 --cpu-ms=4875 --gpu-ms=1125 --bytes=80M"
         );
         assert!(!b1.command_line(Mode::Exclusive).contains("--acb"));
     }

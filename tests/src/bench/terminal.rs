@@ -81,7 +81,7 @@ impl Progress {
             .then(|| Plain { begin: Instant::now(), said: Instant::now() });
         let bar = if plain.is_some() { ProgressBar::hidden() } else { ProgressBar::new(total) };
         let (open, filled) =
-            if look.color { ("{bar:40.cyan/238}", "━━╺") } else { ("{bar:40}", "━━ ") };
+            if look.color { ("{bar:40.cyan/238}", "━╸─") } else { ("{bar:40}", "━╸ ") };
         let filled = if look.unicode { filled } else { "##-" };
         let template = format!("  {open} {{pos:>3}} of {{len}} rounds, {{elapsed}}");
         let style = ProgressStyle::with_template(&template)
