@@ -1,0 +1,111 @@
+//! Commands, messages and exit codes, as ACB has them.
+
+use std::fs;
+
+use crate::support::{Home, errors, eventually, words};
+
+#[test]
+fn a_daemon_starts_shows_itself_and_stops() {
+    let home = Home::new();
+    let output = home.assigner(&["start"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let address = format!("127.0.0.1:{}", home.port);
+    assert_eq!(words(&output), format!("INFO: Successfully started GPU Assigner on {address}\n"));
+
+    let pid = fs::read_to_string(home.path(".acb/gpu-assigner.pid")).unwrap();
+    let pid = pid.trim();
+    let output = home.assigner(&["status"]);
+    assert_eq!(output.status.code(), Some(0));
+    let first = format!("INFO: GPU assigner is running on {address} (pid={pid})\n");
+    assert!(words(&output).starts_with(&first), "{}", words(&output));
+    assert!(words(&output).contains("Simulated GPU"), "{}", words(&output));
+
+    let output = home.assigner(&["start"]);
+    assert_eq!(output.status.code(), Some(75), "{}", errors(&output));
+    assert!(errors(&output).contains(&format!("pid={pid}")));
+
+    let output = home.assigner(&["stop"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let killed = format!(
+        "INFO: Successfully killed GPU assigner process running on {address} (pid={pid})\n"
+    );
+    assert_eq!(words(&output), killed);
+    assert!(!home.path(".acb/gpu-assigner.pid").exists());
+}
+
+#[test]
+fn exit_codes_tell_what_is_wrong() {
+    let home = Home::new();
+    let code = |arguments: &[&str]| home.assigner(arguments).status.code();
+    let output = home.assigner(&[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(errors(&output).starts_with("WARNING: "), "{}", errors(&output));
+    assert_eq!(code(&["start", "--no-such-option"]), Some(2));
+    assert_eq!(code(&["--address", "0.0.0.0", "start"]), Some(2));
+    assert_eq!(code(&["status"]), Some(69));
+    assert_eq!(code(&["stop"]), Some(69));
+    assert_eq!(code(&["start", "--gpu-list", "9"]), Some(1));
+
+    let pid_file = home.path("pid");
+    let pid_option = ["--pid-file-path", pid_file.to_str().unwrap()];
+    fs::write(&pid_file, "no number").unwrap();
+    for command in ["start", "status", "stop"] {
+        assert_eq!(code(&[pid_option[0], pid_option[1], command]), Some(65), "{command}");
+    }
+    fs::remove_file(&pid_file).unwrap();
+    fs::create_dir(&pid_file).unwrap();
+    assert_eq!(code(&[pid_option[0], pid_option[1], "status"]), Some(65));
+
+    let no_folder = Home::new();
+    fs::write(no_folder.path(".acb"), "a file").unwrap();
+    assert_eq!(no_folder.assigner(&["start"]).status.code(), Some(73));
+}
+
+#[test]
+fn a_missing_nvml_is_told_to_the_user() {
+    let home = Home::new();
+    let output = home.assigner(&["start", "--nvml", "/nowhere/libnvidia-ml.so.1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("/nowhere/libnvidia-ml.so.1"), "{}", errors(&output));
+    assert!(!home.path(".acb/gpu-assigner.pid").exists());
+}
+
+#[test]
+fn a_stale_pid_file_is_no_obstacle_and_a_missing_one_no_hiding_place() {
+    let home = Home::new();
+    fs::create_dir(home.path(".acb")).unwrap();
+    fs::write(home.path(".acb/gpu-assigner.pid"), "2147483647").unwrap();
+    home.start(&[]);
+    fs::remove_file(home.path(".acb/gpu-assigner.pid")).unwrap();
+    assert_eq!(home.assigner(&["start"]).status.code(), Some(75));
+    assert_eq!(home.assigner(&["stop"]).status.code(), Some(0));
+}
+
+#[test]
+fn sigint_and_sighup_are_ignored_and_sigterm_ends_it() {
+    let home = Home::new();
+    home.start(&[]);
+    let pid = home.pid().to_string();
+    let socket = home.socket();
+    let send = |signal: &str| {
+        let sent = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    };
+    send("-INT");
+    send("-HUP");
+    assert_eq!(home.pid().to_string(), pid);
+    send("-TERM");
+    eventually("the daemon is gone", || (!socket.exists()).then_some(()));
+    eventually("nothing answers", || {
+        (home.assigner(&["status"]).status.code() == Some(69)).then_some(())
+    });
+}
+
+#[test]
+fn the_execution_time_ends_it() {
+    let home = Home::new();
+    home.start(&["--gpu-assigner-execution-time", "1"]);
+    eventually("the daemon is gone", || {
+        (home.assigner(&["status"]).status.code() == Some(69)).then_some(())
+    });
+}

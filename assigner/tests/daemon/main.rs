@@ -1,0 +1,11 @@
+//! The real programs, as a user runs them: every command, every way a client can misbehave, two
+//! nodes. Each test has a home folder, a port and software GPUs of its own.
+//!
+//! Waits are for conditions with a deadline; no time is asserted.
+
+mod commands;
+mod launcher;
+mod misbehaviour;
+mod nodes;
+mod restart;
+mod support;
