@@ -13,7 +13,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::Nanos;
-use crate::layout::{EngineKind, Request, Shared};
+use crate::layout::{EngineKind, GPUS_MAX, Request, Shared};
 
 /// A request that runs until it is ended by [`finish`].
 pub const ENDLESS: Nanos = Nanos::MAX / 4;
@@ -158,6 +158,31 @@ pub fn advance(shared: &mut Shared, id: EngineId, slice: Nanos, now: Nanos) {
     }
 }
 
+/// Makes engines and requests agree again after a process was killed in the middle
+/// of `advance`: what runs without its engine waits, and is counted once.
+pub fn repair(shared: &mut Shared) {
+    for gpu in 0..GPUS_MAX {
+        for kind in EngineKind::ALL {
+            let id = EngineId { gpu, kind };
+            if let Some(entry) = holder(shared, id)
+                && request(shared, id, entry).state != Request::RUNNING
+            {
+                engine(shared, id).running = 0;
+            }
+            let holder = holder(shared, id);
+            let mut busy = 0;
+            for entry in 0..shared.entries_used as usize {
+                let own = request(shared, id, entry);
+                if own.state == Request::RUNNING && holder != Some(entry) {
+                    own.state = Request::WAITING;
+                }
+                busy += u32::from(matches!(own.state, Request::WAITING | Request::RUNNING));
+            }
+            engine(shared, id).busy.store(busy, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The first moment at which the engine may go to another request.
 fn earliest_change(shared: &mut Shared, id: EngineId, slice: Nanos) -> Nanos {
     let Some(holder) = holder(shared, id) else {
@@ -249,6 +274,22 @@ mod tests {
         assert_eq!(collect(&mut s, ID, 1, SLICE, 1003), done(1000, 1003));
         finish(&mut s, ID, 0, SLICE, 2000);
         assert_eq!(collect(&mut s, ID, 0, SLICE, 2000), done(0, 2000));
+    }
+
+    #[test]
+    fn what_a_kill_left_half_done_is_repaired() {
+        let mut s = shared(2);
+        post(&mut s, ID, 0, 0, 10, SLICE, 0);
+        post(&mut s, ID, 1, 0, 10, SLICE, 0);
+        // Killed between the two halves of giving the engine to entry 1.
+        s.processes[1].gpus[0].requests[0].state = Request::RUNNING;
+        s.gpus[0].engines[0].running = 0;
+        s.processes[0].gpus[0].requests[0].state = Request::WAITING;
+        s.gpus[0].engines[0].busy.store(7, Ordering::Relaxed);
+        repair(&mut s);
+        assert_eq!(s.gpus[0].engines[0].busy.load(Ordering::Relaxed), 2);
+        assert_eq!(collect(&mut s, ID, 1, SLICE, 100), done(0, 10));
+        assert_eq!(collect(&mut s, ID, 0, SLICE, 100), done(0, 20));
     }
 
     #[test]

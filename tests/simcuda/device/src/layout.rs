@@ -1,9 +1,9 @@
 //! What lies in the shared file: plain data, the same for every process. All of
 //! it is read and written under the file's lock, but for `Engine::busy`.
 //!
-//! Nothing here is a sum of other things: memory in use is added up over the
-//! processes when it is asked for, so that a process that dies in the middle of
-//! a change leaves nothing to repair but its own entry.
+//! Memory in use is no stored sum: it is added up over the processes when it is
+//! asked for, so that a process that dies in the middle of a change leaves nothing
+//! wrong but its own entry. Engines are repaired (`engine::repair`).
 
 use std::sync::atomic::AtomicU32;
 

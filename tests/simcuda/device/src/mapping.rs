@@ -144,16 +144,18 @@ impl Mapping {
         unsafe { (*self.whole.as_ptr()).lock.get() }
     }
 
-    /// Locks. What a killed holder left needs no repair: see `layout`.
+    /// Locks. What a killed holder left half done is repaired.
     pub(crate) fn lock(&self) -> Guard<'_> {
         // SAFETY: the mutex was initialised before the file got its magic number.
         let result = unsafe { libc::pthread_mutex_lock(self.lock_pointer()) };
         if result == libc::EOWNERDEAD {
             // SAFETY: this thread holds the mutex, in the inconsistent state.
             unsafe { libc::pthread_mutex_consistent(self.lock_pointer()) };
-        } else {
-            assert_eq!(result, 0, "the lock of the shared state is broken");
+            let mut guard = Guard { mapping: self };
+            crate::engine::repair(&mut guard);
+            return guard;
         }
+        assert_eq!(result, 0, "the lock of the shared state is broken");
         Guard { mapping: self }
     }
 

@@ -11,7 +11,7 @@ use crate::engine::{self, EngineId, Progress};
 use crate::identity::fnv;
 use crate::layout::{ENGINES, EngineKind, Entry, GPUS_MAX, PROCESSES_MAX, Request, Share, Shared};
 use crate::liveness::Process;
-use crate::mapping::{Guard, Mapping, OpenError};
+use crate::mapping::{Mapping, OpenError};
 
 /// Where the shared files lie.
 pub const FOLDER: &str = "/dev/shm";
@@ -307,15 +307,6 @@ fn clear(shared: &mut Shared, at: usize) {
     shared.processes[at].owner = Process { pid: 0, start: 0 };
 }
 
-/// Keeps the lock while a test looks at what others do meanwhile.
-#[doc(hidden)]
-impl State {
-    /// Locks the state and never unlocks it: for tests that kill the holder.
-    pub fn lock_for_ever(&self) {
-        std::mem::forget::<Guard<'_>>(self.mapping.lock());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -368,6 +359,19 @@ mod tests {
         }
         state.take(live, 0, 16 << 30).unwrap();
         assert_eq!(state.used(0), 16 << 30);
+    }
+
+    #[test]
+    fn a_holder_of_the_lock_that_ends_blocks_nobody() {
+        let config = config("lock");
+        let _remove = Remove(path_of(&config.state));
+        let state = State::open(&config).unwrap();
+        std::thread::scope(|scope| {
+            // To the system, a thread that ends with the lock is a process killed with it.
+            scope.spawn(|| std::mem::forget(state.mapping.lock()));
+        });
+        assert_eq!(state.used(0), 0);
+        assert_eq!(state.used(0), 0);
     }
 
     #[test]
