@@ -58,11 +58,6 @@ impl Assigner {
         command
     }
 
-    /// Where clients connect.
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.home.join(format!(".acb/127.0.0.1-{}/client.sock", self.port))
-    }
-
     /// A program under the interposer.
     pub(crate) fn run(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.run_unaided(program);

@@ -110,14 +110,14 @@ impl Bench {
         most: u64,
         share: f64,
     ) -> Result<u64, DriverError> {
-        let most = self.pick(most / 16, most);
+        let most = self.pick(most / 64, most);
         let free = (gpu.memory()?.free as f64 * share) as u64;
         Ok((most.min(free) / (2 * MIB)).max(1) * 2 * MIB)
     }
 
     /// Bytes to pin on the host, in the same way.
     pub(crate) fn host_bytes(&self, most: u64, share: f64) -> u64 {
-        let most = self.pick(most / 16, most);
+        let most = self.pick(most / 64, most);
         let free = (host::available_memory() as f64 * share) as u64;
         (most.min(free) / (2 * MIB)).max(1) * 2 * MIB
     }

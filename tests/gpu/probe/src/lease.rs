@@ -54,9 +54,11 @@ pub(crate) fn latencies_us(one: &[Turn], other: &[Turn]) -> Vec<f64> {
         .collect()
 }
 
-/// `probe lease-peer SOCKET ROUNDS`: a line for each turn.
-pub(crate) fn peer(socket: &Path, rounds: u32) -> anyhow::Result<()> {
-    let mut connection = Connection::open(socket)?;
+/// `probe lease-peer ROUNDS`, under agarun, which names the socket: a line for each turn.
+pub(crate) fn peer(rounds: u32) -> anyhow::Result<()> {
+    let socket =
+        std::env::var_os("ACB_SOCKET").context("ACB_SOCKET is not set: run it under agarun")?;
+    let mut connection = Connection::open(Path::new(&socket))?;
     connection.send(To::Hello(hello()?))?;
     connection.wait(|message| matches!(message, From::Welcome(_)).then_some(()))?;
     connection.send(To::Bind(Bind {}))?;

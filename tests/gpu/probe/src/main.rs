@@ -110,7 +110,7 @@ enum Command {
         quick: bool,
     },
     #[command(hide = true)]
-    LeasePeer { socket: PathBuf, rounds: u32 },
+    LeasePeer { rounds: u32 },
     #[command(hide = true)]
     Phases(phases::Phases),
 }
@@ -185,7 +185,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::HoldMemory { bytes } => groups::checkpoint::hold_memory(bytes)?,
         Command::PipelineEnd { role, bytes } => groups::pipeline::end(role, bytes)?,
         Command::LaunchCost { quick } => groups::calls::launch_cost(quick)?,
-        Command::LeasePeer { socket, rounds } => lease::peer(&socket, rounds)?,
+        Command::LeasePeer { rounds } => lease::peer(rounds)?,
         Command::Phases(phases) => phases::run(&phases)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -91,7 +91,7 @@ fn measure(
     }
     let mut garbled = String::new();
     let ending = child::run(&mut command, limit, |line| match serde_json::from_str(line) {
-        Ok(Line::Row(row)) => results.rows.push(row),
+        Ok(Line::Row(row)) => results.rows.push(Row { simulated: request.simulated, ..row }),
         Ok(Line::Machine { key, value }) => {
             results.machine.insert(key, value);
         }

@@ -79,6 +79,9 @@ pub(crate) struct Row {
     /// Of rows that are no number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) text: Option<String>,
+    /// True: a modelled number of the software GPU.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) simulated: bool,
     /// Whether the result was checked: the bytes copied, the hash, the product. None: nothing to check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) verified: Option<bool>,
@@ -90,6 +93,10 @@ pub(crate) struct Row {
     pub(crate) why: String,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl Row {
     fn empty(group: &str, name: &str, unit: &str) -> Self {
         Self {
@@ -99,6 +106,7 @@ impl Row {
             value: None,
             spread: None,
             text: None,
+            simulated: false,
             verified: None,
             note: String::new(),
             why: String::new(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, TableComponent, presets};
 
 use crate::row::{Ended, Results, Row};
 
@@ -105,9 +105,9 @@ fn describe(ended: Ended) -> &'static str {
 
 fn new_table() -> Table {
     let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_style(TableComponent::HeaderLines, '─');
+    table.set_style(TableComponent::MiddleHeaderIntersections, '─');
     table
 }
 
@@ -131,6 +131,8 @@ fn remark(row: &Row, width: usize) -> String {
     let text =
         if row.why.is_empty() { row.note.clone() } else { format!("not measured: {}", row.why) };
     let text = if row.verified == Some(false) { format!("WRONG {text}") } else { text };
+    let text = if row.simulated { format!("simulated; {text}") } else { text };
+    let text = text.trim_end_matches("; ").to_owned();
     if text.chars().count() <= width {
         return text;
     }
@@ -140,7 +142,10 @@ fn remark(row: &Row, width: usize) -> String {
 fn grid(out: &mut String, matrix: &Matrix) {
     let mut table = new_table();
     let heads = matrix.columns.iter().map(|column| column.replace('_', " "));
-    table.set_header(std::iter::once(matrix.name.replace('_', " ")).chain(heads));
+    let simulated = matrix.cells.iter().any(|(_, _, row)| row.simulated);
+    let name = matrix.name.replace('_', " ");
+    let name = if simulated { format!("{name} (simulated)") } else { name };
+    table.set_header(std::iter::once(name).chain(heads));
     for line in &matrix.lines {
         let cells = matrix.columns.iter().map(|column| match matrix.cell(column, line) {
             Some(row) if row.verified == Some(false) => format!("{} WRONG", row.shown()),

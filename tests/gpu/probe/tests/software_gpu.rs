@@ -44,13 +44,18 @@ fn prefix(scratch: &Path) -> PathBuf {
         let (from, to) = (target.join(from), prefix.join(to));
         if from.exists() {
             std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            std::os::unix::fs::symlink(from, to).unwrap();
+            // A copy, for programs find the rest of the prefix by their own place.
+            std::fs::copy(from, to).unwrap();
         }
     };
     place("acb-gpu-probe", "libexec/acb-tests/acb-gpu-probe");
     place("libsimcuda.so", "libexec/acb-tests/sim/libcuda.so.1");
     place("libsimcuda.so", "libexec/acb-tests/sim/libcuda.so");
     place("libsimnvml.so", "libexec/acb-tests/sim/libnvidia-ml.so.1");
+    place("gpu_assigner", "bin/gpu_assigner");
+    place("agarun", "bin/agarun");
+    place("libacb_cuda.so", "lib/acb/libcuda.so.1");
+    place("libacb_cuda.so", "lib/acb/libcuda.so");
     prefix
 }
 

@@ -1,7 +1,7 @@
 //! Group `calls`: what a launch costs, direct and through the interposer with the lease held; from one
-//! program's release to the next one's grant; from one program's last kernel to the next one's first.
+//! process's release to the grant of the next one.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use crate::stats::{Spread, quantile};
 /// What `launch-cost` prints.
 #[derive(Serialize, Deserialize)]
 struct Cost {
+    /// Where `libcuda.so.1` came from: the interposer or the driver.
+    library: PathBuf,
     launch_ns: Spread,
     synchronize_ns: Spread,
     copy_8_bytes_ns: Spread,
@@ -39,17 +41,18 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     let mut last = None;
     for _ in 0..bench.pick(1, 3) {
         let without = direct(20)?;
-        let with = match cost(assigner.run(&exe), bench, 20) {
-            Ok(with) => with,
-            Err(error) => {
-                only_direct(
-                    bench,
-                    without,
-                    &format!("{error:#}; gpu_assigner: {}", assigner.log()),
-                );
-                return grants(bench, &assigner);
-            }
-        };
+        let with =
+            match cost(assigner.run(&exe), bench, 20).and_then(|cost| interposed(bench, cost)) {
+                Ok(with) => with,
+                Err(error) => {
+                    only_direct(
+                        bench,
+                        without,
+                        &format!("{error:#}; gpu_assigner: {}", assigner.log()),
+                    );
+                    return grants(bench, &assigner);
+                }
+            };
         plain.push(without.launch_ns.median);
         shimmed.push(with.launch_ns.median);
         added.push(with.launch_ns.median - without.launch_ns.median);
@@ -62,7 +65,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     bench.row(Row::sample(group, "launch_added_ns", "ns", &added).note("lease held, nobody waits"));
     let (without, with) = last.context("no pair of processes was measured")?;
     pairs(bench, &without, Some(&with));
-    let unaided = cost(assigner.run_unaided(&exe), bench, 20);
+    let unaided =
+        cost(assigner.run_unaided(&exe), bench, 20).and_then(|cost| interposed(bench, cost));
     bench.row(match unaided {
         Ok(_) => Row::text(group, "interposer_finds_driver", "yes"),
         Err(error) => Row::text(group, "interposer_finds_driver", "no").note(format!("{error:#}")),
@@ -106,6 +110,19 @@ fn cost(mut command: Command, bench: &Bench, limit: u64) -> anyhow::Result<Cost>
     serde_json::from_str(&printed).with_context(|| format!("launch-cost printed '{printed}'"))
 }
 
+/// The cost, if it was the interposer's.
+fn interposed(bench: &Bench, cost: Cost) -> anyhow::Result<Cost> {
+    let folder = bench.installed("lib/acb").context("there is no lib/acb under --prefix")?;
+    let folder = std::fs::canonicalize(folder)?;
+    let library = std::fs::canonicalize(&cost.library)?;
+    anyhow::ensure!(
+        library.starts_with(&folder),
+        "the interposer is not in place under agarun: libcuda.so.1 is {}",
+        library.display()
+    );
+    Ok(cost)
+}
+
 /// `probe launch-cost`: host time of calls that do next to nothing on the device.
 pub(crate) fn launch_cost(quick: bool) -> anyhow::Result<()> {
     let work = Workbench::open()?;
@@ -141,6 +158,7 @@ pub(crate) fn launch_cost(quick: bool) -> anyhow::Result<()> {
     }
     let spread = |sample: &[f64]| Spread::of(sample).context("no measurement");
     let cost = Cost {
+        library: work.gpu.driver.path().context("dladdr does not know cuInit")?,
         launch_ns: spread(&launch)?,
         synchronize_ns: spread(&synchronize)?,
         copy_8_bytes_ns: spread(&copy)?,
@@ -152,7 +170,7 @@ pub(crate) fn launch_cost(quick: bool) -> anyhow::Result<()> {
 
 /// Two clients that speak the protocol themselves take turns at the lease.
 fn grants(bench: &Bench, assigner: &Assigner) -> anyhow::Result<()> {
-    match grant_latencies(bench, &assigner.socket()) {
+    match grant_latencies(bench, assigner) {
         Ok(mut us) => {
             us.sort_by(f64::total_cmp);
             let group = bench.group;
@@ -172,14 +190,13 @@ fn grants(bench: &Bench, assigner: &Assigner) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn grant_latencies(bench: &Bench, socket: &Path) -> anyhow::Result<Vec<f64>> {
+fn grant_latencies(bench: &Bench, assigner: &Assigner) -> anyhow::Result<Vec<f64>> {
     let rounds = bench.pick(100, 2000);
     let exe = std::env::current_exe()?;
     let peer = || {
-        let (exe, socket) = (exe.clone(), socket.to_owned());
+        let mut command = assigner.run(&exe);
         std::thread::spawn(move || -> anyhow::Result<Vec<lease::Turn>> {
-            let mut command = Command::new(exe);
-            command.arg("lease-peer").arg(socket).arg(rounds.to_string());
+            command.arg("lease-peer").arg(rounds.to_string());
             let mut turns = Vec::new();
             let ending = child::run(&mut command, Duration::from_secs(20), |line| {
                 turns.extend(line.parse::<lease::Turn>());

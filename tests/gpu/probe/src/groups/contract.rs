@@ -19,7 +19,9 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     let mut lines = Vec::new();
     let limit = Duration::from_secs_f64((bench.seconds_left() - 3.0).max(1.0));
-    let ending = child::run(&mut Command::new(program), limit, |line| lines.push(line.to_owned()))?;
+    let ending = child::run(Command::new(program).args(["--timeout", "15"]), limit, |line| {
+        lines.push(line.to_owned())
+    })?;
     let verdicts = Verdicts::read(&lines);
     let failed = verdicts.failed.len();
     if verdicts.passed + failed == 0 {
@@ -41,7 +43,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the tests' output says, in the form of Rust's test programs or of TAP.
+/// What the program's table says: a line `NAME ok` or `NAME failed REASON` a case.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Verdicts {
     passed: usize,
@@ -52,16 +54,14 @@ impl Verdicts {
     fn read(lines: &[String]) -> Self {
         let mut verdicts = Self::default();
         for line in lines {
-            let line = line.trim();
-            if let Some(name) = line.strip_prefix("not ok ") {
-                verdicts.failed.push(name.into());
-            } else if line.starts_with("ok ") || line.starts_with("test ") && line.ends_with(" ok")
-            {
-                verdicts.passed += 1;
-            } else if let Some(test) = line.strip_prefix("test ")
-                && let Some((name, _)) = test.split_once(" ... FAILED")
-            {
-                verdicts.failed.push(name.into());
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next()) {
+                (Some(_), Some("ok")) => verdicts.passed += 1,
+                (Some(name), Some("failed")) if !name.starts_with(|c: char| c.is_ascii_digit()) => {
+                    let reason: Vec<&str> = words.collect();
+                    verdicts.failed.push(format!("{name}: {}", reason.join(" ")));
+                }
+                _ => {}
             }
         }
         verdicts
@@ -73,10 +73,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_are_read() {
-        let text = "test a::b ... ok\ntest c ... FAILED\nok 1 - d\nnot ok 2 - e\nnoise\ntest result: ok. 1";
+    fn the_table_is_read() {
+        let text = " starting::init   ok \n order::events   failed   the second came first \n\n1 passed, 1 failed";
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let failed = vec!["c".to_owned(), "2 - e".to_owned()];
-        assert_eq!(Verdicts::read(&lines), Verdicts { passed: 2, failed });
+        let failed = vec!["order::events: the second came first".to_owned()];
+        assert_eq!(Verdicts::read(&lines), Verdicts { passed: 1, failed });
     }
 }

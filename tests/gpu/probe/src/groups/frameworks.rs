@@ -221,7 +221,11 @@ impl Runner<'_> {
         bench.value(&place("interposed_s", name), "s", interposed.seconds);
         let seen = entry_points(&std::fs::read_to_string(&log).unwrap_or_default());
         if seen.is_empty() {
-            bench.missing(&place("entry_points", name), "count", "the interposer's log names none");
+            bench.missing(
+                &place("entry_points", name),
+                "count",
+                "the interposer's debug log has no line 'first use of …'",
+            );
         } else {
             bench.value(&place("entry_points", name), "count", seen.len() as f64);
         }
@@ -259,10 +263,12 @@ fn in_place(libraries: &[String], shim: Option<&Path>) -> (&'static str, bool) {
     }
 }
 
-/// Driver functions that the interposer's log names.
+/// Driver functions that the interposer's log says were used, each in a line `… first use of SYMBOL`.
 fn entry_points(log: &str) -> BTreeSet<String> {
-    log.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .filter(|word| acb_cuda_abi::FUNCTIONS.iter().any(|f| f.symbol == *word || f.name == *word))
+    log.lines()
+        .filter_map(|line| line.split_once("first use of "))
+        .filter_map(|(_, rest)| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next())
+        .filter(|symbol| acb_cuda_abi::find(symbol).is_some())
         .map(str::to_owned)
         .collect()
 }
@@ -285,10 +291,10 @@ mod tests {
 
     #[test]
     fn entry_points_are_found_in_a_log() {
-        let log =
-            "acb[1]: asked for cuMemAlloc (v2)\nacb[1]: cuLaunchKernel, cuBlasThing, customer\n";
+        let log = "acb[1]: first use of cuMemAlloc_v2\nacb[1]: cuMemFree is not in the driver\n\
+            acb[1]: first use of cuLaunchKernel, at once\nacb[1]: first use of cuBlasThing\n";
         let seen: Vec<String> = entry_points(log).into_iter().collect();
-        assert_eq!(seen, ["cuLaunchKernel", "cuMemAlloc"]);
+        assert_eq!(seen, ["cuLaunchKernel", "cuMemAlloc_v2"]);
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn duplex(
     size: u64,
     volume: u64,
 ) -> anyhow::Result<()> {
-    let block = (16 * MIB).min(size);
+    let block = (16 * MIB).min(size / 16).max(MIB);
     let (mut out, mut within) = (Vec::new(), Vec::new());
     for repeat in 0..=bench.pick(2, 5) {
         let begin = gpu.event()?;

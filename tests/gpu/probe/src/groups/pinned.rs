@@ -14,7 +14,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     bench.text("transparent_huge_pages", pages.as_deref().unwrap_or("unknown").trim());
     // Seconds per byte of the slowest way so far, to know what the next size would take.
     let mut pace = 0f64;
-    for size in [GIB, 4 * GIB, 16 * GIB].map(|size| bench.pick(size / 16, size)) {
+    for size in [GIB, 4 * GIB, 16 * GIB].map(|size| bench.pick(size / 64, size)) {
         let refusal = refusal(bench, size, pace);
         let repeats = if size <= GIB { bench.pick(1, 3) } else { 1 };
         match refusal {
