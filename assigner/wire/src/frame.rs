@@ -50,6 +50,7 @@ impl Decoder {
     }
 
     /// The next complete message, or `None` when more bytes are needed.
+    #[expect(clippy::should_implement_trait, reason = "it fails, and the caller names the message")]
     pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
         let rest = &self.buffer[self.consumed..];
         let Some((length, prefix)) = read_length(rest)? else { return Ok(None) };
@@ -69,7 +70,11 @@ fn read_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
         }
         length |= usize::from(byte & 0x7f) << (7 * position);
         if byte & 0x80 == 0 {
-            return if length > MAX_FRAME { Err(FrameError::Length) } else { Ok(Some((length, position + 1))) };
+            return if length > MAX_FRAME {
+                Err(FrameError::Length)
+            } else {
+                Ok(Some((length, position + 1)))
+            };
         }
     }
     Ok(None)
@@ -82,7 +87,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn hello(program: &str) -> ClientMessage {
-        ClientMessage { kind: Some(Kind::Hello(Hello { program: program.into(), ..Hello::default() })) }
+        ClientMessage {
+            kind: Some(Kind::Hello(Hello { program: program.into(), ..Hello::default() })),
+        }
     }
 
     proptest! {
