@@ -152,6 +152,29 @@ pub(crate) fn end_process(pid: u32) {
     unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
 }
 
+/// Calls `clean` when the user or a batch system ends this program, then ends. To be called before any
+/// other thread is started; programs started later are not affected.
+pub(crate) fn at_termination(clean: impl FnOnce() + Send + 'static) {
+    // SAFETY: a live local set, initialised before it is used; this thread's mask alone is changed.
+    let signals = unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            libc::sigaddset(&mut signals, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
+        signals
+    };
+    std::thread::spawn(move || {
+        let mut signal = 0;
+        // SAFETY: the set of blocked signals from above and a live local.
+        if unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
+            clean();
+            std::process::exit(128 + signal);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

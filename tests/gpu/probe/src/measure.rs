@@ -33,6 +33,16 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
     let begin = Instant::now();
     let work =
         tempfile::Builder::new().prefix("acb-gpu.").tempdir().context("making a private folder")?;
+    let folder = work.path().to_owned();
+    host::at_termination(move || {
+        eprintln!("acb-gpu-probe: ended by a signal; what was measured so far is in the file");
+        // Twice, for what was being started meanwhile.
+        for _ in 0..2 {
+            assigner::end_left_behind(&folder);
+        }
+        // If it stays, it is in a temporary folder.
+        let _ = std::fs::remove_dir_all(&folder);
+    });
     let mut results = Results {
         schema: SCHEMA,
         simulated: request.simulated,

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -147,6 +148,53 @@ fn a_group_that_fails_does_not_stop_the_others() {
     if groups[0]["ended"] == "failed" {
         assert_eq!(output.status.code(), Some(1));
         assert!(groups[1]["why"].as_str().unwrap().contains("no CUDA driver"), "{groups:?}");
+    }
+}
+
+#[test]
+fn a_run_that_is_ended_leaves_no_process_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A "driver" that never answers, in place of the real one: its constructor sleeps.
+    let source = scratch.path().join("sleeps.c");
+    std::fs::write(
+        &source,
+        "unsigned sleep(unsigned);\n__attribute__((constructor)) void f(void) { sleep(1000); }\n",
+    )
+    .unwrap();
+    let library = scratch.path().join("libcuda.so.1");
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
+    assert!(built.unwrap().success());
+    let json = scratch.path().join("results.json");
+    let mut run = Command::new(PROBE)
+        .args(["some", "hash", "--json"])
+        .arg(&json)
+        .env("LD_LIBRARY_PATH", scratch.path())
+        .env("TMPDIR", scratch.path())
+        .spawn()
+        .unwrap();
+    let ours = format!("ACB_GPU_PROBE_RUN={}", scratch.path().display());
+    let marked = || {
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter(|entry| {
+                let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+                environment.split(|byte| *byte == 0).any(|part| part.starts_with(ours.as_bytes()))
+            })
+            .count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while marked() == 0 {
+        assert!(Instant::now() < deadline, "the group never started");
+        std::thread::yield_now();
+    }
+    let killed = Command::new("kill").args(["-TERM", &run.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+    assert_eq!(run.wait().unwrap().code(), Some(128 + 15));
+    while marked() > 0 {
+        assert!(Instant::now() < deadline, "a process outlived the run");
+        std::thread::yield_now();
     }
 }
 

@@ -39,16 +39,15 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     let assigner = Assigner::start(bench);
     for (name, program) in flavours {
         let measured = match &assigner {
-            Ok(assigner) => {
-                program(bench).and_then(|program| measure(bench, name, &program, assigner))
-            }
+            Ok(assigner) => program(bench).and_then(|program| {
+                measure(bench, name, &program, assigner)
+                    .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", assigner.log()))
+            }),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         if let Err(error) = measured {
-            let log = assigner.as_ref().map(Assigner::log).unwrap_or_default();
-            let log = if log.is_empty() { log } else { format!("; gpu_assigner: {log}") };
             for (column, unit) in COLUMNS {
-                bench.missing(&place(column, name), unit, format!("{error:#}{log}"));
+                bench.missing(&place(column, name), unit, format!("{error:#}"));
             }
         }
     }
