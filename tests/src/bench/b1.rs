@@ -111,7 +111,8 @@ impl B1 {
         mut progress: impl FnMut(&Round),
     ) -> Result<Vec<Round>> {
         let mut srun = lab.command("srun");
-        srun.args(self.srun_arguments(mode));
+        // One failed client spoils the run: do not wait for the others.
+        srun.args(self.srun_arguments(mode)).arg("--kill-on-bad-exit=1");
         srun.arg(lab.prefix().test_program("phases")).args(self.program_arguments(mode));
         if self.simulated && mode == Mode::Exclusive {
             // With --acb the cluster file says where the driver is; without, the user does.

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, TableComponent, presets};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,40 @@ impl Summary {
 /// The GPUs that a quickstart uses.
 pub fn choose_gpus(simulate: bool) -> Option<RealGpus> {
     if simulate { None } else { machine::real_gpus() }
+}
+
+/// Whether slurm-acb is installed there, with the programs of the tests.
+///
+/// # Errors
+/// It is not; the error says how to install it.
+pub fn check_prefix(prefix: &Prefix) -> Result<()> {
+    for program in [prefix.program("gpu_assigner"), prefix.test_program("phases")] {
+        if !program.is_file() {
+            bail!(
+                "{} is missing: install with `scripts/install --prefix {} --with-tests`",
+                program.display(),
+                prefix.root().display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file can be written, before minutes are spent on what goes into it.
+///
+/// # Errors
+/// Its folder is missing or not writable.
+pub fn check_output(file: &Path) -> Result<()> {
+    let existed = file.exists();
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    if !existed {
+        fs::remove_file(file)?;
+    }
+    Ok(())
 }
 
 /// Starts a private Slurm, runs both sides, and stops it again.

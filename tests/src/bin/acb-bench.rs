@@ -75,6 +75,10 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         None => Prefix::from_env()?,
     };
+    quickstart::check_prefix(&prefix)?;
+    if let Some(file) = &arguments.json {
+        quickstart::check_output(file)?;
+    }
     let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
     interrupt::watch();
     let mut figures = vec![];

@@ -74,6 +74,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let look = Look::of_stdout(arguments.color, arguments.ascii);
+    for file in [&arguments.json, &arguments.save].into_iter().flatten() {
+        quickstart::check_output(file)?;
+    }
     let records = match &arguments.show {
         Some(file) => quickstart::load(file)?,
         None => measure(arguments, look)?,
@@ -98,6 +101,7 @@ fn measure(arguments: &Arguments, look: Look) -> Result<Records> {
         }
         None => Prefix::from_env()?,
     };
+    quickstart::check_prefix(&prefix)?;
     let real = quickstart::choose_gpus(arguments.simulate);
     let b1 = B1 {
         clients: arguments.clients,
