@@ -235,7 +235,7 @@ impl Picture {
     fn axis(&self) -> String {
         let cell_s = self.slot_ns * 2.0 / 1e9;
         // Steps of 1, 2 or 5 times a power of ten, far enough apart for their labels.
-        let mut step = 0.01;
+        let mut step = 0.1;
         for factor in [2.0, 2.5, 2.0].iter().cycle() {
             if step / cell_s >= 9.0 {
                 break;
@@ -248,7 +248,7 @@ impl Picture {
             let seconds = f64::from(tick) * step;
             let at = (seconds / cell_s) as usize;
             let label =
-                if step < 1.0 { format!("{seconds:.2} s") } else { format!("{seconds:.0} s") };
+                if step < 1.0 { format!("{seconds:.1} s") } else { format!("{seconds:.0} s") };
             if at + label.len() > self.cells {
                 break;
             }
