@@ -65,10 +65,11 @@ fn play(socket: &str, rounds: usize) -> Result<Vec<(u64, u64)>> {
     }))?;
     client.send(client_message::Kind::Bind(v1::Bind {}))?;
     let mut moments = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
+    for round in 0..rounds {
         client.send(client_message::Kind::Acquire(v1::Acquire {}))?;
-        let (mut granted, mut epoch, mut wanted) = (0, 0, false);
-        while !wanted {
+        // The other one may have finished when the last round comes: nobody would want the lease.
+        let (mut granted, mut epoch, mut wanted) = (0, 0, round + 1 == rounds);
+        while granted == 0 || !wanted {
             match client.next()? {
                 assigner_message::Kind::Granted(lease) => (granted, epoch) = (now(), lease.epoch),
                 assigner_message::Kind::Wanted(_) | assigner_message::Kind::Recall(_) => {
