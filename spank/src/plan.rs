@@ -5,7 +5,7 @@
 
 use crate::library::Library;
 use crate::ready::Ready;
-use crate::resources::{Devices, gpus_per_task};
+use crate::resources::{Devices, bound_per_task, gpus_per_task};
 use acb_cluster_conf::{JobSpec, Request};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -71,12 +71,13 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 8] = [
+pub(crate) const READS: [&str; 9] = [
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
     "NCCL_GRAPH_REGISTER",
+    "SLURMD_TRES_BIND",
     "SLURM_GPUS_PER_TASK",
     "SLURM_JOB_GPUS",
     "SLURM_STEP_GPUS",
@@ -165,15 +166,16 @@ fn eligible<'a>(task: &TaskFacts<'a>) -> Vec<&'a str> {
 fn gpus(task: &TaskFacts<'_>, there: usize) -> Result<u32, TaskError> {
     let spec = task.spec;
     let asked = task.request.gpus.or(spec.gpus_per_client).map(std::num::NonZeroU32::get);
-    let (wanted, origin) = match asked {
-        Some(wanted) => (wanted, "gpus= of --acb"),
-        None => match task.environment.get("SLURM_GPUS_PER_TASK") {
-            Some(text) => (
-                gpus_per_task(text).ok_or_else(|| TaskError::GpusPerTask(text.clone()))?,
-                "--gpus-per-task",
-            ),
-            None => (1, "the default"),
-        },
+    let per_task = task.environment.get("SLURM_GPUS_PER_TASK");
+    // srun sets that variable when sbatch or salloc had the option; its own it turns into a binding.
+    let bound = || task.environment.get("SLURMD_TRES_BIND").and_then(|bind| bound_per_task(bind));
+    let (wanted, origin) = match (asked, per_task) {
+        (Some(wanted), _) => (wanted, "gpus= of --acb"),
+        (None, Some(text)) => {
+            let wanted = gpus_per_task(text).ok_or_else(|| TaskError::GpusPerTask(text.clone()))?;
+            (wanted, "--gpus-per-task")
+        }
+        (None, None) => bound().map_or((1, "the default"), |wanted| (wanted, "--gpus-per-task")),
     };
     if wanted > 1 && !spec.policy.gives_several_gpus() {
         let policy = spec.policy.to_string();
@@ -350,6 +352,10 @@ mod tests {
         assert_eq!(gpus("gpus=2", "", "1").unwrap(), "2");
         assert_eq!(gpus("", "", "a100:2").unwrap(), "2");
         assert_eq!(gpus("", "", "").unwrap(), "1");
+        let bind =
+            |value| joined("", "", &[("SLURMD_TRES_BIND", value)]).unwrap()["ACB_GPUS"].clone();
+        assert_eq!(bind("gpu:per_task:2"), "2");
+        assert_eq!(bind("gpu:single:2"), "1");
         assert!(matches!(gpus("", "gpus=3", ""), Err(TaskError::TooManyGpus { wanted: 3, .. })));
         assert!(matches!(gpus("simple", "", "2"), Err(TaskError::PolicyGivesOne { .. })));
         for wrong in ["x", "a100:", "0", "-1", "4294967296", "2,"] {

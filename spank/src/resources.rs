@@ -61,6 +61,15 @@ pub(crate) fn gpus_per_task(text: &str) -> Option<u32> {
         .filter(|count| *count > 0)
 }
 
+/// The number in a binding that srun makes of `--gpus-per-task`: `gpu:per_task:2`, and
+/// `gres/gpu:per_task:2` since 23.11. Other bindings name none.
+pub(crate) fn bound_per_task(bind: &str) -> Option<u32> {
+    bind.split('+').find_map(|part| {
+        let kind = part.strip_prefix("gres/").unwrap_or(part);
+        kind.strip_prefix("gpu:per_task:")?.parse().ok().filter(|count| *count > 0)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +84,20 @@ mod tests {
             assert!(job_gpus(None, conf, "n1").unwrap_err().contains("--gres=gpu:N"));
         }
         assert!(job_gpus(Some("a,b"), counts, "n1").is_err());
+    }
+
+    #[test]
+    fn bindings_name_gpus_per_task() {
+        for (bind, count) in [
+            ("gpu:per_task:2", Some(2)),
+            ("gres/shard:none+gres/gpu:per_task:3", Some(3)),
+            ("gpu:map_gpu:0,1", None),
+            ("gpu:per_task:", None),
+            ("gpu:per_task:0", None),
+            ("", None),
+        ] {
+            assert_eq!(bound_per_task(bind), count, "{bind}");
+        }
     }
 
     #[test]

@@ -58,6 +58,7 @@ in_both_labs! {
     wrong_options_are_refused_at_once: crate::submission::wrong_options,
     a_job_without_gpus_is_told: crate::submission::no_gpu,
     a_step_cannot_begin_it: crate::submission::step_of_a_plain_job,
+    programs_see_the_gpus_they_are_given: crate::submission::gpus_per_client,
     too_many_gpus_are_told: crate::submission::too_many_gpus,
     salloc_and_its_steps: crate::submission::salloc,
     arrays_and_het_jobs: crate::submission::arrays_and_het_jobs,

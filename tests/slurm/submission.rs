@@ -59,6 +59,41 @@ pub(crate) fn step_of_a_plain_job(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// How many GPUs a program sees: what `--acb` says, else what Slurm gives each task, else one.
+pub(crate) fn gpus_per_client(lab: &Lab) -> Result<()> {
+    let user = stage::user()?;
+    let phases = stage::program(lab, "phases");
+    for (options, gpus) in [
+        (["--acb=gpus=2", "--gres=gpu:2", "--ntasks=1"], 2),
+        (["--acb", "--gres=gpu:2", "--ntasks=1"], 1),
+        (["--acb", "--gpus-per-task=1", "--ntasks=2"], 1),
+    ] {
+        let sees = format!("--gpus={gpus}");
+        let outcome = lab.run_as(
+            &user,
+            &[&["srun", "--nodes=1"], &options[..], &[&phases, &sees, "--rounds=2"]].concat(),
+        )?;
+        ensure!(outcome.success(), "{options:?}: {outcome}");
+        let more = format!("--gpus={}", gpus + 1);
+        let outcome = lab.run_as(
+            &user,
+            &[&["srun", "--nodes=1"], &options[..], &[&phases, &more, "--rounds=2"]].concat(),
+        )?;
+        ensure!(
+            outcome.stderr.contains(&format!("the driver shows {gpus}")),
+            "{options:?}: {outcome}"
+        );
+    }
+    let script = format!(
+        "#!/bin/bash\n#SBATCH --acb --nodes=1 --ntasks=1 --gpus-per-task=2\n\
+         srun {phases} --gpus=2 --rounds=2\n"
+    );
+    let job = lab.submit(&user, &script)?;
+    let state = lab.await_end(job, stage::PATIENCE)?;
+    ensure!(state == "COMPLETED", "{state}: {}", lab.output(&user, job)?);
+    Ok(())
+}
+
 /// More per client than the job has.
 pub(crate) fn too_many_gpus(lab: &Lab) -> Result<()> {
     let user = stage::user()?;
