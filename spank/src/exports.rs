@@ -108,10 +108,14 @@ pub(crate) unsafe extern "C" fn option_given(
 
 /// No panic reaches Slurm.
 fn guard(failure: c_int, body: impl FnOnce() -> c_int) -> c_int {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        slurm::error(&format!("internal error, please report it: {}", text(&*panic)));
+    fenced(body).unwrap_or_else(|panic| {
+        slurm::error(&format!("internal error, please report it: {panic}"));
         failure
     })
+}
+
+fn fenced(body: impl FnOnce() -> c_int) -> Result<c_int, String> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(|panic| text(&*panic).to_owned())
 }
 
 fn text(panic: &(dyn Any + Send)) -> &str {
@@ -133,4 +137,18 @@ unsafe fn strings(count: c_int, words: *mut *mut c_char) -> Vec<String> {
             unsafe { CStr::from_ptr(word) }.to_string_lossy().into_owned()
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_become_texts() {
+        assert_eq!(fenced(|| 3), Ok(3));
+        assert_eq!(fenced(|| panic!("one")), Err("one".to_owned()));
+        assert_eq!(fenced(|| panic!("{} {}", "one", 2)), Err("one 2".to_owned()));
+        let odd = fenced(|| std::panic::panic_any(7));
+        assert_eq!(odd, Err("a panic without a message".to_owned()));
+    }
 }
