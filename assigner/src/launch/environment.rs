@@ -74,15 +74,11 @@ fn changes_from(
     let mut set = |name: &'static str, value: &OsStr| changes.push((name, Some(value.to_owned())));
     match plan {
         Plan::Interposed { folder, client_socket, placeholder } => {
-            let preload = prepend(
-                &folder.join(INTERPOSER),
-                variable("LD_PRELOAD"),
-                is_interposer,
-                &[b':', b' '],
-            );
+            let preload =
+                prepend(&folder.join(INTERPOSER), variable("LD_PRELOAD"), is_interposer, b": ");
             set("LD_PRELOAD", &preload);
             let is_folder = |entry: &OsStr| Path::new(entry) == folder;
-            let path = prepend(folder, variable("LD_LIBRARY_PATH"), is_folder, &[b':', b';']);
+            let path = prepend(folder, variable("LD_LIBRARY_PATH"), is_folder, b":;");
             set("LD_LIBRARY_PATH", &path);
             set("ACB_SOCKET", client_socket.as_os_str());
             set("ACB_GPUS", OsStr::new(&request.gpus.to_string()));

@@ -13,7 +13,8 @@ fn agarun(home: &Home, variables: &[(&str, &str)], arguments: &[&str]) -> Output
 #[test]
 fn errors_are_told_with_1() {
     let home = Home::new();
-    let cases: [(&[(&str, &str)], &[&str], &str); 6] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Variables<'_>, &[&str], &str); 6] = [
         (&[], &[], "no program given"),
         (&[], &["no-such-program"], "not found in PATH"),
         (&[], &["/etc/passwd"], "not executable"),
