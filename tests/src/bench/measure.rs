@@ -105,16 +105,44 @@ pub fn grant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
         latencies.push((answer.got_ns as f64 - released as f64) / 1e3);
     }
     let sample = Sample::new(latencies).context("nothing was measured")?;
+    drop(program);
+    let message = grant_message(&outside, &mut client, effort)?;
     let figure = |name, value| Figure {
         name,
         value,
         unit: "us",
-        how: format!("release sent to waiting launch returned; {}", sample.spread()),
+        how: format!(
+            "release sent to waiting launch returned; {}; to the message alone: median {:.1}",
+            sample.spread(),
+            message.median(),
+        ),
     };
     Ok(vec![
         figure("grant_p50_us", sample.percentile(0.50)),
         figure("grant_p99_us", sample.percentile(0.99)),
     ])
+}
+
+/// The part of it that the assigner has: until the message is with the waiting process.
+fn grant_message(outside: &Outside, holder: &mut WireClient, effort: Effort) -> Result<Sample> {
+    let mut next = WireClient::join(outside)?;
+    let mut latencies = vec![];
+    for _ in 0..effort.times(500) {
+        let epoch = holder.acquire()?;
+        next.say(Say::Acquire(Acquire {}))?;
+        holder.until(|said| matches!(said, Said::Wanted(_)).then_some(()))?;
+        let (released, granted) = std::thread::scope(|scope| -> Result<_> {
+            let waiting =
+                scope.spawn(|| next.granted().map(|epoch| (epoch, clock::monotonic_ns())));
+            std::thread::sleep(Duration::from_micros(500));
+            let released = clock::monotonic_ns();
+            holder.release(epoch)?;
+            Ok((released, waiting.join().expect("a wait does not panic")?))
+        })?;
+        latencies.push((granted.1 - released) as f64 / 1e3);
+        next.release(granted.0)?;
+    }
+    Sample::new(latencies).context("nothing was measured")
 }
 
 /// What the environment of a client adds to the exec of a program that never uses CUDA.
@@ -241,6 +269,10 @@ impl WireClient {
 
     fn acquire(&mut self) -> Result<u64> {
         self.say(Say::Acquire(Acquire {}))?;
+        self.granted()
+    }
+
+    fn granted(&mut self) -> Result<u64> {
         self.until(|said| match said {
             Said::Granted(granted) => Some(granted.epoch),
             _ => None,
