@@ -22,17 +22,15 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         Row::sample(bench.group, "device_copy_gb_per_s", "GB/s", &moved)
             .note(format!("{} device to device, bytes read and written", label(bytes))),
     );
+    let chunks: Vec<u64> =
+        bench.chunks(2 * bytes).into_iter().filter(|chunk| bytes.is_multiple_of(*chunk)).collect();
     let kernel = match work.kernel("probe_hash128") {
         Ok(kernel) => kernel,
         Err(error) => {
-            for name in ["hash_correct", "hash_sees_a_changed_bit"] {
-                bench.missing(name, "text", format!("{error:#}"));
-            }
+            refuse(bench, &chunks, &format!("{error:#}"));
             return Ok(());
         }
     };
-    let chunks: Vec<u64> =
-        bench.chunks(2 * bytes).into_iter().filter(|chunk| bytes.is_multiple_of(*chunk)).collect();
     let out = work.gpu.allocate(16 * (bytes / (2 * MIB)))?;
     let hashes = |chunk: u64, count: u64| -> anyhow::Result<Vec<Hash128>> {
         work.stream.clear(out.at, 16 * count)?;
@@ -48,27 +46,25 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         data.chunks_exact(chunk as usize / 8).map(|words| hash128(words, 0, SEED)).collect();
     let right = hashes(chunk, count)? == expected;
     if !right && bench.simulated {
-        let why = "the software GPU does not run this kernel";
-        bench.missing("hash_correct", "text", why);
-        bench.missing("hash_sees_a_changed_bit", "text", why);
-    } else {
-        let word = if right { "right" } else { "WRONG" };
-        bench.row(
-            Row::text(bench.group, "hash_correct", word)
-                .verified(right)
-                .note(format!("{count} chunks of 2MiB against the reference")),
-        );
-        let before = hashes(chunk, count)?;
-        let place = from.at + chunk * (count - 1) + 4096;
-        let old = work.gpu.read(place, 1)?;
-        work.gpu.write(place, &[old[0] ^ (1 << 33)])?;
-        let after = hashes(chunk, count)?;
-        work.gpu.write(place, &old)?;
-        let last = count as usize - 1;
-        let seen = before[last] != after[last] && before[..last] == after[..last];
-        let word = if seen { "right" } else { "WRONG" };
-        bench.row(Row::text(bench.group, "hash_sees_a_changed_bit", word).verified(seen));
+        refuse(bench, &chunks, "the software GPU does not run this kernel");
+        return Ok(());
     }
+    let word = if right { "right" } else { "WRONG" };
+    bench.row(
+        Row::text(bench.group, "hash_correct", word)
+            .verified(right)
+            .note(format!("{count} chunks of 2MiB against the reference")),
+    );
+    let before = hashes(chunk, count)?;
+    let place = from.at + chunk * (count - 1) + 4096;
+    let old = work.gpu.read(place, 1)?;
+    work.gpu.write(place, &[old[0] ^ (1 << 33)])?;
+    let after = hashes(chunk, count)?;
+    work.gpu.write(place, &old)?;
+    let last = count as usize - 1;
+    let seen = before[last] != after[last] && before[..last] == after[..last];
+    let word = if seen { "right" } else { "WRONG" };
+    bench.row(Row::text(bench.group, "hash_sees_a_changed_bit", word).verified(seen));
     for chunk in chunks {
         let count = bytes / chunk;
         let seconds = work.device_seconds(2, repeats, |stream| {
@@ -90,6 +86,17 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     let us: Vec<f64> = seconds.iter().map(|s| s * 1e6).collect();
     bench.sample("hash_one_64mib_us", "us", &us);
     Ok(())
+}
+
+fn refuse(bench: &Bench, chunks: &[u64], why: &str) {
+    for name in ["hash_correct", "hash_sees_a_changed_bit"] {
+        bench.missing(name, "text", why);
+    }
+    for chunk in chunks {
+        bench.missing(&format!("hash.gb_per_s@{}", label(*chunk)), "GB/s", why);
+        bench.missing(&format!("hash.share_of_copy_rate@{}", label(*chunk)), "ratio", why);
+    }
+    bench.missing("hash_one_64mib_us", "us", why);
 }
 
 /// Blocks for `count` chunks: enough to fill the GPU, however many chunks there are.
