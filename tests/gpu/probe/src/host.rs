@@ -4,6 +4,7 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::driver::table::{Driver, DriverError};
 
@@ -152,6 +153,16 @@ pub(crate) fn end_process(pid: u32) {
     unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
 }
 
+/// Set once a signal has come that ends this program.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Does not return once a signal has come: what ends then did not end by itself, and must not be reported so.
+pub(crate) fn wait_if_ending() {
+    while ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
 /// Calls `clean` when the user or a batch system ends this program, then ends. To be called before any
 /// other thread is started; programs started later are not affected.
 pub(crate) fn at_termination(clean: impl FnOnce() + Send + 'static) {
@@ -169,6 +180,7 @@ pub(crate) fn at_termination(clean: impl FnOnce() + Send + 'static) {
         let mut signal = 0;
         // SAFETY: the set of blocked signals from above and a live local.
         if unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
+            ENDING.store(true, Ordering::SeqCst);
             clean();
             std::process::exit(128 + signal);
         }

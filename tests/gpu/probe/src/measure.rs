@@ -55,6 +55,8 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
         rows: Vec::new(),
         details: BTreeMap::new(),
     };
+    // A file that cannot be written is better known now than after the last group.
+    save(request.json.as_deref(), &results)?;
     for group in &request.groups {
         let left = request.budget.saturating_sub(begin.elapsed());
         let limit = Duration::from_secs(group.limit_s()).min(left);
@@ -111,6 +113,7 @@ fn measure(
         Err(_) => garbled = line.to_owned(),
     })
     .with_context(|| format!("starting the group {}", group.name()))?;
+    host::wait_if_ending();
     assigner::end_left_behind(work);
     let ended = match ending.status {
         None => Ended::Overran,
