@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use crate::driver::table::{Driver, DriverError};
 
@@ -163,28 +163,43 @@ pub(crate) fn wait_if_ending() {
     }
 }
 
-/// Calls `clean` when the user or a batch system ends this program, then ends. To be called before any
-/// other thread is started; programs started later are not affected.
-pub(crate) fn at_termination(clean: impl FnOnce() + Send + 'static) {
-    // SAFETY: a live local set, initialised before it is used; this thread's mask alone is changed.
-    let signals = unsafe {
-        let mut signals: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut signals);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            libc::sigaddset(&mut signals, signal);
+/// Where the signal handler writes the signal's number.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_signal(signal: libc::c_int) {
+    let byte = signal as u8;
+    // SAFETY: write is allowed in a handler; a byte of this stack.
+    unsafe { libc::write(WAKE.load(Ordering::SeqCst), (&raw const byte).cast(), 1) };
+}
+
+/// Calls `clean` when the user or a batch system ends this program, then ends. A handler, not a blocked
+/// signal: programs started later would inherit that, and daemons among them could not be stopped.
+pub(crate) fn at_termination(clean: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut ends = [0; 2];
+    // SAFETY: an array of two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [read, write] = ends;
+    WAKE.store(write, Ordering::SeqCst);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: a handler that only writes to a pipe; what was ignored (nohup) stays so.
+        unsafe {
+            let before = libc::signal(signal, on_signal as *const () as libc::sighandler_t);
+            if before == libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_IGN);
+            }
         }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
-        signals
-    };
+    }
     std::thread::spawn(move || {
-        let mut signal = 0;
-        // SAFETY: the set of blocked signals from above and a live local.
-        if unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
-            ENDING.store(true, Ordering::SeqCst);
-            clean();
-            std::process::exit(128 + signal);
-        }
+        let mut signal = 0u8;
+        // SAFETY: the pipe from above, which is never closed; a byte of this stack.
+        while unsafe { libc::read(read, (&raw mut signal).cast(), 1) } != 1 {}
+        ENDING.store(true, Ordering::SeqCst);
+        clean();
+        std::process::exit(128 + i32::from(signal));
     });
+    Ok(())
 }
 
 #[cfg(test)]

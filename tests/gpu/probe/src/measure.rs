@@ -42,7 +42,8 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
         }
         // If it stays, it is in a temporary folder.
         let _ = std::fs::remove_dir_all(&folder);
-    });
+    })
+    .context("preparing for signals")?;
     let mut results = Results {
         schema: SCHEMA,
         simulated: request.simulated,
