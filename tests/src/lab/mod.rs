@@ -162,12 +162,16 @@ impl Lab {
     /// A command that talks to this Slurm, as root.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        // The caller may itself run in a job: nothing of that one must leak into ours.
+        // The caller may itself run in a job, or under cargo, which sets LD_LIBRARY_PATH: nothing
+        // of that must leak into ours.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if ["SLURM", "SBATCH", "SALLOC", "SRUN", "SPANK", "ACB", "AGA_", "SIMCUDA"]
-                .iter()
-                .any(|prefix| text.starts_with(prefix))
+            if [
+                "SLURM", "SBATCH", "SALLOC", "SRUN", "SPANK", "ACB", "AGA_", "SIMCUDA", "CARGO",
+                "LD_",
+            ]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
             {
                 command.env_remove(&name);
             }
