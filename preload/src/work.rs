@@ -41,6 +41,10 @@ struct Register {
     contexts: BTreeMap<Handle, Fence>,
     /// Each stream with its context.
     streams: BTreeMap<Handle, Handle>,
+    /// Events, with their contexts, after work in streams that were destroyed before it was done.
+    leftovers: Vec<(Handle, Handle)>,
+    /// Destructions under way: the driver may still be waiting for what they destroy.
+    leaving: u32,
     /// Captures under way, by stream and, for per-thread default streams, thread.
     capturing: BTreeSet<(Handle, u64)>,
     /// Context and stream that the link thread is asking about.
@@ -72,6 +76,8 @@ impl Work {
             register: Mutex::new(Register {
                 contexts: BTreeMap::new(),
                 streams: BTreeMap::new(),
+                leftovers: Vec::new(),
+                leaving: 0,
                 capturing: BTreeSet::new(),
                 asking: None,
                 ended: false,
@@ -99,22 +105,21 @@ impl Work {
     }
 
     /// Forgets a context and its streams, and returns when nothing is being asked about them: the
-    /// context may be destroyed now. Gives back its streams, in case it is not destroyed after all.
-    pub(crate) fn remove_context(&self, context: Handle) -> Vec<Handle> {
+    /// context may be destroyed now. Until the answer is dropped, nothing counts as drained.
+    pub(crate) fn remove_context(&'static self, context: Handle) -> Leaving {
         let mut register = self.lock();
-        register.contexts.remove(&context);
+        register.leaving += 1;
         let streams: Vec<Handle> =
             register.streams.iter().filter(|(_, of)| **of == context).map(|(s, _)| *s).collect();
         register.streams.retain(|_, of| *of != context);
+        let leaving = Leaving {
+            work: self,
+            context: register.contexts.remove(&context).map(|fence| (context, fence)),
+            streams,
+            leftovers: register.leftovers.extract_if(.., |(of, _)| *of == context).collect(),
+        };
         self.wait(register, |(asked, _)| asked == context);
-        streams
-    }
-
-    /// Undoes [`Work::remove_context`].
-    pub(crate) fn restore_context(&self, context: Handle, streams: Vec<Handle>) {
-        let mut register = self.lock();
-        register.contexts.entry(context).or_default();
-        register.streams.extend(streams.into_iter().map(|stream| (stream, context)));
+        leaving
     }
 
     pub(crate) fn add_stream(&self, stream: Handle, context: Handle) {
@@ -123,19 +128,36 @@ impl Work {
         register.streams.insert(stream, context);
     }
 
-    /// Forgets a stream; it may be destroyed now.
-    pub(crate) fn remove_stream(&self, stream: Handle) -> Option<Handle> {
+    /// Forgets a stream; it may be destroyed now. What still runs in it is remembered by an event.
+    pub(crate) fn remove_stream(&'static self, stream: Handle) -> Leaving {
         let mut register = self.lock();
+        register.leaving += 1;
         let context = register.streams.remove(&stream);
+        // In a capture nothing may be asked.
+        let ask = !register.ended && register.capturing.is_empty();
         self.wait(register, |(_, asked)| asked == stream);
-        context
+        if let Some(context) = context
+            && ask
+            && let Some(event) = event_after(context, stream)
+        {
+            self.lock().leftovers.push((context, event));
+        }
+        let streams = context.map_or(Vec::new(), |_| vec![stream]);
+        let context = context.map(|context| (context, Fence::default()));
+        Leaving { work: self, context, streams, leftovers: Vec::new() }
     }
 
-    /// A capture is about to begin: no questions until it ends.
-    pub(crate) fn begin_capture(&self, stream: Handle, thread: u64) {
+    /// A capture is about to begin: no questions until it ends. False: it is under way already.
+    pub(crate) fn begin_capture(&self, stream: Handle, thread: u64) -> bool {
         let mut register = self.lock();
-        register.capturing.insert((stream, thread));
+        let new = register.capturing.insert((stream, thread));
         self.wait(register, |_| true);
+        new
+    }
+
+    /// Whether anything is being captured.
+    pub(crate) fn is_capturing(&self) -> bool {
+        !self.lock().capturing.is_empty()
     }
 
     pub(crate) fn end_capture(&self, stream: Handle, thread: u64) {
@@ -177,6 +199,32 @@ impl Work {
     }
 }
 
+/// A context or a stream on its way out of the register.
+pub(crate) struct Leaving {
+    work: &'static Work,
+    /// `None`: it was not known, and may well be gone already.
+    context: Option<(Handle, Fence)>,
+    streams: Vec<Handle>,
+    leftovers: Vec<(Handle, Handle)>,
+}
+
+impl Leaving {
+    /// It was not destroyed after all.
+    pub(crate) fn restore(mut self) {
+        let Some((context, fence)) = self.context.take() else { return };
+        let mut register = self.work.lock();
+        register.contexts.entry(context).or_insert(fence);
+        register.streams.extend(self.streams.drain(..).map(|stream| (stream, context)));
+        register.leftovers.append(&mut self.leftovers);
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.work.lock().leaving -= 1;
+    }
+}
+
 /// Asks the driver whether everything is drained; used by the link thread alone.
 #[derive(Default)]
 pub(crate) struct Inspector {
@@ -188,9 +236,9 @@ pub(crate) struct Inspector {
 impl Inspector {
     /// `come` is what the gate counts now, for fences.
     pub(crate) fn drained(&mut self, work: &Work, come: u32) -> Drained {
-        let (mut questions, fences) = {
+        let (mut questions, fences, leftovers) = {
             let register = work.lock();
-            if register.ended || !register.capturing.is_empty() {
+            if register.ended || !register.capturing.is_empty() || register.leaving > 0 {
                 return Drained::No;
             }
             let streams = register.streams.iter().map(|(stream, context)| (*context, *stream));
@@ -200,7 +248,7 @@ impl Inspector {
                 true => register.contexts.keys().copied().collect(),
                 false => Vec::new(),
             };
-            (questions, fences)
+            (questions, fences, register.leftovers.clone())
         };
         self.relax();
         if let Some(at) = self.busy.and_then(|busy| questions.iter().position(|q| *q == busy)) {
@@ -213,6 +261,11 @@ impl Inspector {
             }
         }
         self.busy = None;
+        for (context, event) in leftovers {
+            if !self.leftover_done(work, context, event) {
+                return Drained::No;
+            }
+        }
         match fences.into_iter().all(|context| self.fence_passed(work, context, come)) {
             true => Drained::Yes,
             false => Drained::No,
@@ -231,8 +284,8 @@ impl Inspector {
 
     fn stream_idle(&self, work: &Work, context: Handle, stream: Handle) -> bool {
         if !work.mark(context, stream) {
-            // Destroyed since: then it is idle. In a capture: then the next look will say so.
-            return work.lock().capturing.is_empty();
+            // Destroyed since, which may have left something, or in a capture: look again.
+            return false;
         }
         // SAFETY: marked, so the program's destruction of either waits for `unmark`.
         let result =
@@ -242,9 +295,31 @@ impl Inspector {
         result != CuResult::NOT_READY
     }
 
+    fn leftover_done(&self, work: &Work, context: Handle, event: Handle) -> bool {
+        if !work.mark(context, LEGACY) {
+            return false;
+        }
+        let known = work.lock().leftovers.contains(&(context, event));
+        let done = known
+            && with_context(context, || {
+                // SAFETY: an event made in this context, which cannot go while it is marked.
+                let result = unsafe { real::cuEventQuery(event as sys::CUevent) };
+                if result != CuResult::NOT_READY {
+                    // SAFETY: as above; nobody else knows the event.
+                    let _ = unsafe { real::cuEventDestroy_v2(event as sys::CUevent) };
+                }
+                result
+            }) != CuResult::NOT_READY;
+        if done {
+            work.lock().leftovers.retain(|of| *of != (context, event));
+        }
+        work.unmark();
+        done
+    }
+
     fn fence_passed(&self, work: &Work, context: Handle, come: u32) -> bool {
         if !work.mark(context, LEGACY) {
-            return work.lock().capturing.is_empty();
+            return false;
         }
         let mut fence = work.lock().contexts.get(&context).copied().unwrap_or_default();
         let result = with_context(context, || fence.ask(come));
@@ -259,14 +334,10 @@ impl Inspector {
 impl Fence {
     fn ask(&mut self, come: u32) -> CuResult {
         if self.event == 0 {
-            let mut event: sys::CUevent = std::ptr::null_mut();
-            let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
-            // SAFETY: a place on this stack, under the current context.
-            let made = unsafe { real::cuEventCreate(&raw mut event, flags) };
-            if !made.is_success() {
-                return made;
+            match new_event() {
+                Ok(event) => self.event = event as Handle,
+                Err(result) => return result,
             }
-            self.event = event as Handle;
         }
         let event = self.event as sys::CUevent;
         if self.come != Some(come) {
@@ -280,6 +351,35 @@ impl Fence {
         // SAFETY: as above.
         unsafe { real::cuEventQuery(event) }
     }
+}
+
+/// An event in the current context.
+fn new_event() -> Result<sys::CUevent, CuResult> {
+    let mut event: sys::CUevent = std::ptr::null_mut();
+    let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+    // SAFETY: a place on this stack, under the current context.
+    let made = unsafe { real::cuEventCreate(&raw mut event, flags) };
+    if made.is_success() { Ok(event) } else { Err(made) }
+}
+
+/// An event that completes after what is in a stream now; `None`: nothing is.
+fn event_after(context: Handle, stream: Handle) -> Option<Handle> {
+    let mut left = None;
+    let _ = with_context(context, || {
+        let stream = stream as sys::CUstream;
+        // SAFETY: a stream that its program is about to destroy, hence has not yet.
+        let result = unsafe { real::cuStreamQuery(stream) };
+        if result == CuResult::NOT_READY
+            && let Ok(event) = new_event()
+        {
+            // SAFETY: as above, and an event of the same context.
+            if unsafe { real::cuEventRecord(event, stream) }.is_success() {
+                left = Some(event as Handle);
+            }
+        }
+        result
+    });
+    left
 }
 
 /// Calls `ask` with a context current, and leaves this thread's stack of contexts as it was.

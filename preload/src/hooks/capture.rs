@@ -12,10 +12,10 @@ macro_rules! begin {
     ($($symbol:ident $form:ident ($stream:ident $(, $parameter:ident: $kind:ty)*);)*) => {$(
         pub(crate) unsafe fn $symbol($stream: sys::CUstream $(, $parameter: $kind)*) -> CuResult {
             let (stream, thread) = key($stream, StreamForm::$form);
-            WORK.begin_capture(stream, thread);
+            let new = WORK.begin_capture(stream, thread);
             // SAFETY: the program's own arguments.
             let result = unsafe { real::$symbol($stream $(, $parameter)*) };
-            if !result.is_success() {
+            if !result.is_success() && new {
                 WORK.end_capture(stream, thread);
             }
             result

@@ -49,12 +49,11 @@ pub(crate) unsafe fn cuCtxDestroy_v2(ctx: sys::CUcontext) -> CuResult {
 }
 
 fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult {
-    let streams = WORK.remove_context(context as usize);
+    let leaving = WORK.remove_context(context as usize);
     let result = call();
     match result.is_success() {
         true => LEDGER.context_gone(context as usize),
-        false if context.is_null() => {}
-        false => WORK.restore_context(context as usize, streams),
+        false => leaving.restore(),
     }
     result
 }
@@ -115,12 +114,12 @@ macro_rules! release {
                 // SAFETY: the program's own argument.
                 return unsafe { real::$symbol(dev) };
             };
-            let streams = WORK.remove_context(context);
+            let leaving = WORK.remove_context(context);
             // SAFETY: the program's own argument.
             let result = unsafe { real::$symbol(dev) };
             // Retained elsewhere still, or the call failed: then it lives on.
             match primary_active(dev) {
-                true => WORK.restore_context(context, streams),
+                true => leaving.restore(),
                 false => LEDGER.context_gone(context),
             }
             result

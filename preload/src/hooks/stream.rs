@@ -61,10 +61,11 @@ pub(crate) unsafe fn cuStreamDestroy_v2(hStream: sys::CUstream) -> CuResult {
 }
 
 fn destroy(stream: sys::CUstream, call: impl FnOnce() -> CuResult) -> CuResult {
-    let context = WORK.remove_stream(stream as usize);
+    let leaving = WORK.remove_stream(stream as usize);
     let result = call();
-    if let (false, Some(context)) = (result.is_success(), context) {
-        WORK.add_stream(stream as usize, context);
+    match result.is_success() {
+        true => WORK.end_capture(stream as usize, 0),
+        false => leaving.restore(),
     }
     result
 }

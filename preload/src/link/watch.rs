@@ -19,6 +19,8 @@ const LONGEST: Duration = Duration::from_millis(1);
 /// the gate, one of them may be what the GPU waits for, and the gate opens for a moment.
 const STUCK: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(500);
+/// How often a gate that is open for a capture is looked at.
+const CAPTURE: Duration = Duration::from_millis(1);
 /// Counters are sent no more often than this.
 const USAGE_EVERY: Duration = Duration::from_secs(1);
 
@@ -98,6 +100,10 @@ impl Watch {
     fn look_for_idleness(&mut self) -> Option<Duration> {
         let now = Instant::now();
         if self.close_again.is_some_and(|at| now >= at) {
+            if WORK.is_capturing() {
+                self.close_again = Some(now + CAPTURE);
+                return Some(CAPTURE);
+            }
             self.close_again = None;
             return self.close_after_moment();
         }
@@ -144,6 +150,11 @@ impl Watch {
             self.release(&mut LINK.lease(), Instant::now());
             return None;
         }
+        // What is captured does not run, and the capture must come to its end.
+        if WORK.is_capturing() && LINK.waiting.load(Ordering::SeqCst) > 0 {
+            self.open_for(CAPTURE);
+            return Some(CAPTURE);
+        }
         let closed = *self.closed_at.get_or_insert_with(Instant::now);
         if closed.elapsed() > STUCK {
             self.stuck(closed);
@@ -165,14 +176,19 @@ impl Watch {
             debug!(
                 "the gate opens for a moment: calls of this program may be what the GPU waits for"
             );
-            let mut lease = LINK.lease();
-            lease.reopen();
-            LINK.gate.open();
-            self.seen = None;
-            self.quiet_since = None;
-            self.closed_at = None;
-            self.close_again = Some(Instant::now() + MOMENT);
+            self.open_for(MOMENT);
         }
+    }
+
+    /// Opens the gate of a lease that is recalled, for a while.
+    fn open_for(&mut self, time: Duration) {
+        let mut lease = LINK.lease();
+        lease.reopen();
+        LINK.gate.open();
+        self.seen = None;
+        self.quiet_since = None;
+        self.closed_at = None;
+        self.close_again = Some(Instant::now() + time);
     }
 
     fn close_after_moment(&mut self) -> Option<Duration> {

@@ -19,7 +19,11 @@ pub(crate) fn play(scenario: &str) {
         "launch" => launch(argument),
         "launch-per-thread" => launch_per_thread(),
         "endless" => endless(),
-        "capture" => capture(),
+        "capture" => capture(argument),
+        "destroy-busy" => destroy_busy(argument),
+        "destroy-twice" => destroy_twice(),
+        "close-all" => close_all(argument),
+        "fork-while-starting" => fork_while_starting(),
         "streams" => streams(),
         "allocate" => allocate(argument),
         "physical" => physical(),
@@ -188,7 +192,7 @@ fn endless() {
     pause();
 }
 
-fn capture() {
+fn capture(launches: &str) {
     let cuda = Cuda::start();
     let stream = cuda.stream();
     assert_eq!(cuda.launch(0, stream), 0);
@@ -196,6 +200,12 @@ fn capture() {
     unsafe {
         assert_eq!(function!(cuda, "cuStreamBeginCapture_v2", fn(Handle, c_int))(stream, 0), 0);
         pause();
+        if !launches.is_empty() {
+            assert_eq!(cuda.launch(0, stream), 0);
+            // A second beginning fails, and leaves the capture as it is.
+            let begin = function!(cuda, "cuStreamBeginCapture_v2", fn(Handle, c_int));
+            assert_ne!(begin(stream, 0), 0);
+        }
         let mut graph = NULL;
         assert_eq!(
             function!(cuda, "cuStreamEndCapture", fn(Handle, *mut Handle))(stream, &raw mut graph),
@@ -203,6 +213,87 @@ fn capture() {
         );
     }
     pause();
+}
+
+/// A stream or a context is destroyed while a kernel runs on it.
+fn destroy_busy(what: &str) {
+    let cuda = Cuda::start();
+    // SAFETY: as declared.
+    unsafe {
+        match what {
+            "stream" => {
+                let stream = cuda.stream();
+                assert_eq!(cuda.launch(500, stream), 0);
+                assert_eq!(function!(cuda, "cuStreamDestroy_v2", fn(Handle))(stream), 0);
+            }
+            _ => {
+                let mut context = NULL;
+                let current = function!(cuda, "cuCtxGetCurrent", fn(*mut Handle));
+                assert_eq!(current(&raw mut context), 0);
+                assert_eq!(cuda.launch(500, NULL), 0);
+                assert_eq!(function!(cuda, "cuCtxDestroy_v2", fn(Handle))(context), 0);
+            }
+        }
+    }
+    pause();
+}
+
+fn destroy_twice() {
+    let cuda = Cuda::start();
+    let mut context = NULL;
+    // SAFETY: as declared.
+    unsafe {
+        let create = function!(cuda, "cuCtxCreate_v2", fn(*mut Handle, c_uint, c_int));
+        assert_eq!(create(&raw mut context, 0, 0), 0);
+        let destroy = function!(cuda, "cuCtxDestroy_v2", fn(Handle));
+        assert_eq!(destroy(context), 0);
+        assert_eq!(destroy(context), 201);
+    }
+    assert_eq!(cuda.launch(0, NULL), 0);
+    cuda.synchronize();
+    pause();
+}
+
+/// Closes every descriptor but the standard ones, as daemons do, and opens files instead.
+fn close_all(folder: &str) {
+    let cuda = Cuda::start();
+    assert_eq!(cuda.launch(0, NULL), 0);
+    pause();
+    // SAFETY: nothing of this program uses descriptors from 3 on.
+    unsafe { libc::close_range(3, c_uint::MAX, 0) };
+    let mut files: Vec<_> = Vec::new();
+    for n in 0..1020 {
+        let options = std::fs::OpenOptions::new().create(true).append(true).to_owned();
+        files.extend(options.open(format!("{folder}/{n}")));
+    }
+    pause();
+    assert_eq!(cuda.launch(0, NULL), 0);
+    pause();
+    for file in &files {
+        assert_eq!(file.metadata().expect("it is open").len(), 0, "a file was written to");
+    }
+}
+
+/// A thread is in cuInit when another forks; the child tries CUDA.
+fn fork_while_starting() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| println!("parent={}", Cuda::load().init()));
+        pause();
+        // SAFETY: the child does what programs do in children, and leaves by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let line = format!("child={}\n", Cuda::load().init());
+            // SAFETY: plain system calls.
+            unsafe {
+                libc::write(1, line.as_ptr().cast(), line.len());
+                libc::_exit(0);
+            }
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        pause();
+    });
 }
 
 /// Streams are made, used and destroyed while the link asks about them.
@@ -392,7 +483,12 @@ fn fork(when: &str) {
         // SAFETY: as declared.
         let counted =
             unsafe { function!(cuda, "cuDeviceGetCount", fn(*mut c_int))(&raw mut count) };
-        let results = [counted, cuda.init(), cuda.launch(0, NULL), cuda.allocate(1).0];
+        let mut context = NULL;
+        // SAFETY: as declared.
+        let made = unsafe {
+            function!(cuda, "cuDevicePrimaryCtxRetain", fn(*mut Handle, c_int))(&raw mut context, 0)
+        };
+        let results = [counted, cuda.init(), made, cuda.launch(0, NULL), cuda.allocate(1).0];
         let line = format!("child={results:?}\n");
         // SAFETY: plain system calls; the harness's stdout may be locked by a thread that is not here.
         unsafe {

@@ -72,7 +72,13 @@ R cuDeviceGet(int *d, int n) { if (ready()) return ready(); *d = n; return OK; }
 R cuCtxCreate_v2(struct context **c, unsigned f, int d) {
     *c = calloc(1, sizeof **c); (*c)->magic = 55; (*c)->device = d; stack[depth++] = *c; say("cuCtxCreate"); return OK;
 }
-R cuCtxDestroy_v2(struct context *c) { c->magic = 0; if (current() == c) depth--; say("cuCtxDestroy"); return OK; }
+R cuStreamQuery(struct stream *s);
+R cuCtxDestroy_v2(struct context *c) {
+    if (!c || c->magic != 55) return NOCTX;
+    say("context goes");
+    while (c->busy > now()) usleep(100);
+    c->magic = 0; if (current() == c) depth--; say("cuCtxDestroy"); return OK;
+}
 R cuCtxSetCurrent(struct context *c) { if (!depth) depth = 1; stack[depth - 1] = c; return OK; }
 R cuCtxGetCurrent(struct context **c) { *c = current(); return OK; }
 R cuCtxPushCurrent_v2(struct context *c) {
@@ -81,7 +87,8 @@ R cuCtxPushCurrent_v2(struct context *c) {
 }
 R cuCtxPopCurrent_v2(struct context **c) { *c = stack[--depth]; return OK; }
 R cuCtxGetDevice(int *d) { if (!current()) return NOCTX; *d = current()->device; return OK; }
-R cuDevicePrimaryCtxRetain(struct context **c, int d) { primary.magic = 55; primary_users++; *c = &primary; return OK; }
+R cuDevicePrimaryCtxRetain(struct context **c, int d) {
+    if (ready()) return ready(); primary.magic = 55; primary_users++; *c = &primary; return OK; }
 R cuDevicePrimaryCtxRelease_v2(int d) { if (!--primary_users) primary.magic = 0; return OK; }
 R cuDevicePrimaryCtxGetState(int d, unsigned *f, int *a) { *f = 0; *a = primary_users > 0; return OK; }
 R cuThreadExchangeStreamCaptureMode(int *m) { *m = 0; return OK; }
@@ -89,7 +96,7 @@ R cuStreamCreate(struct stream **s, unsigned f) {
     *s = calloc(1, sizeof **s); (*s)->magic = 77; (*s)->context = current(); say("cuStreamCreate"); return OK;
 }
 R cuStreamGetCtx(struct stream *s, struct context **c) { *c = s->context; return OK; }
-R cuStreamDestroy_v2(struct stream *s) { s->magic = 0; say("cuStreamDestroy"); return OK; }
+R cuStreamDestroy_v2(struct stream *s) { s->magic = 0; say("stream goes"); say("cuStreamDestroy"); return OK; }
 R cuStreamQuery(struct stream *s) {
     if (capturing) { say("FAULT query in capture"); return CAPTURE; }
     int64_t *b = busy(s);
@@ -98,10 +105,14 @@ R cuStreamQuery(struct stream *s) {
 }
 R cuStreamSynchronize(struct stream *s) { while (cuStreamQuery(s) == NOTREADY) usleep(100); say("cuStreamSynchronize"); return OK; }
 R cuCtxSynchronize(void) { say("cuCtxSynchronize"); return cuStreamSynchronize(0); }
-R cuStreamBeginCapture_v2(struct stream *s, int m) { say("cuStreamBeginCapture"); capturing++; return OK; }
-R cuStreamEndCapture(struct stream *s, void **g) { capturing--; say("cuStreamEndCapture"); *g = 0; return OK; }
+R cuStreamBeginCapture_v2(struct stream *s, int m) {
+    if (s->capturing) return 401;
+    say("cuStreamBeginCapture"); capturing++; s->capturing = 1; return OK;
+}
+R cuStreamEndCapture(struct stream *s, void **g) { capturing--; s->capturing = 0; say("cuStreamEndCapture"); *g = 0; return OK; }
 R cuEventCreate(void **e, unsigned f) { *e = calloc(1, 8); return OK; }
 R cuEventRecord(void *e, void *s) { say("cuEventRecord"); *(int64_t *)e = *busy(s); return OK; }
+R cuEventDestroy_v2(void *e) { say("cuEventDestroy"); free(e); return OK; }
 R cuEventQuery(void *e) { return *(int64_t *)e > now() ? NOTREADY : OK; }
 static R launch(const char *name, unsigned x, void *s) {
     int64_t *b = busy(s);

@@ -145,6 +145,60 @@ fn a_capture_is_left_alone() {
     assert_eq!(lab.count("FAULT"), 0, "{:?}", lab.driver_calls());
 }
 
+/// A recall in the middle of a capture does not stop the calls that are captured.
+#[test]
+fn a_capture_goes_on_through_a_recall() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("capture 1");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the capture", || lab.count("cuStreamBeginCapture") == 1);
+    peer.recall(1);
+    peer.hears_nothing();
+    client.tell("launch, and end it");
+    peer.release();
+    client.tell("on");
+    let ended = client.end().succeeded();
+    assert!(!ended.stderr().contains("has not finished"), "{}", ended.text());
+    assert_eq!(lab.count("FAULT"), 0, "{:?}", lab.driver_calls());
+}
+
+/// A stream that is destroyed with work in it goes when the work is done.
+#[test]
+fn work_of_a_destroyed_stream_is_waited_for() {
+    for what in ["stream", "context"] {
+        let lab = Lab::new();
+        let assigner = Assigner::listen(&lab.socket());
+        let mut client = lab.start(&format!("destroy-busy {what}"));
+        let mut peer = assigner.accept_client();
+        peer.grant(1);
+        wait_until("the end of the stream", || lab.count(&format!("{what} goes")) == 1);
+        peer.recall(1);
+        let release = peer.release();
+        assert!(release.busy_ns >= 300_000_000, "{what}: not waited for: {release:?}");
+        client.tell("on");
+        client.end().succeeded();
+        assert_eq!(lab.count("FAULT"), 0, "{:?}", lab.driver_calls());
+    }
+}
+
+/// A handle that the driver refuses to destroy may be one that is destroyed already.
+#[test]
+fn a_context_destroyed_twice_is_not_asked_about() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("destroy-twice");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
+    peer.want(1);
+    peer.release();
+    client.tell("on");
+    client.end().succeeded();
+    assert_eq!(lab.count("FAULT"), 0, "{:?}", lab.driver_calls());
+}
+
 /// Leases come and go while three threads make and destroy streams as fast as they can.
 #[test]
 fn no_destroyed_handle_is_asked_about() {
@@ -187,6 +241,8 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     peer.grant(1);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     peer.recall(1);
+    // Until the gate is closed, the write would slip through.
+    peer.hears_nothing();
     client.tell("write the flag");
     peer.release();
     client.tell("on");
