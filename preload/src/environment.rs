@@ -74,24 +74,33 @@ pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
     made
 }
 
-/// Has `child` run in every child that fork makes, and `exit` when the process ends.
-pub(crate) fn on_fork_and_exit(child: extern "C" fn(), exit: extern "C" fn()) {
-    // SAFETY: both are functions of a library that is never unloaded.
-    unsafe {
-        libc::pthread_atfork(None, None, Some(as_unsafe(child)));
-        libc::atexit(exit);
-    }
+/// Has `child` run in every child that fork makes.
+pub(crate) fn on_fork(child: extern "C" fn()) {
+    // SAFETY: a function of a library that is never unloaded.
+    unsafe { libc::pthread_atfork(None, None, Some(as_unsafe(child))) };
+}
+
+/// Has `exit` run when the process ends.
+pub(crate) fn on_exit(exit: extern "C" fn()) {
+    // SAFETY: a function of a library that is never unloaded.
+    unsafe { libc::atexit(exit) };
 }
 
 fn as_unsafe(function: extern "C" fn()) -> unsafe extern "C" fn() {
     function
 }
 
-/// Closes a descriptor by its number.
-pub(crate) fn close_descriptor(number: i32) {
-    // SAFETY: called in a forked child with descriptors that the interposer alone has opened and
-    // that no object of the child will close or use again.
-    unsafe { libc::close(number) };
+/// Closes a descriptor by its number, if the inode says that it is the one that is meant.
+pub(crate) fn close_descriptor_if(number: i32, inode: u64) {
+    // SAFETY: an all-zero stat is valid storage for the call below to fill.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: any number may be asked about; the structure is on this stack.
+    let found = unsafe { libc::fstat(number, &mut stat) } == 0;
+    if found && stat.st_ino == inode {
+        // SAFETY: called in a forked child with a socket that the interposer alone has opened and
+        // that no object of the child will close or use again.
+        unsafe { libc::close(number) };
+    }
 }
 
 #[cfg(test)]

@@ -162,6 +162,10 @@ macro_rules! export {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
             guard($text, || {
+                // The parent's locks and its socket are not for a forked child.
+                if crate::process::is_detached() {
+                    return CuResult::NOT_INITIALIZED;
+                }
                 // SAFETY: the program's own arguments, unchanged.
                 unsafe { hooks::$class::$symbol($($parameter),*) }
             })

@@ -154,7 +154,12 @@ impl Ledger {
     /// The memory exists now.
     pub(crate) fn allocated(&self, promise: Promise, key: Key, context: usize) {
         let Promise { device, bytes } = promise;
-        self.books().holdings.insert(key, Holding { device, bytes, context, owners: 1 });
+        let mut books = self.books();
+        let holding = Holding { device, bytes, context, owners: 1 };
+        // What the driver gives out anew was freed before, on a way unknown here.
+        if let Some(gone) = books.holdings.insert(key, holding) {
+            self.give_back(&mut books, gone.device, gone.bytes);
+        }
     }
 
     /// It does not: the driver refused.
@@ -356,7 +361,7 @@ impl Ledger {
         if !LINK.is_connected() {
             return;
         }
-        let spare = state.room - state.used;
+        let spare = state.room.saturating_sub(state.used);
         let kept = if state.used == 0 { 0 } else { SLAB };
         if spare > 2 * kept {
             state.room -= spare - kept;

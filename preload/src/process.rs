@@ -21,6 +21,7 @@ use acb_wire::v1::{BoundGpu, RefusedCode};
 use std::ffi::c_uint;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::time::Instant;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -33,6 +34,8 @@ static PHASE: Mutex<Phase> = Mutex::new(Phase::Fresh);
 static STARTED: Condvar = Condvar::new();
 /// This process was forked from a client.
 static DETACHED: AtomicBool = AtomicBool::new(false);
+/// This process is a client, or about to become one: its children are not.
+static CLIENT: AtomicBool = AtomicBool::new(false);
 
 /// Whether this process was forked from a client after its cuInit: CUDA does not work here.
 pub(crate) fn is_detached() -> bool {
@@ -97,6 +100,15 @@ fn start(settings: &Settings, flags: c_uint) -> CuResult {
         // SAFETY: the program's own argument.
         return unsafe { real::cuInit(flags) };
     }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| environment::on_fork(forked));
+    CLIENT.store(true, Ordering::SeqCst);
+    let result = start_under(settings, flags);
+    CLIENT.store(result.is_success() && LINK.is_started(), Ordering::SeqCst);
+    result
+}
+
+fn start_under(settings: &Settings, flags: c_uint) -> CuResult {
     match contact(settings) {
         Ok(contact) => start_client(settings, contact, flags),
         Err(ContactError::Refused(refused)) => {
@@ -142,9 +154,20 @@ struct Contact {
 }
 
 fn contact(settings: &Settings) -> Result<Contact, ContactError> {
-    let (mut connection, terms) = Connection::open(settings, None, settings.grace)?;
-    let gpus = connection.bind(settings.grace)?;
-    Ok(Contact { connection, terms, gpus })
+    let deadline = Instant::now() + settings.grace;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (mut connection, terms) = Connection::open(settings, None, left)?;
+        match connection.bind(settings.grace) {
+            Ok(gpus) => return Ok(Contact { connection, terms, gpus }),
+            // It restarts between two words: the new one knows nothing of this process.
+            Err(error) if error.may_pass() && Instant::now() < deadline => {
+                drop(connection);
+                std::thread::sleep(link::FIRST_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResult {
@@ -157,10 +180,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     }
     info!("client {} of {}: GPUs {visible}", terms.client, settings.socket.display());
 
-    if let Err(cause) = LINK.start(&connection.stream) {
-        error!("cannot make an eventfd: {cause}; raise the limit of open files (ulimit -n)");
-        return CuResult::SYSTEM_NOT_READY;
-    }
+    LINK.start(&connection.socket);
     LEDGER.start(gpus.iter().map(|gpu| gpu.memory).collect(), terms.context_bytes);
     // SAFETY: the program's own argument.
     let result = unsafe { real::cuInit(flags) };
@@ -175,7 +195,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     }
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| environment::on_fork_and_exit(forked, exiting));
+    ONCE.call_once(|| environment::on_exit(exiting));
 
     let settings = settings.clone();
     let thread = environment::with_signals_blocked(|| {
@@ -197,9 +217,12 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     }
 }
 
-/// Runs in the child of every fork after cuInit. The other threads are not here, so neither locks
+/// Runs in the child of every fork after or during cuInit. The other threads are not here, so neither locks
 /// nor the link are of any use: everything is marked unusable, with plain stores.
 extern "C" fn forked() {
+    if !CLIENT.load(Ordering::SeqCst) {
+        return;
+    }
     DETACHED.store(true, Ordering::SeqCst);
     table::detach();
     LINK.detach();

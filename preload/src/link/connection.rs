@@ -3,6 +3,7 @@
 //! Owns: connecting with patience, Hello, Welcome, Bind, Bound; reading frames.
 //! Does not own: what is said afterwards.
 
+use super::Socket;
 use crate::environment;
 use crate::log::warning;
 use crate::settings::{OnFailure, Settings};
@@ -12,9 +13,8 @@ use acb_wire::v1::{
     Refused, assigner_message, client_message,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
 use rustix::net::{RecvFlags, SendFlags};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ pub(crate) enum ContactError {
 
 impl ContactError {
     /// Whether a further try could end otherwise.
-    fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             ContactError::Connect { .. } | ContactError::Closed { .. } => true,
             ContactError::Silent { .. }
@@ -60,9 +60,9 @@ impl ContactError {
 }
 
 pub(crate) struct Connection {
-    pub(crate) stream: Arc<UnixStream>,
+    pub(crate) socket: Arc<Socket>,
     decoder: Decoder,
-    socket: String,
+    path: String,
 }
 
 impl Connection {
@@ -99,11 +99,11 @@ impl Connection {
         patience: Duration,
         deadline: Instant,
     ) -> Result<(Connection, Terms), ContactError> {
-        let socket = settings.socket.display().to_string();
-        let stream = connect(&settings.socket)
-            .map_err(|cause| ContactError::Connect { socket: socket.clone(), cause })?;
-        let mut connection =
-            Connection { stream: Arc::new(stream), decoder: Decoder::new(), socket };
+        let path = settings.socket.display().to_string();
+        let socket = connect(&settings.socket)
+            .map_err(|cause| ContactError::Connect { socket: path.clone(), cause })?;
+        let socket = Arc::new(Socket::new(socket));
+        let mut connection = Connection { socket, decoder: Decoder::new(), path };
         connection.say(client_message::Kind::Hello(hello(settings, held)), deadline, patience)?;
         loop {
             if let assigner_message::Kind::Welcome(welcome) =
@@ -155,7 +155,7 @@ impl Connection {
                 };
             }
             if !self.wait(PollFlags::IN, deadline) {
-                return Err(ContactError::Silent { socket: self.socket.clone(), waited: patience });
+                return Err(ContactError::Silent { socket: self.path.clone(), waited: patience });
             }
             self.receive()?;
         }
@@ -163,7 +163,7 @@ impl Connection {
 
     /// The next message that has arrived in full. Kinds that this version does not know are left out.
     pub(crate) fn next(&mut self) -> Result<Option<assigner_message::Kind>, ContactError> {
-        let garbage = |cause| ContactError::Garbage { socket: self.socket.clone(), cause };
+        let garbage = |cause| ContactError::Garbage { socket: self.path.clone(), cause };
         loop {
             match self.decoder.next::<AssignerMessage>().map_err(garbage)? {
                 Some(AssignerMessage { kind: Some(kind) }) => return Ok(Some(kind)),
@@ -176,15 +176,20 @@ impl Connection {
     /// Takes in whatever has arrived, without waiting.
     pub(crate) fn receive(&mut self) -> Result<(), ContactError> {
         let mut buffer = [0u8; 4096];
-        match rustix::net::recv(self.stream.as_fd(), &mut buffer[..], RecvFlags::DONTWAIT) {
-            Ok((0, _)) => Err(ContactError::Closed { socket: self.socket.clone() }),
+        let Some(descriptor) = self.socket.descriptor() else { return Err(self.closed()) };
+        match rustix::net::recv(descriptor, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => Err(self.closed()),
             Ok((count, _)) => {
                 self.decoder.extend(&buffer[..count]);
                 Ok(())
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-            Err(_) => Err(ContactError::Closed { socket: self.socket.clone() }),
+            Err(_) => Err(self.closed()),
         }
+    }
+
+    fn closed(&self) -> ContactError {
+        ContactError::Closed { socket: self.path.clone() }
     }
 
     fn say(
@@ -197,17 +202,18 @@ impl Connection {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match rustix::net::send(self.stream.as_fd(), rest, flags) {
+            let Some(descriptor) = self.socket.descriptor() else { return Err(self.closed()) };
+            match rustix::net::send(descriptor, rest, flags) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) if self.wait(PollFlags::OUT, deadline) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     return Err(ContactError::Silent {
-                        socket: self.socket.clone(),
+                        socket: self.path.clone(),
                         waited: patience,
                     });
                 }
-                Err(_) => return Err(ContactError::Closed { socket: self.socket.clone() }),
+                Err(_) => return Err(self.closed()),
             }
         }
         Ok(())
@@ -219,7 +225,8 @@ impl Connection {
             let left = deadline.saturating_duration_since(Instant::now());
             let time =
                 Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::new(&self.stream, flags)], Some(&time)) {
+            let Some(descriptor) = self.socket.descriptor() else { return true };
+            match poll(&mut [PollFd::from_borrowed_fd(descriptor, flags)], Some(&time)) {
                 Ok(0) => return false,
                 Ok(_) => return true,
                 Err(rustix::io::Errno::INTR) => {}
@@ -230,12 +237,12 @@ impl Connection {
 }
 
 /// Connects without waiting: a full backlog counts as "not now".
-fn connect(path: &Path) -> std::io::Result<UnixStream> {
+fn connect(path: &Path) -> std::io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(UnixStream::from(socket))
+    Ok(socket)
 }
 
 fn hello(settings: &Settings, held: Option<Held>) -> Hello {

@@ -6,11 +6,13 @@
 //! Order of locks: lease, then the ledger's, then the outbox. None is held during a wait.
 
 mod connection;
+mod socket;
 mod thread;
 mod watch;
 
 pub(crate) use connection::{Connection, ContactError, Terms};
-pub(crate) use thread::run;
+use socket::Socket;
+pub(crate) use thread::{FIRST_PAUSE, run};
 
 use crate::gate::Gate;
 use crate::lease::{Entry, Lease};
@@ -21,9 +23,7 @@ use acb_cuda_abi::CuResult;
 use acb_wire::frame;
 use acb_wire::v1::{Acquire, ClientMessage, client_message::Kind};
 use rustix::net::SendFlags;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -38,18 +38,14 @@ pub(crate) struct Link {
     /// Nanoseconds that calls have stood there.
     waited_ns: AtomicU64,
     outbox: Mutex<Outbox>,
-    /// Wakes the link thread when something is left to be sent.
-    doorbell: OnceLock<OwnedFd>,
     /// When a call last returned that had waited for the GPU: nanoseconds after `origin`.
     finished_ns: AtomicU64,
     origin: OnceLock<Instant>,
-    /// Descriptor of the socket, for a forked child to close; -1: none.
-    socket: AtomicI32,
 }
 
-/// What goes out. Without a stream it is dropped: whatever matters is stated on reconnecting.
+/// What goes out. Without a socket it is dropped: whatever matters is stated on reconnecting.
 struct Outbox {
-    stream: Option<Arc<UnixStream>>,
+    socket: Option<Arc<Socket>>,
     pending: Vec<u8>,
 }
 
@@ -60,11 +56,9 @@ impl Link {
             lease: Mutex::new(Lease::None),
             waiting: AtomicU32::new(0),
             waited_ns: AtomicU64::new(0),
-            outbox: Mutex::new(Outbox { stream: None, pending: Vec::new() }),
-            doorbell: OnceLock::new(),
+            outbox: Mutex::new(Outbox { socket: None, pending: Vec::new() }),
             finished_ns: AtomicU64::new(0),
             origin: OnceLock::new(),
-            socket: AtomicI32::new(-1),
         }
     }
 
@@ -133,73 +127,54 @@ impl Link {
         entry
     }
 
-    /// Sends what the socket takes at once, and leaves the rest to the link thread.
+    /// Sends what the socket takes at once. An assigner that has not read for hundreds of messages
+    /// gets the rest when the link thread next looks.
     pub(crate) fn send(&self, kind: Kind) {
         let bytes = frame::encode(&ClientMessage { kind: Some(kind) });
         let mut outbox = self.outbox();
-        if outbox.stream.is_none() {
+        if outbox.socket.is_none() {
             return;
         }
-        let ring = outbox.pending.is_empty();
         outbox.pending.extend_from_slice(&bytes);
-        if ring && !outbox.flush() {
-            self.ring_doorbell();
-        }
+        outbox.flush();
     }
 
     /// Whether messages go anywhere at present.
     pub(crate) fn is_connected(&self) -> bool {
-        self.outbox().stream.is_some()
+        self.outbox().socket.is_some()
     }
 
-    fn ring_doorbell(&self) {
-        if let Some(doorbell) = self.doorbell.get() {
-            // It can only fail when it has been rung 2^64 times and not heard.
-            let _ = rustix::io::write(doorbell, &1u64.to_ne_bytes());
-        }
+    /// Whether there is, or was, a link thread.
+    pub(crate) fn is_started(&self) -> bool {
+        self.origin.get().is_some()
     }
 
     /// Takes a connection into use. The caller holds every lock under which messages are decided.
-    fn install(&self, stream: &Arc<UnixStream>) {
-        self.socket.store(stream.as_raw_fd(), Ordering::SeqCst);
+    fn install(&self, socket: &Arc<Socket>) {
         let mut outbox = self.outbox();
         outbox.pending.clear();
-        outbox.stream = Some(stream.clone());
+        outbox.socket = Some(socket.clone());
     }
 
     /// The connection is gone.
     fn uninstall(&self) {
-        // First the number, then the descriptor: a child forked in between must not close another's.
-        self.socket.store(-1, Ordering::SeqCst);
         let mut outbox = self.outbox();
         outbox.pending.clear();
-        outbox.stream = None;
+        outbox.socket = None;
     }
 
     /// In a forked child: nothing here is the child's. Takes no lock.
     pub(crate) fn detach(&self) {
         self.gate.close();
-        let socket = self.socket.swap(-1, Ordering::SeqCst);
-        if socket >= 0 {
-            crate::environment::close_descriptor(socket);
-        }
-        if let Some(doorbell) = self.doorbell.get() {
-            crate::environment::close_descriptor(doorbell.as_raw_fd());
-        }
+        socket::close_inherited();
     }
 
     /// Before the link thread exists: a fresh connection, a closed gate.
-    pub(crate) fn start(&self, stream: &Arc<UnixStream>) -> std::io::Result<()> {
-        use rustix::event::{EventfdFlags, eventfd};
-        if self.doorbell.get().is_none() {
-            let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            let _ = self.doorbell.set(made);
-        }
+    pub(crate) fn start(&self, socket: &Arc<Socket>) {
         self.origin.get_or_init(Instant::now);
         *self.lease() = Lease::None;
         self.gate.close();
-        self.install(stream);
-        Ok(())
+        self.install(socket);
     }
 
     /// cuInit failed after all: as if there had been no link.
@@ -227,23 +202,22 @@ impl Link {
 }
 
 impl Outbox {
-    /// True: nothing is left.
-    fn flush(&mut self) -> bool {
-        let Some(stream) = &self.stream else { return true };
+    fn flush(&mut self) {
+        let Some(socket) = &self.socket else { return };
         while !self.pending.is_empty() {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match rustix::net::send(stream.as_fd(), &self.pending, flags) {
+            let sent = match socket.descriptor() {
+                Some(descriptor) => rustix::net::send(descriptor, &self.pending, flags),
+                None => Err(rustix::io::Errno::BADF),
+            };
+            match sent {
                 Ok(sent) => drop(self.pending.drain(..sent)),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return false,
-                // The reader sees the end of the stream and does what is to be done.
-                Err(_) => {
-                    self.pending.clear();
-                    return true;
-                }
+                Err(rustix::io::Errno::AGAIN) => return,
+                // The link thread sees the end of the socket and does what is to be done.
+                Err(_) => self.pending.clear(),
             }
         }
-        true
     }
 }
 

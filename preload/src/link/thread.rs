@@ -15,8 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::{Duration, Instant};
 
 /// Pauses between attempts to reach a lost assigner.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// A program may close the socket without this thread's being told, and a message that could not be
+/// sent at once must go: so often both are looked at.
+const ROUNDS: Duration = Duration::from_secs(2);
 /// A connection that lived shorter than this counts as a failed attempt.
 const STABLE: Duration = Duration::from_secs(1);
 
@@ -104,22 +107,17 @@ fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
     None
 }
 
-/// Waits for a message, the doorbell or the time, and sends what could not be sent at once.
+/// Waits for a message or the time, and sends what could not be sent at once.
 fn wait(connection: &Connection, time: Option<Duration>) {
-    let Some(doorbell) = LINK.doorbell.get() else { return };
-    let time =
-        time.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+    let Some(descriptor) = connection.socket.descriptor() else { return };
+    let time = time.unwrap_or(ROUNDS).min(ROUNDS);
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     let pending = !LINK.outbox().pending.is_empty();
     let flags = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = [PollFd::new(&connection.stream, flags), PollFd::new(doorbell, PollFlags::IN)];
+    let mut fds = [PollFd::from_borrowed_fd(descriptor, flags)];
     // Errors are signals, which this thread blocks, or lack of memory, which passes.
-    let _ = poll(&mut fds, time.as_ref());
-    let rung = fds[1].revents().contains(PollFlags::IN);
-    if rung {
-        let mut count = [0u8; 8];
-        let _ = rustix::io::read(doorbell, &mut count[..]);
-    }
-    if rung || pending {
+    let _ = poll(&mut fds, Some(&time));
+    if pending {
         LINK.outbox().flush();
     }
 }
@@ -155,7 +153,7 @@ fn reconnect(
 fn resume(connection: &Connection) {
     let mut lease = LINK.lease();
     LEDGER.resume(|| {
-        LINK.install(&connection.stream);
+        LINK.install(&connection.socket);
         if lease.reconnected() {
             LINK.send(client_message::Kind::Acquire(Acquire {}));
         }

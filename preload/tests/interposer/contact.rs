@@ -1,7 +1,7 @@
 //! cuInit: finding the assigner, the driver, and what to do without either.
 
 use crate::assigner::{Assigner, UUID, bound, welcome};
-use crate::setup::{Lab, interposer};
+use crate::setup::{Lab, interposer, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{Refused, RefusedCode};
@@ -176,4 +176,44 @@ fn a_bad_variable_is_named() {
         .succeeded()
         .prints("cuInit=802")
         .says("ACB_GPUS=some: ");
+}
+
+#[test]
+fn an_assigner_that_restarts_in_the_middle_of_cuinit_is_waited_for() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Welcome(welcome()));
+    assert_eq!(peer.hear(), Hear::Bind(Default::default()));
+    drop(peer);
+    let _peer = assigner.accept_client();
+    client.end().succeeded().prints("cuInit=0");
+    assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+}
+
+/// A daemon closes what it has not opened; its own files may get the same numbers.
+#[test]
+fn a_program_that_closes_all_descriptors_keeps_its_files_and_its_place() {
+    let lab = Lab::new();
+    let files = tempfile::tempdir().unwrap();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start(&format!("close-all {}", files.path().display()));
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    client.tell("close");
+    wait_until("its files", || std::fs::read_dir(files.path()).unwrap().count() > 1000);
+    // Whether this is heard or lost, the client comes back and says what it holds.
+    peer.want(1);
+    let mut peer = assigner.accept();
+    assert_eq!(peer.hello().held.expect("held is stated").epoch, 1);
+    peer.say(Say::Welcome(welcome()));
+    peer.want(1);
+    peer.release();
+    client.tell("launch");
+    peer.grant(2);
+    client.tell("check");
+    client.end().succeeded();
 }
