@@ -51,7 +51,9 @@ pub(crate) fn off(lab: &Lab) -> Result<()> {
     let variables = variables(&output);
     let ours = variables.keys().find(|name| name.starts_with("ACB_") || name.starts_with("LD_"));
     ensure!(ours.is_none(), "{ours:?} in a step with --acb=off:\n{output}");
-    ensure!(variables.get("CUDA_VISIBLE_DEVICES") == variables.get("SLURM_STEP_GPUS"), "{output}");
+    // As Slurm has it: it sets both alike, and counts from 0 where devices are constrained.
+    let visible = variables.get("CUDA_VISIBLE_DEVICES");
+    ensure!(visible.is_some() && visible == variables.get("GPU_DEVICE_ORDINAL"), "{output}");
     stage::assert_gone(lab, job)
 }
 
