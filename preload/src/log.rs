@@ -4,6 +4,8 @@
 //! a line may be written in a forked child whose parent held any lock at all.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// How much a line matters.
@@ -47,16 +49,29 @@ pub(crate) fn enabled(level: Level) -> bool {
     level as u8 <= chosen
 }
 
+/// `ACB_LOG_FILE`; read once, for the program may change its environment while the link thread writes.
+static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+
+fn file() -> Option<&'static PathBuf> {
+    FILE.get_or_init(|| std::env::var_os("ACB_LOG_FILE").map(PathBuf::from)).as_ref()
+}
+
+/// Reads the environment now, in the program's own thread.
+pub(crate) fn read_environment() {
+    enabled(Level::Error);
+    file();
+}
+
 /// Writes one line, if its level is wanted.
 pub(crate) fn write(level: Level, text: fmt::Arguments<'_>) {
     if !enabled(level) {
         return;
     }
     let line = format!("acb[{}]: {text}\n", std::process::id());
-    match std::env::var_os("ACB_LOG_FILE") {
+    match file() {
         Some(path) => {
             use std::io::Write as _;
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
             match file.and_then(|mut file| file.write_all(line.as_bytes())) {
                 Ok(()) => {}
                 Err(error) => {
@@ -65,7 +80,7 @@ pub(crate) fn write(level: Level, text: fmt::Arguments<'_>) {
                         to_stderr(&format!(
                             "acb[{}]: ACB_LOG_FILE={}: {error}; writing to stderr\n",
                             std::process::id(),
-                            path.to_string_lossy()
+                            path.display()
                         ));
                     }
                     to_stderr(&line);

@@ -15,7 +15,7 @@ use crate::memory::LEDGER;
 use crate::settings::{OnFailure, Settings};
 use crate::table::real;
 use crate::work::WORK;
-use crate::{driver, environment, table};
+use crate::{driver, environment, log, table};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{BoundGpu, RefusedCode};
 use std::ffi::c_uint;
@@ -51,6 +51,7 @@ pub(crate) fn init(flags: c_uint) -> CuResult {
     if is_detached() {
         return CuResult::NOT_INITIALIZED;
     }
+    log::read_environment();
     let settings = match Settings::read(|name| std::env::var(name).ok()) {
         Ok(Some(settings)) => settings,
         // SAFETY: the program's own argument.

@@ -17,7 +17,8 @@
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Handle of a context or a stream, as a number.
@@ -66,6 +67,8 @@ pub(crate) struct Work {
     answered: Condvar,
     /// A per-thread default stream has been used.
     per_thread: AtomicBool,
+    /// The function launched last, 0 after anything that may have unloaded it.
+    kernel: AtomicUsize,
 }
 
 pub(crate) static WORK: Work = Work::new();
@@ -84,6 +87,7 @@ impl Work {
             }),
             answered: Condvar::new(),
             per_thread: AtomicBool::new(false),
+            kernel: AtomicUsize::new(0),
         }
     }
 
@@ -98,6 +102,30 @@ impl Work {
         }
     }
 
+    #[inline(always)]
+    pub(crate) fn note_kernel(&self, function: Handle) {
+        self.kernel.store(function, Ordering::Relaxed);
+    }
+
+    /// Functions may go: returns when nothing is being asked about them.
+    pub(crate) fn forget_kernel(&self) {
+        self.kernel.store(0, Ordering::Relaxed);
+        self.wait(self.lock(), |_| true);
+    }
+
+    /// Name of the function launched last, where the driver says it (CUDA 12.3 and later).
+    pub(crate) fn kernel_name(&self) -> Option<String> {
+        let (&context, _) = self.lock().contexts.first_key_value()?;
+        // Marked, so that whoever unloads the function waits; read only then.
+        if !self.mark(context, LEGACY) {
+            return None;
+        }
+        let function = self.kernel.load(Ordering::Relaxed);
+        let name = (function != 0).then(|| name_of(function)).flatten();
+        self.unmark();
+        name
+    }
+
     pub(crate) fn add_context(&self, context: Handle) {
         if context != 0 {
             self.lock().contexts.entry(context).or_default();
@@ -107,6 +135,7 @@ impl Work {
     /// Forgets a context and its streams, and returns when nothing is being asked about them: the
     /// context may be destroyed now. Until the answer is dropped, nothing counts as drained.
     pub(crate) fn remove_context(&'static self, context: Handle) -> Leaving {
+        self.kernel.store(0, Ordering::Relaxed);
         let mut register = self.lock();
         register.leaving += 1;
         let streams: Vec<Handle> =
@@ -118,7 +147,7 @@ impl Work {
             streams,
             leftovers: register.leftovers.extract_if(.., |(of, _)| *of == context).collect(),
         };
-        self.wait(register, |(asked, _)| asked == context);
+        self.wait(register, |_| true);
         leaving
     }
 
@@ -351,6 +380,24 @@ impl Fence {
         // SAFETY: as above.
         unsafe { real::cuEventQuery(event) }
     }
+}
+
+/// Name of a CUfunction, or of a CUkernel that was launched as one.
+fn name_of(function: Handle) -> Option<String> {
+    let mut name: *mut c_char = std::ptr::null_mut();
+    let place = (&raw mut name).cast_const();
+    // SAFETY: a place on this stack, and a function that nobody unloads meanwhile.
+    let mut result = unsafe { real::cuFuncGetName(place, function as sys::CUfunction) };
+    if !result.is_success() {
+        // SAFETY: as above.
+        result = unsafe { real::cuKernelGetName(place, function as sys::CUkernel) };
+    }
+    if !result.is_success() || name.is_null() {
+        return None;
+    }
+    // SAFETY: the driver's string, which lives as long as the function.
+    let name = unsafe { CStr::from_ptr(name) };
+    Some(name.to_string_lossy().chars().take(200).collect())
 }
 
 /// An event in the current context.

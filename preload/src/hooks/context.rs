@@ -58,6 +58,19 @@ fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult
     result
 }
 
+/// Functions go with their module.
+pub(crate) unsafe fn cuModuleUnload(hmod: sys::CUmodule) -> CuResult {
+    WORK.forget_kernel();
+    // SAFETY: the program's own argument.
+    unsafe { real::cuModuleUnload(hmod) }
+}
+
+pub(crate) unsafe fn cuLibraryUnload(library: sys::CUlibrary) -> CuResult {
+    WORK.forget_kernel();
+    // SAFETY: the program's own argument.
+    unsafe { real::cuLibraryUnload(library) }
+}
+
 macro_rules! adopt {
     ($($symbol:ident;)*) => {$(
         pub(crate) unsafe fn $symbol(ctx: sys::CUcontext) -> CuResult {

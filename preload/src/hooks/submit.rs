@@ -44,13 +44,19 @@ pub(crate) fn note_form(form: StreamForm) {
     }
 }
 
-/// Looks for the per-thread default stream among the parameters. The types are known when this is
+/// Looks for the kernel and for the per-thread default stream among the parameters. The types are known when this is
 /// compiled: nothing is left of it for parameters that are no streams.
 ///
 /// # Safety
 /// `parameter` is a driver function's parameter as the program gave it.
 #[inline(always)]
 pub(crate) unsafe fn note_parameter<T: Copy + 'static>(parameter: &T) {
+    if TypeId::of::<T>() == TypeId::of::<sys::CUfunction>() {
+        // SAFETY: T is CUfunction.
+        let function = unsafe { std::mem::transmute_copy::<T, sys::CUfunction>(parameter) };
+        WORK.note_kernel(function as usize);
+        return;
+    }
     let stream = if TypeId::of::<T>() == TypeId::of::<sys::CUstream>() {
         // SAFETY: T is CUstream.
         unsafe { std::mem::transmute_copy::<T, sys::CUstream>(parameter) }

@@ -166,9 +166,13 @@ impl Watch {
     fn stuck(&mut self, closed: Instant) {
         if !self.told_stuck {
             self.told_stuck = true;
+            let kernel = match WORK.kernel_name() {
+                Some(name) => format!(" (launched last: {name})"),
+                None => String::new(),
+            };
             warning!(
                 "the GPU has not finished {} s after the assigner asked for it back: a kernel that does not end, or \
-                 one that waits for this program. The GPU is kept until it has; others wait",
+                 one that waits for this program{kernel}. The GPU is kept until it has; others wait",
                 closed.elapsed().as_secs()
             );
         }

@@ -133,6 +133,7 @@ R cuLaunchKernel_ptsz(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned b
                       unsigned shared, void *s, void **p, void **e) {
     return launch("cuLaunchKernel_ptsz", gx, s);
 }
+R cuFuncGetName(const char **name, void *f) { if (f != (void *)10) return HANDLE; *name = "kernel_10"; return OK; }
 /* Does nothing, says nothing: what a call costs. */
 R cuGraphLaunch(void *g, void *s) { return OK; }
 R cuMemsetD8_v2(ptr p, unsigned char c, size_t n) { endless = 0; say("cuMemsetD8"); return OK; }

@@ -246,7 +246,12 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     client.tell("write the flag");
     peer.release();
     client.tell("on");
-    client.end().succeeded().says("a kernel that does not end").says("the GPU has finished");
+    client
+        .end()
+        .succeeded()
+        .says("a kernel that does not end")
+        .says("launched last: kernel_10")
+        .says("the GPU has finished");
 }
 
 #[test]

@@ -344,7 +344,7 @@ macro_rules! driver_functions {
             [pass] cuLibraryGetUnifiedFunction "cuLibraryGetUnifiedFunction" "cuLibraryGetUnifiedFunction" 12000 Legacy (fptr: *mut *mut c_void, library: sys::CUlibrary, symbol: *const c_char);
             [pass] cuLibraryLoadData "cuLibraryLoadData" "cuLibraryLoadData" 12000 Legacy (library: *mut sys::CUlibrary, code: *const c_void, jitOptions: *mut c_uint, jitOptionsValues: *mut *mut c_void, numJitOptions: c_uint, libraryOptions: *mut c_uint, libraryOptionValues: *mut *mut c_void, numLibraryOptions: c_uint);
             [pass] cuLibraryLoadFromFile "cuLibraryLoadFromFile" "cuLibraryLoadFromFile" 12000 Legacy (library: *mut sys::CUlibrary, fileName: *const c_char, jitOptions: *mut c_uint, jitOptionsValues: *mut *mut c_void, numJitOptions: c_uint, libraryOptions: *mut c_uint, libraryOptionValues: *mut *mut c_void, numLibraryOptions: c_uint);
-            [pass] cuLibraryUnload "cuLibraryUnload" "cuLibraryUnload" 12000 Legacy (library: sys::CUlibrary);
+            [context] cuLibraryUnload "cuLibraryUnload" "cuLibraryUnload" 12000 Legacy (library: sys::CUlibrary);
             [pass] cuLinkAddData "cuLinkAddData" "cuLinkAddData" 5050 Legacy (state: sys::CUlinkState, type_: c_uint, data: *mut c_void, size: usize, name: *const c_char, numOptions: c_uint, options: *mut c_uint, optionValues: *mut *mut c_void);
             [pass] cuLinkAddData_v2 "cuLinkAddData_v2" "cuLinkAddData" 6050 Legacy (state: sys::CUlinkState, type_: c_uint, data: *mut c_void, size: usize, name: *const c_char, numOptions: c_uint, options: *mut c_uint, optionValues: *mut *mut c_void);
             [pass] cuLinkAddFile "cuLinkAddFile" "cuLinkAddFile" 5050 Legacy (state: sys::CUlinkState, type_: c_uint, path: *const c_char, numOptions: c_uint, options: *mut c_uint, optionValues: *mut *mut c_void);
@@ -569,7 +569,7 @@ macro_rules! driver_functions {
             [pass] cuModuleLoadData "cuModuleLoadData" "cuModuleLoadData" 2000 Legacy (module: *mut sys::CUmodule, image: *const c_void);
             [pass] cuModuleLoadDataEx "cuModuleLoadDataEx" "cuModuleLoadDataEx" 2010 Legacy (module: *mut sys::CUmodule, image: *const c_void, numOptions: c_uint, options: *mut c_uint, optionValues: *mut *mut c_void);
             [pass] cuModuleLoadFatBinary "cuModuleLoadFatBinary" "cuModuleLoadFatBinary" 2000 Legacy (module: *mut sys::CUmodule, fatCubin: *const c_void);
-            [pass] cuModuleUnload "cuModuleUnload" "cuModuleUnload" 2000 Legacy (hmod: sys::CUmodule);
+            [context] cuModuleUnload "cuModuleUnload" "cuModuleUnload" 2000 Legacy (hmod: sys::CUmodule);
             [pass] cuMulticastAddDevice "cuMulticastAddDevice" "cuMulticastAddDevice" 12010 Legacy (mcHandle: u64, dev: c_int);
             [pass] cuMulticastBindAddr "cuMulticastBindAddr" "cuMulticastBindAddr" 12010 Legacy (mcHandle: u64, mcOffset: usize, memptr: u64, size: usize, flags: u64);
             [pass] cuMulticastBindAddr_v2 "cuMulticastBindAddr_v2" "cuMulticastBindAddr" 13010 Legacy (mcHandle: u64, dev: c_int, mcOffset: usize, memptr: u64, size: usize, flags: u64);
