@@ -44,12 +44,13 @@ fn parse(words: &[String]) -> Arguments {
 /// Reads the cluster file. The environment is never asked where it is: the check in srun is to
 /// find what the nodes will find.
 pub(crate) fn site() -> Result<SiteConfig, LoadError> {
-    let conf = ARGUMENTS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .as_ref()
-        .and_then(|arguments| arguments.conf.clone());
-    SiteConfig::load(conf.as_deref(), Trust::Privileged)
+    SiteConfig::load(conf().as_deref(), Trust::Privileged)
+}
+
+/// The cluster file that plugstack.conf names; `None`: the default.
+pub(crate) fn conf() -> Option<PathBuf> {
+    let arguments = ARGUMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    arguments.as_ref().and_then(|arguments| arguments.conf.clone())
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use crate::records::Records;
 use crate::slurm::{self, Handle};
-use crate::{args, sweep};
+use crate::sweep;
+use crate::whereabouts::Whereabouts;
 use std::env;
 use std::ffi::c_int;
 
@@ -13,15 +14,11 @@ pub(crate) fn run(handle: &Handle<'_>) -> c_int {
     else {
         return 0;
     };
-    let Ok(site) = args::site() else { return 0 };
-    let records = Records::new(&site.paths.run_dir, &node, job_id);
-    if !records.exist() && records.failure().is_none() {
-        return 0;
-    }
-    if let Some(daemon) = records.daemon() {
-        sweep::end(daemon, uid);
-    }
-    if let Err(error) = records.remove() {
+    // What is wrong with the cluster file, the prolog has told, and nothing was begun.
+    let Ok(records) = Records::find(&node, job_id) else { return 0 };
+    let outcome = sweep::clear(&records, uid)
+        .and_then(|()| Whereabouts::of(&node, job_id).forget().map_err(|error| error.to_string()));
+    if let Err(error) = outcome {
         slurm::error(&format!("left behind by job {job_id}: {error}"));
     }
     0

@@ -7,7 +7,7 @@ use crate::launch::{self, Launch};
 use crate::process::{Identity, Process};
 use crate::records::Records;
 use crate::slurm::{self, Handle, c_string};
-use crate::{args, cgroup, sweep};
+use crate::{cgroup, sweep};
 use acb_cluster_conf::JobSpec;
 use std::env;
 use std::ffi::c_int;
@@ -28,8 +28,7 @@ pub(crate) fn run(handle: &Handle<'_>) -> c_int {
     }
     let (Ok(job_id), Ok(node)) = (handle.job_id(), env::var("SLURMD_NODENAME")) else { return 0 };
     // What is wrong with the cluster file, the prolog has told.
-    let Ok(site) = args::site() else { return 0 };
-    let records = Records::new(&site.paths.run_dir, &node, job_id);
+    let Ok(records) = Records::find(&node, job_id) else { return 0 };
     if !records.exist() {
         return 0;
     }

@@ -5,6 +5,7 @@
 
 use crate::records::Records;
 use crate::slurm::{self, Handle};
+use crate::whereabouts::Whereabouts;
 use crate::{args, option, resources, sweep};
 use acb_cluster_conf::{AcbOption, JobFacts, JobSpec, Key, Request, SiteConfig};
 use std::env;
@@ -30,11 +31,19 @@ fn record(handle: &Handle<'_>, request: Result<Request, String>) -> Result<(), S
     let site = args::site().map_err(|error| format!("job {job_id} gets no assigner: {error}"))?;
     let node = variable("SLURMD_NODENAME")?;
     let records = Records::new(&site.paths.run_dir, &node, job_id);
-    // Left from an earlier life of the job, whose epilog did not run.
-    if let Some(daemon) = records.daemon() {
-        sweep::end(daemon, handle.uid().map_err(|error| error.to_string())?);
+    // Left from an earlier life of the job, whose epilog did not run. The run folder may have been
+    // another then.
+    let uid = handle.uid().map_err(|error| error.to_string())?;
+    let whereabouts = Whereabouts::of(&node, job_id);
+    let earlier = whereabouts.read().map(|run_dir| Records::new(&run_dir, &node, job_id));
+    for records in earlier.iter().chain([&records]) {
+        sweep::clear(records, uid)
+            .map_err(|error| format!("of an earlier job {job_id}: {error}"))?;
     }
-    records.remove().map_err(|error| format!("of an earlier job {job_id}: {error}"))?;
+    if let Err(error) = whereabouts.note(&site.paths.run_dir) {
+        // Not needed as long as the cluster file stays as it is.
+        slurm::error(&format!("job {job_id}: its run folder cannot be remembered: {error}"));
+    }
     let spec = request.and_then(|request| {
         let facts = facts(handle, job_id, node).map_err(|error| error.to_string())?;
         plan_spec(&site, &request, facts)

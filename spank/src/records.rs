@@ -9,10 +9,12 @@
 //! | `JOBID.failed` | why there is none, for the job's tasks to tell |
 
 use crate::process::Identity;
-use acb_cluster_conf::{JobFolder, JobSpec, spec_file};
+use crate::whereabouts::Whereabouts;
+use crate::{args, removal, trust};
+use acb_cluster_conf::{JobFolder, JobSpec, LoadError, spec_file};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The records of one job on this node.
@@ -31,6 +33,16 @@ impl Records {
         }
     }
 
+    /// Those of a job that has begun, wherever they were made; without the cluster file if it must
+    /// be.
+    pub(crate) fn find(node: &str, job_id: u32) -> Result<Self, LoadError> {
+        let run_dir = match Whereabouts::of(node, job_id).read() {
+            Some(run_dir) => run_dir,
+            None => args::site()?.paths.run_dir.to_path_buf(),
+        };
+        Ok(Self::new(&run_dir, node, job_id))
+    }
+
     /// The job spec's file.
     pub(crate) fn spec(&self) -> &Path {
         &self.spec
@@ -43,19 +55,34 @@ impl Records {
 
     /// Whether the job is an acb job.
     pub(crate) fn exist(&self) -> bool {
-        self.spec.exists()
+        self.trusted() && self.spec.exists()
+    }
+
+    /// What others could have written is nobody's record.
+    fn trusted(&self) -> bool {
+        self.spec.parent().is_some_and(|folder| trust::check(folder).is_ok())
+    }
+
+    /// Whether there could be any: the prolog makes none in a folder of others.
+    pub(crate) fn possible(&self) -> io::Result<()> {
+        self.spec.parent().map_or(Ok(()), trust::check_place)
+    }
+
+    fn read(&self, file: &Path) -> Option<String> {
+        self.trusted().then(|| fs::read_to_string(file).ok()).flatten()
     }
 
     /// Makes `RUN/NODE`, which everybody may enter, and `RUN/NODE/spec`, which root alone may.
     fn make_folders(&self) -> io::Result<()> {
         let records = self.spec.parent().ok_or(ErrorKind::InvalidInput)?;
         let node = records.parent().ok_or(ErrorKind::InvalidInput)?;
+        trust::check_place(node)?;
         DirBuilder::new().recursive(true).mode(0o755).create(node)?;
         for folder in [node, node.parent().ok_or(ErrorKind::InvalidInput)?] {
-            check_owner(folder)?;
+            trust::check(folder)?;
         }
         DirBuilder::new().recursive(true).mode(0o700).create(records)?;
-        check_owner(records)?;
+        trust::check(records)?;
         // slurmd's umask may be anything.
         fs::set_permissions(node, Permissions::from_mode(0o755))?;
         fs::set_permissions(records, Permissions::from_mode(0o700))
@@ -75,7 +102,7 @@ impl Records {
 
     /// Why the job has no assigner here.
     pub(crate) fn failure(&self) -> Option<String> {
-        fs::read_to_string(self.failure_file()).ok()
+        self.read(&self.failure_file())
     }
 
     /// Remembers the assigner's process.
@@ -85,15 +112,17 @@ impl Records {
 
     /// The assigner's process.
     pub(crate) fn daemon(&self) -> Option<Identity> {
-        let text = fs::read_to_string(self.daemon_file()).ok()?;
+        let text = self.read(&self.daemon_file())?;
         let (pid, start_time) = text.trim().split_once(' ')?;
         Some(Identity { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? })
     }
 
     /// Removes everything of the job, the user's folder as well; errors are joined.
     pub(crate) fn remove(&self) -> Result<(), String> {
-        // Does not follow symbolic links, whatever the user has put there.
-        let folder = fs::remove_dir_all(self.folder.path());
+        if !self.trusted() {
+            return Ok(());
+        }
+        let folder = removal::remove(self.folder.path());
         let files = [self.spec.clone(), self.failure_file(), self.daemon_file()];
         let errors: Vec<_> = std::iter::once((self.folder.path().to_owned(), folder))
             .chain(files.map(|file| (file.clone(), fs::remove_file(&file))))
@@ -114,17 +143,6 @@ impl Records {
     fn daemon_file(&self) -> PathBuf {
         self.spec.with_extension("daemon")
     }
-}
-
-/// Whoever can write a folder can put others' files in the place of ours.
-fn check_owner(folder: &Path) -> io::Result<()> {
-    let metadata = folder.symlink_metadata()?;
-    let own = fs::metadata("/proc/self")?.uid();
-    if metadata.is_dir() && metadata.uid() == own && metadata.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    let why = format!("{} must be a folder that root alone can write", folder.display());
-    Err(io::Error::other(why))
 }
 
 /// Root's alone from its first byte on, and whole or not there.

@@ -6,12 +6,12 @@
 //! task ends itself.
 
 use crate::library::Library;
+use crate::option;
 use crate::plan::{self, Change, TaskError, TaskFacts};
 use crate::ready::Ready;
 use crate::records::Records;
 use crate::resources::{self, Devices};
 use crate::slurm::{self, Handle};
-use crate::{args, option};
 use acb_cluster_conf::{AcbOption, JobSpec, Request};
 use std::collections::BTreeMap;
 use std::env;
@@ -28,7 +28,7 @@ const INTERACTIVE_STEP: u32 = 0xffff_fffa;
 /// knows, and keep it until their program starts.
 #[derive(Debug, Clone)]
 enum Job {
-    /// The cluster file cannot be used.
+    /// The cluster file, or the run folder, cannot be used.
     Unknown(String),
     /// Not an acb job.
     Plain,
@@ -43,22 +43,22 @@ static JOB: Mutex<Option<Job>> = Mutex::new(None);
 /// init_post_opt, as root.
 pub(crate) fn look_as_root(handle: &Handle<'_>) -> c_int {
     let (Ok(job_id), Ok(node)) = (handle.job_id(), env::var("SLURMD_NODENAME")) else { return 0 };
-    let job = match args::site() {
+    let job = match Records::find(&node, job_id) {
         Err(error) => Job::Unknown(error.to_string()),
-        Ok(site) => {
-            let records = Records::new(&site.paths.run_dir, &node, job_id);
-            match records.failure() {
-                Some(why) => Job::Failed(why),
-                None if !records.exist() => Job::Plain,
-                None => match JobSpec::load(records.spec()) {
-                    Ok(spec) => {
-                        let devices = devices(&spec);
-                        Job::Acb(Box::new(spec), devices)
-                    }
-                    Err(error) => Job::Failed(error.to_string()),
-                },
-            }
-        }
+        Ok(records) => match records.failure() {
+            Some(why) => Job::Failed(why),
+            None if !records.exist() => match records.possible() {
+                Ok(()) => Job::Plain,
+                Err(error) => Job::Unknown(error.to_string()),
+            },
+            None => match JobSpec::load(records.spec()) {
+                Ok(spec) => {
+                    let devices = devices(&spec);
+                    Job::Acb(Box::new(spec), devices)
+                }
+                Err(error) => Job::Failed(error.to_string()),
+            },
+        },
     };
     *JOB.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
     0

@@ -6,6 +6,7 @@
 use crate::launch::ProcessFile;
 use crate::launch::Signal;
 use crate::process::{Identity, Process};
+use crate::records::Records;
 use std::time::{Duration, Instant};
 
 /// For the assigner to write its last statistics.
@@ -31,6 +32,14 @@ fn select(processes: &[Process], daemon: Identity, uid: u32) -> Vec<Identity> {
         .filter(|process| process.uid == uid && process.identity.start_time >= daemon.start_time)
         .map(|process| process.identity)
         .collect()
+}
+
+/// Ends the assigner of a job and removes what is there of the job; errors are joined.
+pub(crate) fn clear(records: &Records, uid: u32) -> Result<(), String> {
+    if let Some(daemon) = records.daemon() {
+        end(daemon, uid);
+    }
+    records.remove()
 }
 
 /// Ends the assigner; returns when it is gone, or after a bounded time.

@@ -2,7 +2,7 @@
 
 use crate::stage;
 use acb_tests::lab::{Cluster, Lab, SIMULATED};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 const WRONG: &str = "[scheduler]\npolcy = \"simple\"\n";
 
@@ -64,6 +64,38 @@ fn a_file_that_breaks_later_is_told_by_the_task() -> Result<()> {
             let place = format!("{}:2:1", lab.cluster_file().display());
             ensure!(output.contains(&place) && output.contains("polcy"), "{output}");
         }
+        plain_jobs_run(&lab)?;
+    }
+    stage::nodes_are_well(&lab)
+}
+
+/// The file breaks while a job runs: the job is swept all the same, and its next step runs as ever.
+#[test]
+fn a_job_is_swept_without_the_file() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.cluster = Cluster::Text(SIMULATED.into()))? else {
+        return Ok(());
+    };
+    let user = stage::user()?;
+    let good = std::fs::read_to_string(lab.cluster_file())?;
+    let phases = stage::program(&lab, "phases");
+    let script =
+        format!("#!/bin/bash\n#SBATCH --acb --gres=gpu:1 -N1\nsrun {phases} --duration 600\n");
+    let run_dir = lab.run_dir().display().to_string();
+    let elsewhere = good.replace(&run_dir, &format!("{run_dir}2"));
+    ensure!(elsewhere != good);
+    for broken in [Some(WRONG), Some(elsewhere.as_str()), None] {
+        std::fs::write(lab.cluster_file(), &good)?;
+        let job = lab.submit(&user, &script)?;
+        let node = stage::await_running(&lab, job)?;
+        stage::await_holder(&lab, &user, &node, job)?;
+        match broken {
+            Some(text) => std::fs::write(lab.cluster_file(), text)?,
+            None => std::fs::remove_file(lab.cluster_file())?,
+        }
+        ensure!(!stage::traces(&lab, job).is_empty());
+        ensure!(lab.run(&["scancel", &job.to_string()])?.success());
+        lab.await_end(job, stage::PATIENCE)?;
+        stage::assert_gone(&lab, job).with_context(|| format!("cluster file: {broken:?}"))?;
         plain_jobs_run(&lab)?;
     }
     stage::nodes_are_well(&lab)
