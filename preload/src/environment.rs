@@ -25,18 +25,25 @@ pub(crate) fn replace_variable(name: &CStr, value: &str) -> Option<Replaced> {
     if !old.is_null() {
         // SAFETY: not NULL, so it is a string that ends in NUL.
         let room = unsafe { CStr::from_ptr(old) }.count_bytes();
-        if room >= new.count_bytes() {
-            // SAFETY: the new value and its NUL fit where the old one was; the environment's
-            // strings are writable, they lie on the initial stack or in setenv's heap.
-            unsafe {
-                std::ptr::copy_nonoverlapping(new.as_ptr(), old, new.as_bytes_with_nul().len());
-            }
+        if room >= new.count_bytes() && overwrite(old, &new) {
             return Some(Replaced::InPlace);
         }
     }
     // SAFETY: both are strings that end in NUL.
     let done = unsafe { libc::setenv(name.as_ptr(), new.as_ptr(), 1) };
     (done == 0).then_some(Replaced::Anew)
+}
+
+/// Overwrites a string of the environment with one that is no longer. False: it cannot be written
+/// to, as a program's putenv may have put a literal there. The kernel does the copying, since it
+/// answers where the processor would end the program.
+fn overwrite(old: *mut libc::c_char, new: &CStr) -> bool {
+    let bytes = new.to_bytes_with_nul();
+    let from = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let to = libc::iovec { iov_base: old.cast(), iov_len: bytes.len() };
+    // SAFETY: the new value and its NUL fit where the old one was; the source is only read.
+    let copied = unsafe { libc::process_vm_writev(libc::getpid(), &from, 1, &to, 1, 0) };
+    copied == bytes.len() as isize
 }
 
 /// Name of the program without its folder.

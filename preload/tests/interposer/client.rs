@@ -22,6 +22,7 @@ pub(crate) fn play(scenario: &str) {
         "capture" => capture(argument),
         "destroy-busy" => destroy_busy(argument),
         "destroy-twice" => destroy_twice(),
+        "literal" => literal(),
         "close-all" => close_all(argument),
         "fork-while-starting" => fork_while_starting(),
         "streams" => streams(),
@@ -252,6 +253,14 @@ fn destroy_twice() {
     assert_eq!(cuda.launch(0, NULL), 0);
     cuda.synchronize();
     pause();
+}
+
+/// The program's own choice of a GPU lies in memory that cannot be written to.
+fn literal() {
+    static CHOICE: &CStr = c"CUDA_VISIBLE_DEVICES=GPU-99999999";
+    // SAFETY: the string lives for ever, and putenv does not write to it.
+    assert_eq!(unsafe { libc::putenv(CHOICE.as_ptr().cast_mut()) }, 0);
+    println!("cuInit={}", Cuda::load().init());
 }
 
 /// Closes every descriptor but the standard ones, as daemons do, and opens files instead.

@@ -217,3 +217,13 @@ fn a_program_that_closes_all_descriptors_keeps_its_files_and_its_place() {
     client.tell("check");
     client.end().succeeded();
 }
+
+#[test]
+fn a_choice_that_cannot_be_overwritten_is_replaced() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("literal");
+    let _peer = assigner.accept_client();
+    client.end().succeeded().prints("cuInit=0");
+    assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+}
