@@ -1,7 +1,7 @@
 //! What the small CUDA programs of the tests share.
 //!
 //! Owns: clocks ([`clock`]), a tiny loader of the driver ([`driver`]), the PTX of the kernels ([`kernels`]), what those
-//! kernels must leave behind ([`reference`]), the lengths of phases ([`timing`]).
+//! kernels must leave behind ([`mod@reference`]), the lengths of phases ([`timing`]).
 //! Does not own: anything of slurm-acb. These programs know nothing of it, which is their point.
 
 pub mod clock;
