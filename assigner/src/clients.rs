@@ -20,11 +20,11 @@ use std::time::Duration;
 use acb_core::ClientId;
 use acb_wire::frame::{Decoder, FrameError};
 use acb_wire::v1::{ClientMessage, Hello, RefusedCode, client_message::Kind};
-use tokio::io::Interest;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream, unix::UCred};
 use tokio::time::{sleep, timeout};
 
 use crate::broker::{Broker, Newcomer, Refused};
+use crate::channel::Channel;
 use crate::outbox::{End, Outbox};
 use crate::process::{ProcessId, ProcessWatch};
 
@@ -84,10 +84,14 @@ impl From<Refused> for Ending {
 }
 
 async fn connection(broker: Rc<RefCell<Broker>>, stream: UnixStream) {
-    let stream = Rc::new(stream);
-    let outbox = Rc::new(Outbox::new(Rc::clone(&stream)));
-    let mut peer = Peer { stream, outbox, decoder: Decoder::new(), process: None, watch: None };
-    let client = match peer.introduce(&broker).await {
+    let accepted = stream.peer_cred().and_then(|peer| Ok((peer, Rc::new(Channel::new(stream)?))));
+    let (credentials, channel) = match accepted {
+        Ok(accepted) => accepted,
+        Err(error) => return tracing::warn!("a client could not be accepted: {error}"),
+    };
+    let outbox = Rc::new(Outbox::new(Rc::clone(&channel)));
+    let mut peer = Peer { channel, outbox, decoder: Decoder::new(), process: None, watch: None };
+    let client = match peer.introduce(&broker, credentials).await {
         Ok(client) => client,
         Err(ending) => {
             tracing::info!("a connection ended before it was a client's: {ending}");
@@ -131,7 +135,7 @@ async fn wait_for_end(
 }
 
 struct Peer {
-    stream: Rc<UnixStream>,
+    channel: Rc<Channel>,
     outbox: Rc<Outbox>,
     decoder: Decoder,
     process: Option<ProcessId>,
@@ -140,8 +144,11 @@ struct Peer {
 
 impl Peer {
     /// From the first byte to Welcome.
-    async fn introduce(&mut self, broker: &Rc<RefCell<Broker>>) -> Result<ClientId, Ending> {
-        let credentials = self.stream.peer_cred()?;
+    async fn introduce(
+        &mut self,
+        broker: &Rc<RefCell<Broker>>,
+        credentials: UCred,
+    ) -> Result<ClientId, Ending> {
         let own = rustix::process::geteuid().as_raw();
         if credentials.uid() != own && credentials.uid() != 0 {
             let uid = credentials.uid();
@@ -212,55 +219,43 @@ impl Peer {
                     None => continue,
                 }
             }
+            // Here too, so that a client that always has something to say hears the answers.
+            self.outbox.flush();
             match self.outbox.end() {
                 None | Some(End::Finished) => {}
                 Some(End::Overflow) => return Err(Ending::NeverReads),
                 Some(End::Broken) => return Err(Ending::Closed),
             }
-            let mut interest = Interest::READABLE;
-            if self.outbox.has_queued() {
-                interest = interest.add(Interest::WRITABLE);
-            }
+            let mut part = [0; 4096];
             tokio::select! {
                 biased;
                 () = gone(self.watch.as_ref()) => return Err(Ending::ProcessGone),
-                ready = self.stream.ready(interest) => {
-                    let ready = ready?;
-                    if ready.is_writable() {
-                        self.outbox.flush();
+                read = self.channel.read(&mut part) => match read {
+                    Ok(0) => return Err(Ending::Closed),
+                    Ok(count) => self.decoder.extend(&part[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                        return Err(Ending::Closed);
                     }
-                    if ready.is_readable() {
-                        self.read()?;
-                    }
+                    Err(error) => return Err(error.into()),
+                },
+                writable = self.channel.writable(), if self.outbox.has_queued() => {
+                    writable?;
+                    self.outbox.flush();
                 }
                 () = self.outbox.attention() => {}
             }
         }
     }
 
-    fn read(&mut self) -> Result<(), Ending> {
-        let mut part = [0; 4096];
-        match self.stream.try_read(&mut part) {
-            Ok(0) => Err(Ending::Closed),
-            Ok(count) => {
-                self.decoder.extend(&part[..count]);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Ending::Closed),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Lets a refused peer read why, and closes the connection for both sides.
     async fn say_goodbye(&mut self) {
         let flushed = async {
-            while self.outbox.has_queued() && self.stream.writable().await.is_ok() {
+            while self.outbox.has_queued() && self.channel.writable().await.is_ok() {
                 self.outbox.flush();
             }
         };
         let _ = timeout(GOODBYE_LIMIT, flushed).await;
-        let _ = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&*self.channel, rustix::net::Shutdown::Both);
     }
 }
 

@@ -8,11 +8,12 @@
 //! | [`cli`], [`selection`], [`settings`] | what a daemon is told |
 //! | [`start`], [`control`], [`remote`], [`table`], [`json`] | the commands |
 //! | [`supervise`], [`sockets`], [`pidfile`], [`worker`] | the daemon's processes |
-//! | [`broker`], [`clients`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
+//! | [`broker`], [`clients`], [`channel`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
 //! | [`outside`], [`commands`], [`grpc`], [`peer`], [`node`], [`controller`], [`executor`], [`tls`], [`statistics`], [`comment`] | its second thread: tools and other nodes |
 //! | [`launch`] | `agarun` |
 
 pub mod broker;
+pub mod channel;
 pub mod cli;
 pub mod clients;
 pub mod commands;

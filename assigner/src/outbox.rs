@@ -9,8 +9,9 @@ use std::rc::Rc;
 
 use acb_wire::frame;
 use acb_wire::v1::{AssignerMessage, assigner_message::Kind};
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
+
+use crate::channel::Channel;
 
 /// Bytes that wait for a slow reader before it is dropped. A client gets a few messages a phase,
 /// some ten bytes each, and the kernel queues 200 KiB by itself.
@@ -19,7 +20,7 @@ pub const MAX_QUEUED: usize = 64 * 1024;
 /// Sends to one client, without ever blocking.
 #[derive(Debug)]
 pub struct Outbox {
-    stream: Rc<UnixStream>,
+    channel: Rc<Channel>,
     queue: RefCell<Vec<u8>>,
     end: Cell<Option<End>>,
     /// Wakes the connection's task when there is something to flush or the end has come.
@@ -39,8 +40,13 @@ pub enum End {
 
 impl Outbox {
     /// An empty outbox for a connection.
-    pub fn new(stream: Rc<UnixStream>) -> Outbox {
-        Outbox { stream, queue: RefCell::default(), end: Cell::new(None), attention: Notify::new() }
+    pub fn new(channel: Rc<Channel>) -> Outbox {
+        Outbox {
+            channel,
+            queue: RefCell::default(),
+            end: Cell::new(None),
+            attention: Notify::new(),
+        }
     }
 
     /// Sends a message, or queues what the socket does not take.
@@ -58,7 +64,7 @@ impl Outbox {
             queue.extend_from_slice(&frame);
             return;
         }
-        match self.stream.try_write(&frame) {
+        match self.channel.write(&frame) {
             Ok(written) if written == frame.len() => {}
             Ok(written) => {
                 queue.extend_from_slice(&frame[written..]);
@@ -98,7 +104,7 @@ impl Outbox {
     pub fn flush(&self) {
         let mut queue = self.queue.borrow_mut();
         while !queue.is_empty() {
-            match self.stream.try_write(&queue) {
+            match self.channel.write(&queue) {
                 Ok(written) => drop(queue.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
