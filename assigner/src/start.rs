@@ -79,6 +79,8 @@ impl From<pidfile::PidFileError> for Failure {
 
 /// Starts a daemon. Returns in the user's own process when it serves, and in the daemon when it ends.
 pub fn run(place: &Place, start: &Start) -> Result<(), Failure> {
+    // A batch system or a shell may have blocked SIGTERM, or ignored SIGCHLD: the daemon needs both.
+    sys::reset_signals();
     match &start.spec {
         Some(spec) => {
             let mut report = inherited_report(start)?;

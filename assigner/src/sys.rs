@@ -74,6 +74,25 @@ pub fn ignore_signal(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// Undoes what this process inherited: blocked signals are open again, ignored ones act as they do
+/// by default. But for SIGPIPE, which every Rust program ignores. Handlers are never inherited.
+pub fn reset_signals() {
+    SignalMask(signal_set(&[])).restore();
+    let kept = [libc::SIGPIPE, libc::SIGKILL, libc::SIGSTOP];
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| !kept.contains(signal)) {
+        let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: a null action only asks; the answer goes to a buffer of the right type.
+        if unsafe { libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) } != 0 {
+            continue; // one of those that the C library keeps for itself
+        }
+        // SAFETY: the buffer was zeroed and then filled in, and any bytes are a valid sigaction.
+        if unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN {
+            // SAFETY: SIG_DFL is a valid disposition, and an ignored signal has no handler to lose.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
 /// A descriptor from which blocked signals are read.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);

@@ -102,6 +102,25 @@ fn sigint_and_sighup_are_ignored_and_sigterm_ends_it() {
 }
 
 #[test]
+fn what_the_parent_did_to_signals_does_not_keep_the_daemon_alive() {
+    let home = Home::new();
+    let port = home.port.to_string();
+    let mut command = home.command("env");
+    command.args(["--block-signal=TERM,CHLD", "--ignore-signal=TERM,CHLD"]);
+    command.args([env!("CARGO_BIN_EXE_gpu_assigner"), "--port", &port, "start"]);
+    let output = command.output().unwrap();
+    if output.status.code() == Some(125) {
+        eprintln!("skipped: needs env of coreutils 8.31");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(home.assigner(&["stop"]).status.code(), Some(0));
+    let log = fs::read_to_string(home.path(".acb/gpu-assigner.log")).unwrap();
+    assert!(log.contains("told to end"), "{log}");
+    assert!(!log.contains("killing it"), "{log}");
+}
+
+#[test]
 fn the_execution_time_ends_it() {
     let home = Home::new();
     home.start(&["--gpu-assigner-execution-time", "1"]);
