@@ -5,7 +5,9 @@
 
 mod commands;
 mod launcher;
+mod manual;
 mod misbehaviour;
+mod multinode;
 mod nodes;
 mod restart;
 mod support;
