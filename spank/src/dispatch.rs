@@ -41,7 +41,12 @@ pub(crate) fn call(hook: Hook, handle: &Handle<'_>, words: &[String]) -> c_int {
             }
             0
         }
-        (Hook::InitPostOpt, Context::Srun | Context::Allocator) => local::make_key(handle),
+        (Hook::InitPostOpt, context @ (Context::Srun | Context::Allocator)) => {
+            if context == Context::Srun {
+                local::tell_gpus_per_task();
+            }
+            local::make_key(handle)
+        }
         (Hook::InitPostOpt, Context::Step) => step::look_as_root(handle),
         (Hook::JobProlog, _) => prolog::run(handle),
         (Hook::TaskPostFork, Context::Step) => extern_step::run(handle),

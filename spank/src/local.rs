@@ -1,7 +1,7 @@
 //! In srun, sbatch and salloc, as the user: what can be checked or prepared before there is a job.
 
-use crate::args;
 use crate::slurm::{self, Handle};
+use crate::{args, resources};
 use acb_cluster_conf::{AcbOption, Key, Settings};
 use std::ffi::c_int;
 use std::fs::File;
@@ -21,11 +21,30 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 /// Slurm need not. srun reads this variable after the plugins' init.
 pub(crate) fn share_gpus_between_steps() {
     let inside = std::env::var_os("SLURM_JOB_ID").is_some();
-    // With --export=NONE only what the batch step was given is left.
-    let acb = std::env::var_os(INHERITED).is_some_and(|value| value != "off")
-        || std::env::var_os("ACB_SOCKET").is_some();
-    if inside && acb {
+    if inside && inherited() {
         slurm::set_own_default(c"SLURM_OVERLAP", c"1");
+    }
+}
+
+/// Whether this srun is in an acb job.
+fn inherited() -> bool {
+    // With --export=NONE only what the batch step was given is left.
+    std::env::var_os(INHERITED).is_some_and(|value| value != "off")
+        || std::env::var_os("ACB_SOCKET").is_some()
+}
+
+/// srun keeps its own `--gpus-per-task` from the tasks, or tells them only a binding; sbatch and
+/// salloc set this variable. What the command line says is more than what was inherited.
+pub(crate) fn tell_gpus_per_task() {
+    if !WANTED.load(Ordering::Relaxed) && !inherited() {
+        return;
+    }
+    let words: Vec<String> = std::env::args_os()
+        .take(slurm::words_taken())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if let Some(gpus) = resources::option_per_task(&words) {
+        slurm::set_own(c"SLURM_GPUS_PER_TASK", gpus);
     }
 }
 
@@ -46,8 +65,20 @@ pub(crate) fn check(value: &str) -> c_int {
             WANTED.store(true, Ordering::Relaxed);
             0
         }
-        Err(message) => refuse(&message),
+        Err(message) => refuse(&(message + &not_asked())),
     }
+}
+
+/// Somebody may have set the variable that other programs ask, and wonder.
+fn not_asked() -> String {
+    let variable = std::env::var_os("ACB_CONF").filter(|value| !value.is_empty());
+    variable.map_or_else(String::new, |path| {
+        format!(
+            "\nACB_CONF={} is not asked here: the nodes use the cluster file that plugstack.conf names, \
+             or the default, whatever the environment says",
+            path.display()
+        )
+    })
 }
 
 /// The option's callback is the one place whose failure always ends srun, sbatch and salloc.

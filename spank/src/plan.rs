@@ -5,7 +5,7 @@
 
 use crate::library::Library;
 use crate::ready::Ready;
-use crate::resources::{Devices, bound_per_task, gpus_per_task};
+use crate::resources::{Devices, bound_per_task, gpus_per_task, tres_per_task};
 use acb_cluster_conf::{JobSpec, Request};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -71,7 +71,7 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 9] = [
+pub(crate) const READS: [&str; 10] = [
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
@@ -81,6 +81,7 @@ pub(crate) const READS: [&str; 9] = [
     "SLURM_GPUS_PER_TASK",
     "SLURM_JOB_GPUS",
     "SLURM_STEP_GPUS",
+    "SLURM_TRES_PER_TASK",
 ];
 
 /// The job's key, which sbatch and salloc leave in the job's environment under this name. It has
@@ -167,8 +168,14 @@ fn gpus(task: &TaskFacts<'_>, there: usize) -> Result<u32, TaskError> {
     let spec = task.spec;
     let asked = task.request.gpus.or(spec.gpus_per_client).map(std::num::NonZeroU32::get);
     let per_task = task.environment.get("SLURM_GPUS_PER_TASK");
-    // srun sets that variable when sbatch or salloc had the option; its own it turns into a binding.
-    let bound = || task.environment.get("SLURMD_TRES_BIND").and_then(|bind| bound_per_task(bind));
+    // Where that variable does not arrive (--export=NONE), a binding or a newer Slurm's may say it.
+    let said = |name, read: fn(&str) -> Option<u32>| {
+        task.environment.get(name).and_then(|text| read(text))
+    };
+    let bound = || {
+        said("SLURMD_TRES_BIND", bound_per_task)
+            .or_else(|| said("SLURM_TRES_PER_TASK", tres_per_task))
+    };
     let (wanted, origin) = match (asked, per_task) {
         (Some(wanted), _) => (wanted, "gpus= of --acb"),
         (None, Some(text)) => {
@@ -356,9 +363,11 @@ mod tests {
             |value| joined("", "", &[("SLURMD_TRES_BIND", value)]).unwrap()["ACB_GPUS"].clone();
         assert_eq!(bind("gpu:per_task:2"), "2");
         assert_eq!(bind("gpu:single:2"), "1");
+        let tres = joined("", "", &[("SLURM_TRES_PER_TASK", "gres/gpu=2")]).unwrap();
+        assert_eq!(tres["ACB_GPUS"], "2");
         assert!(matches!(gpus("", "gpus=3", ""), Err(TaskError::TooManyGpus { wanted: 3, .. })));
         assert!(matches!(gpus("simple", "", "2"), Err(TaskError::PolicyGivesOne { .. })));
-        for wrong in ["x", "a100:", "0", "-1", "4294967296", "2,"] {
+        for wrong in ["x", "a100:", "0", "-1", "4294967296", "4294967295,3", "2,"] {
             assert!(matches!(gpus("", "", wrong), Err(TaskError::GpusPerTask(_))), "{wrong}");
         }
     }

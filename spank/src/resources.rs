@@ -57,8 +57,33 @@ fn setting<'a>(conf: &'a str, name: &str) -> Option<&'a str> {
 pub(crate) fn gpus_per_task(text: &str) -> Option<u32> {
     text.split(',')
         .map(|part| part.rsplit(':').next().and_then(|count| count.parse::<u32>().ok()))
-        .sum::<Option<u32>>()
+        .try_fold(0_u32, |sum, count| sum.checked_add(count?))
         .filter(|count| *count > 0)
+}
+
+/// The number of GPUs in `SLURM_TRES_PER_TASK`, which srun sets since 23.11: `cpu=2,gres/gpu=1`, or
+/// `gres/gpu:a100:2`.
+pub(crate) fn tres_per_task(text: &str) -> Option<u32> {
+    let counts: Vec<_> = text
+        .split(',')
+        .filter_map(|part| part.strip_prefix("gres/gpu"))
+        .filter(|rest| rest.starts_with([':', '=']))
+        .filter_map(|rest| rest.rsplit([':', '=']).next())
+        .collect();
+    gpus_per_task(&counts.join(","))
+}
+
+/// What srun's own options say of GPUs per task; the last one counts.
+pub(crate) fn option_per_task(options: &[String]) -> Option<&str> {
+    // getopt_long takes what begins like this and nothing else.
+    const SHORTEST: &str = "--gpus-per-t";
+    const WHOLE: &str = "--gpus-per-task";
+    let is = |name: &str| name.starts_with(SHORTEST) && WHOLE.starts_with(name);
+    options.iter().enumerate().rev().find_map(|(index, word)| match word.split_once('=') {
+        Some((name, value)) => is(name).then_some(value),
+        None if is(word) => options.get(index + 1).map(String::as_str),
+        None => None,
+    })
 }
 
 /// The number in a binding that srun makes of `--gpus-per-task`: `gpu:per_task:2`, and
@@ -97,6 +122,40 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(bound_per_task(bind), count, "{bind}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_gpus_do_not_overflow() {
+        assert_eq!(gpus_per_task("a100:1,h100:2"), Some(3));
+        assert_eq!(gpus_per_task("4294967295,3"), None);
+    }
+
+    #[test]
+    fn tres_name_gpus_per_task() {
+        for (tres, count) in [
+            ("cpu=2,gres/gpu=1", Some(1)),
+            ("gres/gpu:a100:2", Some(2)),
+            ("gres/gpu:a100=1,gres/gpu:h100=1", Some(2)),
+            ("gres/gpumem=5", None),
+            ("cpu=2", None),
+            ("", None),
+        ] {
+            assert_eq!(tres_per_task(tres), count, "{tres}");
+        }
+    }
+
+    #[test]
+    fn options_name_gpus_per_task() {
+        let per_task = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            option_per_task(&words).map(str::to_owned)
+        };
+        assert_eq!(per_task("-n1 --gpus-per-task=2").as_deref(), Some("2"));
+        assert_eq!(per_task("--gpus-per-t a100:2 -n1").as_deref(), Some("a100:2"));
+        assert_eq!(per_task("--gpus-per-task=2 --gpus-per-task 1").as_deref(), Some("1"));
+        for other in ["--gpus-per-socket=2", "--gpus=2", "--gpus-per-task", "--gpus-per-task-x=1"] {
+            assert_eq!(per_task(other), None, "{other}");
         }
     }
 

@@ -219,7 +219,12 @@ pub(crate) fn c_string(text: &str) -> CString {
 /// Every line gets Slurm's prefix.
 pub(crate) fn error(message: &str) {
     for line in message.lines() {
-        let line = c_string(line);
+        // What a user passes may be part of it, and an administrator's terminal may show it.
+        let line: String = line
+            .chars()
+            .map(|letter| if letter.is_control() && letter != '\t' { '\u{fffd}' } else { letter })
+            .collect();
+        let line = c_string(&line);
         // SAFETY: the format takes one string, ended with a NUL.
         unsafe { sys::slurm_error(c"acb: %s".as_ptr(), line.as_ptr()) };
     }
@@ -230,6 +235,26 @@ pub(crate) fn error(message: &str) {
 pub(crate) fn set_own_default(name: &CStr, value: &CStr) {
     // SAFETY: there is no other thread yet that could read the environment; libc copies the texts.
     unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 0) };
+}
+
+/// Sets a variable of this process itself. For srun, in its init_post_opt: it has one thread until
+/// then.
+pub(crate) fn set_own(name: &CStr, value: &str) {
+    let value = c_string(value);
+    // SAFETY: there is no other thread yet that could read the environment; libc copies the texts.
+    unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) };
+}
+
+/// How many words of this process's command line its own getopt has taken; the program that srun is
+/// to run comes after them.
+pub(crate) fn words_taken() -> usize {
+    // SAFETY: a search in what is loaded, by a name that ends with a NUL.
+    let optind = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"optind".as_ptr()) }.cast::<c_int>();
+    if optind.is_null() {
+        return 0;
+    }
+    // SAFETY: getopt(3) declares `extern int optind`; there is no other thread yet.
+    usize::try_from(unsafe { optind.read() }).unwrap_or(0)
 }
 
 /// Ends a task before its program is started, as Slurm does when a required plugin fails.

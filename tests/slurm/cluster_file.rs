@@ -25,6 +25,15 @@ fn a_missing_file_is_told_at_submission() -> Result<()> {
     }
     let outcome = lab.submit_outcome(&user, "#!/bin/bash\n#SBATCH --acb\nhostname\n", &[])?;
     ensure!(!outcome.success() && outcome.stderr.contains(&path), "{outcome}");
+    // What the nodes would not use is not checked; whoever has set it is told.
+    let output = lab
+        .command_as(&user, "srun")?
+        .args(["--acb", "hostname"])
+        .env("ACB_CONF", "/dev/null")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains(&path), "{said}");
+    ensure!(said.contains("ACB_CONF=/dev/null is not asked here"), "{said}");
     plain_jobs_run(&lab)
 }
 

@@ -67,6 +67,7 @@ pub(crate) fn gpus_per_client(lab: &Lab) -> Result<()> {
         (["--acb=gpus=2", "--gres=gpu:2", "--ntasks=1"], 2),
         (["--acb", "--gres=gpu:2", "--ntasks=1"], 1),
         (["--acb", "--gpus-per-task=1", "--ntasks=2"], 1),
+        (["--acb", "--gpus-per-task=2", "--ntasks=1"], 2),
     ] {
         let sees = format!("--gpus={gpus}");
         let outcome = lab.run_as(
@@ -91,6 +92,16 @@ pub(crate) fn gpus_per_client(lab: &Lab) -> Result<()> {
     let job = lab.submit(&user, &script)?;
     let state = lab.await_end(job, stage::PATIENCE)?;
     ensure!(state == "COMPLETED", "{state}: {}", lab.output(&user, job)?);
+    // A step's own word counts more than the job's, and a program's own options are not srun's.
+    let script = "#!/bin/bash
+#SBATCH --acb --nodes=1 --ntasks=1 --gpus-per-task=2
+srun --gpus-per-task=1 sh -c 'echo one $ACB_GPUS.'
+srun sh -c 'echo two $ACB_GPUS.' sh --gpus-per-task=1
+";
+    let job = lab.submit(&user, script)?;
+    lab.await_end(job, stage::PATIENCE)?;
+    let output = lab.output(&user, job)?;
+    ensure!(output.contains("one 1.") && output.contains("two 2."), "{output}");
     Ok(())
 }
 
