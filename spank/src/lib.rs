@@ -18,6 +18,7 @@
 //! A job without `--acb` passes through all of this untouched. No callback fails on a node but
 //! task_init, because Slurm drains a node for a failure anywhere else.
 
+mod account;
 mod args;
 mod cgroup;
 mod dispatch;

@@ -6,7 +6,7 @@
 use crate::records::Records;
 use crate::slurm::{self, Handle};
 use crate::whereabouts::Whereabouts;
-use crate::{args, option, resources, sweep};
+use crate::{account, args, option, resources, sweep};
 use acb_cluster_conf::{AcbOption, JobFacts, JobSpec, Key, Request, SiteConfig};
 use std::env;
 use std::ffi::c_int;
@@ -83,7 +83,7 @@ fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, Str
         nodes,
         uid,
         gid: handle.gid().map_err(|error| error.to_string())?,
-        home: None,
+        home: account::home(uid),
         key,
         slurm_conf,
     })

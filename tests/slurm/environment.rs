@@ -57,6 +57,13 @@ pub(crate) fn off(lab: &Lab) -> Result<()> {
     stage::assert_gone(lab, job)
 }
 
+/// What the node's user database says.
+fn passwd_home(name: &str) -> Result<String> {
+    let entry = std::process::Command::new("getent").args(["passwd", name]).output()?;
+    let entry = String::from_utf8(entry.stdout)?;
+    entry.split(':').nth(5).map(str::to_owned).context("a home folder")
+}
+
 /// The job's key is in no task's environment, no command line, no log.
 pub(crate) fn key_is_hidden(lab: &Lab) -> Result<()> {
     let user = stage::user()?;
@@ -64,12 +71,15 @@ pub(crate) fn key_is_hidden(lab: &Lab) -> Result<()> {
 #SBATCH --acb --gres=gpu:1 --nodes=1
 env; srun env; cat /proc/[0-9]*/cmdline | tr '\\0' ' '
 sed -n 's/^key = \"\\(.*\\)\"/\\1/p' $(dirname $ACB_SOCKET)/spec.toml > key.$SLURM_JOB_ID
+sed -n 's/^home = \"\\(.*\\)\"/\\1/p' $(dirname $ACB_SOCKET)/spec.toml > home.$SLURM_JOB_ID
 ";
     let job = lab.submit(&user, script)?;
     ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
     let key = std::fs::read_to_string(lab.home(&user)?.join(format!("key.{job}")))?;
     let key = key.trim();
     ensure!(key.len() == 64, "the key is `{key}`");
+    let home = std::fs::read_to_string(lab.home(&user)?.join(format!("home.{job}")))?;
+    ensure!(!home.trim().is_empty() && home.trim() == passwd_home(&user.name)?, "home: `{home}`");
     ensure!(!lab.output(&user, job)?.contains(key), "the key is in the job's output");
     for log in ["slurmctld", "n1", "n2"] {
         ensure!(!lab.log(log).contains(key), "the key is in the log of {log}");
