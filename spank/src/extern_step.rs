@@ -14,7 +14,7 @@ use std::ffi::c_int;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -136,7 +136,7 @@ fn await_ready(started: launch::Started, spec: &JobSpec, program: &Path) -> Resu
             "{} ended without a word; the end of {}:\n{}",
             program.display(),
             log.display(),
-            end_of(&log)
+            end_of(&log, spec.uid)
         )),
         Ok(line) => {
             let why = line.strip_prefix("error: ").unwrap_or(&line);
@@ -146,7 +146,7 @@ fn await_ready(started: launch::Started, spec: &JobSpec, program: &Path) -> Resu
             "it was not ready after {} s (failure.ready_timeout_s of the cluster file); the end of {}:\n{}",
             patience.as_secs(),
             log.display(),
-            end_of(&log)
+            end_of(&log, spec.uid)
         )),
         Err(error) => Err(error.to_string()),
     }
@@ -154,7 +154,7 @@ fn await_ready(started: launch::Started, spec: &JobSpec, program: &Path) -> Resu
 
 /// The last lines of the assigner's log. It lies in the user's folder and may be anything by now:
 /// a link or a pipe is not opened, and a large file not read.
-fn end_of(log: &Path) -> String {
+fn end_of(log: &Path, uid: u32) -> String {
     const BYTES: u64 = 2048;
     let text = OpenOptions::new()
         .read(true)
@@ -163,7 +163,8 @@ fn end_of(log: &Path) -> String {
         .and_then(|mut file| {
             use io::{Read, Seek};
             let metadata = file.metadata()?;
-            if !metadata.is_file() {
+            // Another name of somebody else's file is not the user's to read either.
+            if !metadata.is_file() || metadata.uid() != uid {
                 return Ok(Vec::new());
             }
             file.seek(io::SeekFrom::Start(metadata.len().saturating_sub(BYTES)))?;

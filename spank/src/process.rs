@@ -45,9 +45,10 @@ impl Process {
     }
 
     fn read(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        Self::parse(pid, &stat, &status)
+        // A process can give itself a name that is no text, and is not to be overlooked for that.
+        let read = |file| fs::read(format!("/proc/{pid}/{file}")).ok();
+        let (stat, status) = (read("stat")?, read("status")?);
+        Self::parse(pid, &String::from_utf8_lossy(&stat), &String::from_utf8_lossy(&status))
     }
 
     fn parse(pid: u32, stat: &str, status: &str) -> Option<Self> {
@@ -85,6 +86,17 @@ mod tests {
         assert_eq!(Process::parse(42, &STAT.replace(" S ", " Z "), "Uid:\t0\n"), None);
         assert_eq!(Process::parse(42, "42 (a", "Uid:\t0\n"), None);
         assert_eq!(Process::parse(42, STAT, ""), None);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_nobody() {
+        let own = std::process::id();
+        let before = Identity::of(own);
+        let thread = std::fs::read_link("/proc/thread-self").unwrap();
+        // The first thread's name is the process's.
+        fs::write(format!("/proc/{own}/task/{own}/comm"), b"\xff\xfe").unwrap();
+        assert!(thread.starts_with(own.to_string()));
+        assert!(before.is_some() && Identity::of(own) == before);
     }
 
     #[test]

@@ -204,8 +204,23 @@ pub(crate) fn traces(lab: &Lab, job: JobId) -> Vec<String> {
                 .filter(|path| path.symlink_metadata().is_ok())
                 .map(|path| path.display().to_string()),
         );
+        traces.extend(whereabouts(lab, node, job));
     }
     traces
+}
+
+/// What root remembers of where the job's records are. Other labs have the same nodes and jobs.
+fn whereabouts(lab: &Lab, node: &str, job: JobId) -> Vec<String> {
+    let begin = format!("{node}-{job}-");
+    std::fs::read_dir("/run/acb-jobs")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin))
+        .map(|entry| entry.path())
+        .filter(|path| std::fs::read_link(path).is_ok_and(|run_dir| run_dir == lab.run_dir()))
+        .map(|path| path.display().to_string())
+        .collect()
 }
 
 /// The job's cgroups of a node.

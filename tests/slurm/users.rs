@@ -101,6 +101,7 @@ pub(crate) fn folder_is_no_weapon(lab: &Lab) -> Result<()> {
 cd $(dirname $ACB_SOCKET)
 sed -i 's/\"pid\": *[0-9]*/\"pid\":{slurmd}/' ready.json
 ln -s {victim} link; rm -f state.json; ln -s {victim}/file state.json; mkfifo stats.json.new
+perl -e 'for (1 .. 3000) {{ mkdir q(d); chdir q(d) }} symlink q({victim}), q(link)'
 srun true; echo srun $?
 echo garbage > ready.json
 srun true; echo srun $?
