@@ -1,11 +1,12 @@
 //! Users who mean harm: to each other, and to root.
 
 use crate::stage;
-use acb_tests::lab::{Account, JobId, Lab, processes_naming};
+use acb_cluster_conf::{JobFacts, JobSpec, Key, Request, SiteConfig};
+use acb_tests::lab::{Account, Cluster, JobId, Lab, SIMULATED, processes_naming};
 use acb_wire::frame::Decoder;
 use acb_wire::v1::assigner_message::Kind;
 use acb_wire::v1::{AssignerMessage, RefusedCode};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -149,4 +150,60 @@ pub(crate) fn environment_is_no_weapon(lab: &Lab) -> Result<()> {
         stage::nodes_are_well(lab).with_context(|| name.to_owned())?;
     }
     Ok(())
+}
+
+/// Where the run folder lies in a folder of everybody, a user can make it before root does. What they
+/// put there is not root's record of their job.
+#[test]
+fn a_users_run_folder_is_not_believed() -> Result<()> {
+    let Some(lab) = stage::own(|options| options.cluster = Cluster::Text(SIMULATED.into()))? else {
+        return Ok(());
+    };
+    let user = stage::user()?;
+    let open = lab.folder().join("open");
+    std::fs::create_dir(&open)?;
+    std::fs::set_permissions(&open, PermissionsExt::from_mode(0o1777))?;
+    let run_dir = open.join("run");
+    let text =
+        format!("[paths]\nrun_dir = \"{}\"\nbin_dir = \"{}\"\n", run_dir.display(), open.display());
+    std::fs::write(lab.cluster_file(), &text)?;
+
+    let outcome = lab.submit_outcome(&user, "#!/bin/bash\nhostname\n", &["--hold", "-wn1"])?;
+    let job = JobId(outcome.checked()?.trim().parse()?);
+    // As if the job were an acb job of root's.
+    let facts = JobFacts {
+        job_id: job.to_string().parse()?,
+        node: "n1".into(),
+        nodes: vec!["n1".into()],
+        uid: 0,
+        gid: 0,
+        home: None,
+        key: Key::new([0; 32]),
+        gpus: vec![0],
+        slurm_conf: None,
+    };
+    let spec = JobSpec::plan(&SiteConfig::parse("x", &text)?, &Request::default(), facts)?;
+    let folder = run_dir.join("n1/spec");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(format!("{job}.toml")), spec.to_toml())?;
+    let program = open.join("gpu_assigner");
+    std::fs::write(&program, format!("#!/bin/sh\nid > {}/who\necho ready >&3\n", open.display()))?;
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+    for path in [&run_dir, &run_dir.join("n1"), &folder, &folder.join(format!("{job}.toml"))] {
+        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))?;
+    }
+
+    ensure!(lab.run(&["scontrol", "release", &job.to_string()])?.success());
+    ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED", "{}", lab.output(&user, job)?);
+    lab.await_idle()?;
+    if let Ok(who) = std::fs::read_to_string(open.join("who")) {
+        bail!("a user's program was run as {who}");
+    }
+    ensure!(folder.join(format!("{job}.toml")).exists(), "root removed what is the user's");
+
+    // Nor is anything made there.
+    let outcome = lab.run_as(&user, &["srun", "--acb", "--gres=gpu:1", "-wn1", "hostname"])?;
+    let said = "must be a folder that root alone can write";
+    ensure!(!outcome.success() && outcome.stderr.contains(said), "{outcome}");
+    stage::nodes_are_well(&lab)
 }
