@@ -14,6 +14,7 @@ mod exports;
 mod handles;
 mod host_time;
 mod kernels;
+mod loaded;
 mod objects;
 mod physical;
 mod pool;

@@ -9,7 +9,7 @@ use acb_cuda_abi::sys;
 use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
-use super::module::LARGEST_SHARED;
+use super::function::LARGEST_SHARED;
 use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
 use crate::driver::{self, Driver};
 use crate::kernels::{Kernel, KernelCall, LaunchFault};
