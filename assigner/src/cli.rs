@@ -28,9 +28,10 @@ pub struct Cli {
 
 /// Options that stand before the command: which daemon is meant.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Which daemon")]
 pub struct Place {
     /// Address at which tools and manual-mode clients reach the daemon [default: 127.0.0.1]
-    #[arg(long, global = true, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS", value_parser = ip_address)]
     pub address: Option<IpAddr>,
     /// Port at that address [default: 11234]
     #[arg(long, global = true, value_name = "PORT",
@@ -109,7 +110,7 @@ pub struct Start {
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub context_mib: u32,
     /// The driver's libnvidia-ml.so.1, if it is not in the usual places
-    #[arg(long, value_name = "PATH", env = "ACB_NVML")]
+    #[arg(long, value_name = "PATH", env = "ACB_NVML", hide_env_values = true)]
     pub nvml: Option<PathBuf>,
     /// Stay in the foreground
     #[arg(long)]
@@ -175,7 +176,7 @@ pub struct MemoryEstimator {
     #[arg(long, value_name = "R", default_value_t = 1.1)]
     pub mem_est_fixed_ratio: f64,
     /// No effect
-    #[arg(long, value_enum, default_value_t = SelectStrategy::Min)]
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = SelectStrategy::Min)]
     pub mem_est_select_strategy: SelectStrategy,
     /// No effect: a client stays on the GPUs that it was bound to
     #[arg(long, value_name = "SHARE", default_value_t = 0.25, value_parser = share)]
@@ -221,6 +222,11 @@ impl From<Scheduler> for acb_core::Policy {
             Scheduler::GpuAffinity => acb_core::Policy::GpuAffinity,
         }
     }
+}
+
+fn ip_address(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| "not an IP address; give one of this host, like 127.0.0.1 or ::1".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -181,6 +181,11 @@ pub enum SettingsError {
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] LoadError),
+    /// There is no `multinode.toml`.
+    #[error(
+        "--multinode needs {}, which does not exist; make it, with a table for each host: [HOST], type = \"controller\" or \"executor\", ipaddr, port", .0.display()
+    )]
+    NoMultinode(PathBuf),
     /// This host is not in `multinode.toml`.
     #[error("this host, {host}, has no table in {}; add [{host}] with type, ipaddr and port", path.display())]
     NotInMultinode {
@@ -251,6 +256,9 @@ pub fn locate(place: &Place) -> Result<Located, SettingsError> {
     let mut role = Role::Standalone;
     if place.multinode {
         let path = default(None, "multinode.toml")?;
+        if !path.exists() {
+            return Err(SettingsError::NoMultinode(path));
+        }
         let hosts = Multinode::load(&path)?;
         let name = host_name();
         let short = name.split('.').next().unwrap_or(&name);

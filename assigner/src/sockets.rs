@@ -38,7 +38,7 @@ pub enum SocketsError {
     #[error("a GPU assigner is already running on the sockets in {}", .0.display())]
     InUse(PathBuf),
     /// The folder cannot be used.
-    #[error("folder {} cannot be used for sockets: {source}", path.display())]
+    #[error("folder {} cannot be used for sockets: {source}; name another with --socket-dir, or for jobs with [paths] run_dir of the cluster file", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,

@@ -62,6 +62,59 @@ fn exit_codes_tell_what_is_wrong() {
 }
 
 #[test]
+fn a_message_names_the_thing_and_the_remedy() {
+    let home = Home::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let cases: [(&[&str], i32, [&str; 2]); 9] = [
+        (&["--address", "localhost", "start"], 2, ["'localhost'", "like 127.0.0.1"]),
+        (&["--address", "0.0.0.0", "start"], 2, ["0.0.0.0", "give 127.0.0.1"]),
+        (&["--address", "192.0.2.1", "start"], 1, ["192.0.2.1", "--address"]),
+        (&["start", "--schduler", "simple"], 2, ["--schduler", "'--scheduler'"]),
+        (&["start", "--scheduler", "fifo"], 2, ["'fifo'", "gpu-affinity"]),
+        (&["start", "--gpu-list", "0,x"], 2, ["`x`", "index like 0"]),
+        (&["start", "--log-path", "/proc/none/log"], 1, ["/proc/none/log", "--log-path"]),
+        (&["--socket-dir", "/proc/none", "start"], 1, ["/proc/none", "--socket-dir"]),
+        (&["--multinode", "start"], 1, ["multinode.toml", "table for each host"]),
+    ];
+    for (arguments, code, texts) in cases {
+        let output = home.assigner(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let message = errors(&output);
+        assert!(texts.iter().all(|text| message.contains(text)), "{arguments:?}: {message}");
+    }
+    let output = command_with_port(&home, &port);
+    assert_eq!(output.status.code(), Some(1));
+    let message = errors(&output);
+    assert!(message.contains(&port) && message.contains("--port"), "{message}");
+    for wrong in ["0", "70000"] {
+        let output = command_with_port(&home, wrong);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(errors(&output).contains("1..=65535"), "{}", errors(&output));
+    }
+}
+
+fn command_with_port(home: &Home, port: &str) -> std::process::Output {
+    let mut command = home.command(env!("CARGO_BIN_EXE_gpu_assigner"));
+    command.args(["--port", port, "start"]).output().unwrap()
+}
+
+#[test]
+fn a_daemon_listens_on_ipv6_too() {
+    let home = Home::new();
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let at = format!("[::1]:{}", home.port);
+    let output = home.assigner(&["--address", "::1", "start"]);
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert_eq!(words(&output), format!("INFO: Successfully started GPU Assigner on {at}\n"));
+    assert!(words(&home.assigner(&["--address", "::1", "status"])).contains(&at));
+    assert_eq!(home.assigner(&["--address", "::1", "stop"]).status.code(), Some(0));
+}
+
+#[test]
 fn a_missing_nvml_is_told_to_the_user() {
     let home = Home::new();
     let output = home.assigner(&["start", "--nvml", "/nowhere/libnvidia-ml.so.1"]);
