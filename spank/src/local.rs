@@ -39,6 +39,10 @@ pub(crate) fn tell_gpus_per_task() {
     if !WANTED.load(Ordering::Relaxed) && !inherited() {
         return;
     }
+    // The components of a heterogeneous step may each have their own, but one environment.
+    if std::env::args_os().any(|word| word == ":") {
+        return;
+    }
     let words: Vec<String> = std::env::args_os()
         .take(slurm::words_taken())
         .map(|word| word.to_string_lossy().into_owned())
