@@ -35,7 +35,10 @@ pub(crate) extern "C" fn resolve(index: usize) -> usize {
     let function = &FUNCTIONS[index];
     let address = match driver::handle() {
         Some(handle) => match driver_symbol(handle, function.symbol) {
-            Some(address) => address,
+            Some(address) => {
+                debug!("first use of {}", function.symbol);
+                address
+            }
             None => {
                 debug!(
                     "{} is not in {}: it returns CUDA_ERROR_NOT_SUPPORTED",

@@ -43,7 +43,8 @@ fn every_symbol_is_found_under_the_drivers_name() {
 #[test]
 fn arguments_arrive_unchanged() {
     let lab = Lab::new();
-    lab.start("arguments").end().succeeded();
+    let ended = lab.start("arguments").end().succeeded().says("first use of cuLinkAddData");
+    assert_eq!(ended.stderr().matches("first use of cuTexRefSetMipmapLevelClamp").count(), 1);
     let expected = ["cuLinkAddData 1 2 3 4 5 6 7 8", "cuTexRefSetMipmapLevelClamp 9 0.5 1.25"];
     assert_eq!(lab.driver_calls(), [expected, expected].concat());
 }
