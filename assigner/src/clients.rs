@@ -10,7 +10,7 @@
 //! ```
 //! A lease outlives the connection, because kernels run until the process is really gone: the
 //! broker hears of that from a pidfd. A process that lives on without a connection has
-//! [`COME_BACK`] to make a new one.
+//! `COME_BACK` to make a new one.
 
 use std::cell::RefCell;
 use std::io;

@@ -1,9 +1,9 @@
 //! A private Slurm on this machine: munged, slurmctld and N slurmds of its own, with GPUs.
 //!
 //! Owns: the life of these daemons and of their folder. A [`Lab`] that is dropped, whose owner
-//! panics, is interrupted or is killed leaves nothing behind: see [`guard`].
+//! panics, is interrupted or is killed leaves nothing behind: see `guard`.
 //! Does not own: what runs in it. Nothing outside the lab's folder is read or changed, except for
-//! the accounts of [`account`] and, with [`Proctrack::Cgroup`], Slurm's own cgroups.
+//! the accounts of `account` and, with [`Proctrack::Cgroup`], Slurm's own cgroups.
 //!
 //! ```no_run
 //! use acb_tests::lab::{Lab, Options, Prefix};
