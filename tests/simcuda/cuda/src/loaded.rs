@@ -16,13 +16,11 @@ impl Tables {
     /// Loads an image into a context.
     pub(crate) fn load(
         &mut self,
-        driver: &Driver,
         context: Handle<Context>,
         image: Arc<Image>,
         of_library: bool,
     ) -> Outcome<Handle<Module>> {
         let gpu = self.context(context)?.gpu;
-        let _ = driver;
         let mut globals = HashMap::new();
         for global in &image.globals {
             let length = global.size.next_multiple_of(crate::space::ALIGNMENT);
@@ -92,7 +90,6 @@ impl Tables {
 
     pub(crate) fn library_module(
         &mut self,
-        driver: &Driver,
         library: Handle<Library>,
         context: Handle<Context>,
     ) -> Outcome<Handle<Module>> {
@@ -103,7 +100,7 @@ impl Tables {
             return Ok(module);
         }
         let image = Arc::clone(&found.image);
-        let module = self.load(driver, context, image, true)?;
+        let module = self.load(context, image, true)?;
         if let Some(library) = self.libraries.get_mut(library) {
             library.modules.insert(context, module);
         }
@@ -112,13 +109,12 @@ impl Tables {
 
     pub(crate) fn kernel_function(
         &mut self,
-        driver: &Driver,
         bits: u64,
         context: Handle<Context>,
     ) -> Outcome<Handle<Function>> {
         let kernel = self.kernels.get(Handle::from_bits(bits)).ok_or(INVALID_HANDLE)?;
         let (library, name) = (kernel.library, kernel.name.clone());
-        let module = self.library_module(driver, library, context)?;
+        let module = self.library_module(library, context)?;
         self.function(module, &name)
     }
 
@@ -130,6 +126,6 @@ impl Tables {
             return Ok(function);
         }
         let context = driver.current(self)?;
-        self.kernel_function(driver, bits, context)
+        self.kernel_function(bits, context)
     }
 }

@@ -111,7 +111,7 @@ calls! {
         let driver = driver::get()?;
         let mut tables = driver.lock();
         let context = driver.current(&tables)?;
-        let handle = tables.library_module(driver, Handle::from_bits(library as u64), context)?;
+        let handle = tables.library_module(Handle::from_bits(library as u64), context)?;
         put(module, handle.bits() as sys::CUmodule)
     }
 
@@ -140,7 +140,7 @@ calls! {
         let driver = driver::get()?;
         let mut tables = driver.lock();
         let context = driver.current(&tables)?;
-        let handle = tables.kernel_function(driver, kernel as u64, context)?;
+        let handle = tables.kernel_function(kernel as u64, context)?;
         put(function, handle.bits() as sys::CUfunction)
     }
 

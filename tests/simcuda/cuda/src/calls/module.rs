@@ -20,7 +20,7 @@ calls! {
         let image = Arc::new(read_image(image)?);
         let mut tables = driver.lock();
         let context = driver.current(&tables)?;
-        let handle = tables.load(driver, context, image, false)?;
+        let handle = tables.load(context, image, false)?;
         put(module, handle.bits() as sys::CUmodule)
     }
 
