@@ -365,7 +365,11 @@ impl Ledger {
         let kept = if state.used == 0 { 0 } else { SLAB };
         if spare > 2 * kept {
             state.room -= spare - kept;
-            LINK.send(Kind::RoomReturn(RoomReturn { device, bytes: spare - kept }));
+            LINK.send(Kind::RoomReturn(RoomReturn {
+                device,
+                bytes: spare - kept,
+                ..RoomReturn::default()
+            }));
         }
     }
 

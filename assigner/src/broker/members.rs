@@ -133,6 +133,7 @@ impl Broker {
             grace_ms: terms.grace_ms,
             on_failure: on_failure.into(),
             context_bytes: terms.context,
+            ..v1::Welcome::default()
         }));
     }
 

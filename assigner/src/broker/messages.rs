@@ -36,6 +36,9 @@ impl Broker {
             }
             // The scheduler's own counts are shown; the client's are for later use.
             client_message::Kind::Usage(_) => {}
+            client_message::Kind::Evicted(_)
+            | client_message::Kind::Ready(_)
+            | client_message::Kind::MemoryReport(_) => {}
         }
         Ok(())
     }

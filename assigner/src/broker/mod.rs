@@ -244,6 +244,7 @@ impl Broker {
             index: device.index,
             uuid: device.uuid.clone(),
             memory: device.memory.saturating_sub(self.settings.client.context),
+            ..v1::BoundGpu::default()
         }
     }
 }

@@ -93,6 +93,7 @@ impl Broker {
             held_ns: ns(state.held),
             grants: state.grants,
             busy_ns: ns(*busy),
+            ..v1::GpuStatus::default()
         });
         let clients = snapshot.clients.iter().filter_map(|state| {
             let member = self.clients.get(&state.client)?;
@@ -135,6 +136,7 @@ impl Broker {
             held_ns: ns(state.held),
             queue_position: state.position.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
             manual: matches!(member.port, Port::Manual(_)),
+            ..v1::ClientStatus::default()
         }
     }
 

@@ -35,7 +35,7 @@ fn a_holder_comes_back_with_its_lease() {
     assert_ne!(other_number, number);
     other.bind();
     other.acquire();
-    let held = Held { client: number, bound, epoch, room: vec![0] };
+    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
     let (mut holder, again) = Client::join(&socket, Some(held));
     assert_eq!(again, number);
     let status = home.status();

@@ -256,5 +256,6 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         held,
         step: settings.step.clone(),
         rank: settings.rank,
+        ..Hello::default()
     }
 }

@@ -103,6 +103,7 @@ fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
         Kind::Refused(refused) => return Some(refused),
         // Answers to what was asked while connecting; out of turn they mean nothing.
         Kind::Welcome(_) | Kind::Bound(_) => {}
+        Kind::Evict(_) | Kind::Credit(_) | Kind::Arena(_) => {}
     }
     None
 }
@@ -138,6 +139,7 @@ fn reconnect(
             bound: bound.to_vec(),
             epoch: LINK.lease().epoch(),
             room: LEDGER.rooms(),
+            ..Held::default()
         };
         let left = deadline.saturating_duration_since(Instant::now());
         match Connection::open(settings, Some(held), left) {

@@ -67,11 +67,12 @@ pub(crate) fn welcome() -> Welcome {
         grace_ms: 20_000,
         on_failure: OnFailure::Open.into(),
         context_bytes: 0,
+        ..Welcome::default()
     }
 }
 
 pub(crate) fn bound() -> Say {
-    let gpu = BoundGpu { index: 0, uuid: UUID.into(), memory: 16 << 30 };
+    let gpu = BoundGpu { index: 0, uuid: UUID.into(), memory: 16 << 30, ..BoundGpu::default() };
     Say::Bound(Bound { gpus: vec![gpu] })
 }
 
