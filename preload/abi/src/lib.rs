@@ -1,6 +1,7 @@
 //! The CUDA driver API as slurm-acb knows it.
 //!
 //! Owns: the driver's types ([`sys`], from cudarc; nothing is linked), result codes ([`CuResult`]),
+//! the pager's hash ([`hash`]),
 //! and the one list of the driver's functions: [`FUNCTIONS`] to look things up in, and the macro
 //! [`driver_functions!`] to make items from. Exports, trampolines, hooks, the tables behind
 //! cuGetProcAddress, and tests all come from that list.
@@ -12,6 +13,7 @@ pub use cudarc::driver::sys;
 
 #[path = "generated/functions.rs"]
 mod functions;
+pub mod hash;
 mod result;
 
 pub use result::CuResult;

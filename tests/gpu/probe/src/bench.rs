@@ -143,6 +143,7 @@ pub(crate) struct Workbench {
     pub(crate) stream: Stream,
     shared: Module,
     own: Option<Module>,
+    hash: Option<Module>,
     /// Blocks that fill the GPU.
     pub(crate) blocks: u32,
 }
@@ -154,13 +155,18 @@ impl Workbench {
         let shared = gpu.module(SHARED_PTX).context("loading kernels.ptx")?;
         // The software GPU may refuse kernels that it does not know; the rows that need them say so.
         let own = gpu.module(OWN_PTX).ok();
+        let hash = gpu.module(acb_cuda_abi::hash::PTX.trim_end_matches('\0')).ok();
         let processors =
             gpu.attribute(crate::driver::device::Attribute::Multiprocessors).unwrap_or(16);
-        Ok(Self { gpu, stream, shared, own, blocks: processors.max(1) as u32 * 8 })
+        Ok(Self { gpu, stream, shared, own, hash, blocks: processors.max(1) as u32 * 8 })
     }
 
-    /// A kernel by name, of either module.
+    /// A kernel by name, of any of the modules.
     pub(crate) fn kernel(&self, name: &str) -> anyhow::Result<Kernel> {
+        if name == acb_cuda_abi::hash::KERNEL {
+            let hash = self.hash.as_ref().context("the driver did not take the pager's kernel")?;
+            return Ok(hash.kernel(name)?);
+        }
         if name.starts_with("acb_") {
             return Ok(self.shared.kernel(name)?);
         }
@@ -227,7 +233,7 @@ mod tests {
         for name in ["acb_nop", "acb_spin", "acb_fill", "acb_sum"] {
             assert!(SHARED_PTX.contains(&format!(".visible .entry {name}(")), "{name}");
         }
-        for name in ["hash128", "stream", "gather", "chase", "fill_small", "matmul"] {
+        for name in ["stream", "gather", "chase", "fill_small", "matmul"] {
             assert!(OWN_PTX.contains(&format!(".visible .entry probe_{name}(")), "{name}");
         }
     }

@@ -3,8 +3,8 @@
 
 use crate::bench::{Bench, GIB, MIB, Workbench, label};
 use crate::driver::device::Grid;
-use crate::reference::{Hash128, hash128};
 use crate::row::Row;
+use acb_cuda_abi::hash::{Hash128, hash128};
 
 const SEED: u64 = 0x5EED;
 
@@ -24,7 +24,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     );
     let chunks: Vec<u64> =
         bench.chunks(2 * bytes).into_iter().filter(|chunk| bytes.is_multiple_of(*chunk)).collect();
-    let kernel = match work.kernel("probe_hash128") {
+    let kernel = match work.kernel(acb_cuda_abi::hash::KERNEL) {
         Ok(kernel) => kernel,
         Err(error) => {
             refuse(bench, &chunks, &format!("{error:#}"));
