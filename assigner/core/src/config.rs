@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::event::Held;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::queue::QueueConfig;
+use crate::tenant::{FairShare, TenantConfig};
+use crate::topology::Topology;
 
 /// One GPU as the scheduler sees it.
 #[derive(Clone, Debug)]
@@ -77,6 +80,17 @@ pub struct Config {
     pub max_bypass_time: Duration,
     /// What clients held in an earlier life of the assigner.
     pub settle: Settle,
+    /// Tenants with a quota or weight of their own. While there are none, every name is a tenant of weight 1.
+    pub tenants: Vec<TenantConfig>,
+    /// The named queues. The one without a name can be among them, to set its limits.
+    pub queues: Vec<QueueConfig>,
+    /// Whether GPU time that was used decides who goes first; `None`: only the order of arrival does.
+    pub fair_share: Option<FairShare>,
+    /// The part of the time that switching may cost, above 0 and below 1: a contended lease lasts as much longer than
+    /// its switch took.
+    pub switch_share: f64,
+    /// How the GPUs are connected.
+    pub topology: Topology,
 }
 
 impl Config {
@@ -94,6 +108,11 @@ impl Config {
             max_bypass: 16,
             max_bypass_time: Duration::from_secs(60),
             settle: Settle::default(),
+            tenants: Vec::new(),
+            queues: Vec::new(),
+            fair_share: None,
+            switch_share: 0.1,
+            topology: Topology::default(),
         }
     }
 
@@ -117,7 +136,56 @@ impl Config {
         if self.first_epoch > Epoch::LAST_CREDIBLE {
             return Err(ConfigError::EpochsUsedUp(self.first_epoch));
         }
+        if !(self.switch_share > 0.0 && self.switch_share < 1.0) {
+            return Err(ConfigError::SwitchShare(self.switch_share));
+        }
+        if self.fair_share.is_some_and(|share| share.half_life.is_zero()) {
+            return Err(ConfigError::ZeroHalfLife);
+        }
+        if let Some(what) = self.topology.fault(self.gpus.len()) {
+            return Err(ConfigError::Topology { what, gpus: self.gpus.len() });
+        }
+        self.validate_tenants()?;
+        self.validate_queues()?;
         self.estimator.validate()
+    }
+
+    fn validate_tenants(&self) -> Result<(), ConfigError> {
+        for (at, tenant) in self.tenants.iter().enumerate() {
+            let name = || tenant.name.clone();
+            if self.tenants[..at].iter().any(|other| other.name == tenant.name) {
+                return Err(ConfigError::TwiceTenant(name()));
+            }
+            if tenant.weight == 0 {
+                return Err(ConfigError::ZeroWeight(name()));
+            }
+            if let Some(limit) = tenant.limit.filter(|limit| *limit < tenant.guarantee) {
+                let guarantee = tenant.guarantee;
+                return Err(ConfigError::LimitBelowGuarantee { tenant: name(), guarantee, limit });
+            }
+            if tenant.limit == Some(0) {
+                return Err(ConfigError::ZeroLimit { kind: "tenant", name: name() });
+            }
+        }
+        let guaranteed = self.tenants.iter().map(|tenant| u64::from(tenant.guarantee)).sum();
+        let gpus = self.gpus.len();
+        if guaranteed > gpus as u64 {
+            return Err(ConfigError::Guarantees { guaranteed, gpus });
+        }
+        Ok(())
+    }
+
+    fn validate_queues(&self) -> Result<(), ConfigError> {
+        for (at, queue) in self.queues.iter().enumerate() {
+            let name = || queue.name.clone();
+            if self.queues[..at].iter().any(|other| other.name == queue.name) {
+                return Err(ConfigError::TwiceQueue(name()));
+            }
+            if queue.max_gpus == Some(0) || queue.max_clients == Some(0) {
+                return Err(ConfigError::ZeroLimit { kind: "queue", name: name() });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -207,6 +275,59 @@ pub enum ConfigError {
     /// The epoch is garbage.
     #[error("{0} cannot be the first to hand out; remove the state of the earlier life")]
     EpochsUsedUp(Epoch),
+    /// The share of the time for switches.
+    #[error("switches may cost {0} of the time; it must be above 0 and below 1")]
+    SwitchShare(f64),
+    /// Nothing would count.
+    #[error("the half-life of used GPU time is 0, so that nothing would count; leave it out")]
+    ZeroHalfLife,
+    /// The topology is that of another node.
+    #[error("the {what} of the topology do not fit {gpus} GPUs")]
+    Topology {
+        /// Which part of it.
+        what: &'static str,
+        /// The GPUs there are.
+        gpus: usize,
+    },
+    /// More is guaranteed than there is.
+    #[error(
+        "{guaranteed} GPUs are guaranteed to tenants, but there are {gpus}; lower the guarantees"
+    )]
+    Guarantees {
+        /// The sum of the guarantees.
+        guaranteed: u64,
+        /// The GPUs there are.
+        gpus: usize,
+    },
+    /// A limit below what is guaranteed.
+    #[error("tenant \"{tenant}\" is guaranteed {guarantee} GPUs, but limited to {limit}")]
+    LimitBelowGuarantee {
+        /// The tenant.
+        tenant: String,
+        /// What it is guaranteed.
+        guarantee: u32,
+        /// What it is limited to.
+        limit: u32,
+    },
+    /// A weight of zero.
+    #[error("tenant \"{0}\" has weight 0 and would never get its turn; give it at least 1")]
+    ZeroWeight(String),
+    /// A limit that lets nobody in.
+    #[error(
+        "{kind} \"{name}\" has a limit of 0, so that nothing would ever be granted; leave it out"
+    )]
+    ZeroLimit {
+        /// What it is.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Two tenants of one name.
+    #[error("tenant \"{0}\" is there twice")]
+    TwiceTenant(String),
+    /// Two queues of one name.
+    #[error("queue \"{0}\" is there twice")]
+    TwiceQueue(String),
     /// Not a percentile.
     #[error("the estimator's percentile is {0}; it must be between 0 and 1")]
     Percentile(f64),

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::config::Policy;
-use crate::ids::{ClientId, Epoch, Gpu};
+use crate::ids::{ClientId, Epoch, GangId, Gpu, Priority};
 
 /// What a client says of itself when it joins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientSpec {
     /// GPUs that one lease of it covers; 0 counts as 1.
     pub gpus: u32,
@@ -14,12 +14,21 @@ pub struct ClientSpec {
     pub eligible: Eligible,
     /// What it holds from an earlier life of the assigner.
     pub held: Option<Held>,
+    /// Within its queue, the higher goes first, and takes GPUs from the lower.
+    pub priority: Priority,
+    /// Whose quota and share it counts for; empty: those of nobody in particular.
+    pub tenant: String,
+    /// Where it waits; empty: the queue without a name.
+    pub queue: String,
+    /// Its gang. A member waits until its gang is let go ([`Event::LetGo`]).
+    pub gang: Option<GangId>,
 }
 
 /// The GPUs that a client may be placed on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Eligible {
     /// Every GPU of the node.
+    #[default]
     All,
     /// These alone.
     Only(Vec<Gpu>),
@@ -69,6 +78,18 @@ pub enum Event {
         client: ClientId,
         /// The lease.
         epoch: Epoch,
+        /// How long it was in use, where the client knows; otherwise all of it counts.
+        busy: Option<Duration>,
+    },
+    /// The gang of a client is ready: its requests can be granted from now on.
+    LetGo {
+        /// The client.
+        client: ClientId,
+    },
+    /// The gang of a client is not ready any more: its requests wait for the next [`Event::LetGo`].
+    HoldBack {
+        /// The client.
+        client: ClientId,
     },
     /// A client is gone; all that it held is free. Also said of a client of an earlier life that
     /// will not come back ([`Settle::expected`](crate::Settle::expected)).
@@ -169,6 +190,50 @@ pub enum Refusal {
         wanted: u32,
         /// What there is for it.
         eligible: u32,
+    },
+    /// More GPUs than the client's queue may hold at once.
+    #[error("{wanted} GPUs wanted, but queue \"{queue}\" holds {most} at most")]
+    BeyondQueue {
+        /// What the client wants.
+        wanted: u32,
+        /// Its queue.
+        queue: String,
+        /// What the queue allows.
+        most: u32,
+    },
+    /// More GPUs than the client's tenant may hold at once.
+    #[error("{wanted} GPUs wanted, but tenant \"{tenant}\" holds {most} at most")]
+    BeyondTenant {
+        /// What the client wants.
+        wanted: u32,
+        /// Its tenant.
+        tenant: String,
+        /// What the tenant allows.
+        most: u32,
+    },
+    /// There is no such queue.
+    #[error("there is no queue \"{queue}\"; there are {known}")]
+    UnknownQueue {
+        /// What the client named.
+        queue: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is no such tenant.
+    #[error("there is no tenant \"{tenant}\"; there are {known}")]
+    UnknownTenant {
+        /// What the client named.
+        tenant: String,
+        /// What there is.
+        known: String,
+    },
+    /// The queue has as many clients as it takes.
+    #[error("queue \"{queue}\" takes {most} clients at once, and has them; try again later")]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// What it takes.
+        most: u32,
     },
     /// The policy gives one GPU to a client.
     #[error("policy {policy} gives one GPU to a client, but {wanted} are wanted; use gpu-affinity")]

@@ -48,6 +48,46 @@ impl fmt::Display for ClientId {
     }
 }
 
+/// What goes first: the higher. From -100 to 100, 0 is usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Priority(i8);
+
+impl Priority {
+    /// The lowest.
+    pub const LOWEST: Priority = Priority(-100);
+    /// The highest.
+    pub const HIGHEST: Priority = Priority(100);
+
+    /// The priority of this number; `None` when it is beyond the ends.
+    #[must_use]
+    pub fn new(number: i32) -> Option<Priority> {
+        let number = i8::try_from(number).ok()?;
+        (Priority::LOWEST.0..=Priority::HIGHEST.0).contains(&number).then_some(Priority(number))
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.0.into()
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Clients that hold their leases together, or not at all; numbered by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GangId(pub u64);
+
+impl fmt::Display for GangId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gang {}", self.0)
+    }
+}
+
 /// Number of a lease; grows with every grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);

@@ -14,7 +14,7 @@
 //! let config = Config::new(vec![GpuConfig { memory: 1 << 30 }], Policy::GpuAffinity);
 //! let mut scheduler = Scheduler::new(config)?;
 //! let (client, now) = (ClientId(1), Time(0));
-//! let spec = ClientSpec { gpus: 1, eligible: Eligible::All, held: None };
+//! let spec = ClientSpec { gpus: 1, ..ClientSpec::default() };
 //! scheduler.handle(Event::Join { client, spec }, now);
 //! scheduler.handle(Event::Acquire { client, expected: Some(Duration::from_secs(1)) }, now);
 //! let grant = Action::Grant { client, epoch: Epoch(1), gpus: vec![Gpu(0)] };
@@ -29,11 +29,14 @@ mod event;
 mod ids;
 mod placement;
 mod plan;
+mod queue;
 mod restart;
 mod rooms;
 mod sanity;
 mod scheduler;
 mod snapshot;
+mod tenant;
+mod topology;
 
 pub mod sim;
 
@@ -41,8 +44,11 @@ pub use config::{
     Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, Policy, Settle,
 };
 pub use event::{Action, ClientSpec, Eligible, Event, Held, Refusal, RoomDenied, RoomVerdict};
-pub use ids::{ClientId, Epoch, Gpu, Time};
+pub use ids::{ClientId, Epoch, GangId, Gpu, Priority, Time};
+pub use queue::QueueConfig;
 pub use rooms::RoomFault;
 pub use sanity::SanityError;
 pub use scheduler::Scheduler;
 pub use snapshot::{ClientSnapshot, ClientState, GpuSnapshot, ReservationSnapshot, Snapshot};
+pub use tenant::{FairShare, TenantConfig};
+pub use topology::Topology;

@@ -81,6 +81,9 @@ impl Scheduler {
             if open == 0 {
                 break;
             }
+            if !self.clients[&self.queue[&ticket].client].let_go {
+                continue;
+            }
             if let Some(start) = self.start(&self.queue[&ticket]) {
                 self.grant(ticket, &start);
                 let kept = |gpu: &&Gpu| self.gpus[gpu.index()].reserved.is_some();

@@ -171,6 +171,9 @@ impl Scheduler {
         let mut ahead: BTreeSet<Gpu> = BTreeSet::new();
         for (ticket, waiter) in &self.queue {
             let client = &self.clients[&waiter.client];
+            if !client.let_go {
+                continue;
+            }
             let idle = |gpu: &Gpu| {
                 let kept = self.gpus[gpu.index()].reserved;
                 self.is_free(*gpu) && kept.is_none_or(|kept| kept == *ticket)

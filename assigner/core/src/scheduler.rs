@@ -80,6 +80,8 @@ pub(crate) struct Client {
     pub(crate) last: Vec<Gpu>,
     pub(crate) waiting: Option<Ticket>,
     pub(crate) lease: Option<Lease>,
+    /// False while its gang is not ready: its requests wait without a place in the order.
+    pub(crate) let_go: bool,
     pub(crate) estimator: Estimator,
     /// When it entered the present state.
     pub(crate) since: Time,
@@ -170,7 +172,9 @@ impl Scheduler {
             Event::Bind { client } => self.bind(client),
             Event::Acquire { client, expected } => self.acquire(client, expected),
             Event::Cancel { client } => self.cancel(client),
-            Event::Release { client, epoch } => self.release(client, epoch),
+            Event::Release { client, epoch, busy } => self.release(client, epoch, busy),
+            Event::LetGo { client } => self.let_go(client),
+            Event::HoldBack { client } => self.hold_back(client),
             Event::Leave { client } => self.leave(client),
             Event::RoomRequest { client, seq, gpu, bytes } => {
                 self.room_request(client, seq, gpu, bytes);
@@ -220,6 +224,7 @@ impl Scheduler {
             last: Vec::new(),
             waiting: None,
             lease: None,
+            let_go: spec.gang.is_none(),
             estimator: Estimator::default(),
             since: self.now,
             grants: 0,
@@ -227,10 +232,11 @@ impl Scheduler {
             held: Duration::ZERO,
         };
         let held = spec.held.filter(|held| !held.bound.is_empty() || held.lease.is_some());
-        let admitted = self.admissible(&state).and_then(|()| match &held {
-            Some(held) => self.adoptable(state.width, held),
-            None => Ok(()),
-        });
+        let admitted =
+            self.admissible(&state, &spec.tenant, &spec.queue).and_then(|()| match &held {
+                Some(held) => self.adoptable(state.width, held),
+                None => Ok(()),
+            });
         match admitted {
             Ok(()) => {
                 self.clients.insert(client, state);
@@ -257,9 +263,26 @@ impl Scheduler {
         }
     }
 
-    fn admissible(&self, client: &Client) -> Result<(), Refusal> {
+    fn admissible(&self, client: &Client, tenant: &str, queue: &str) -> Result<(), Refusal> {
         let wanted = client.width;
-        let policy = self.config.policy;
+        let known_queue = self.config.queues.iter().find(|known| known.name == queue);
+        if known_queue.is_none() && !queue.is_empty() {
+            let known = names(self.config.queues.iter().map(|queue| &queue.name));
+            return Err(Refusal::UnknownQueue { queue: queue.to_owned(), known });
+        }
+        if let Some(most) = known_queue.and_then(|queue| queue.max_gpus.filter(|m| *m < wanted)) {
+            return Err(Refusal::BeyondQueue { wanted, queue: queue.to_owned(), most });
+        }
+        let tenants = &self.config.tenants;
+        let known_tenant = tenants.iter().find(|known| known.name == tenant);
+        if known_tenant.is_none() && !tenant.is_empty() && !tenants.is_empty() {
+            let known = names(tenants.iter().map(|tenant| &tenant.name));
+            return Err(Refusal::UnknownTenant { tenant: tenant.to_owned(), known });
+        }
+        if let Some(most) = known_tenant.and_then(|known| known.limit.filter(|m| *m < wanted)) {
+            return Err(Refusal::BeyondTenant { wanted, tenant: tenant.to_owned(), most });
+        }
+        let policy = known_queue.and_then(|queue| queue.policy).unwrap_or(self.config.policy);
         if wanted > 1 && policy != Policy::GpuAffinity {
             return Err(Refusal::PolicyGivesOne { policy, wanted });
         }
@@ -350,6 +373,22 @@ impl Scheduler {
         }
     }
 
+    fn let_go(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.let_go = true;
+        self.mark(id);
+    }
+
+    fn hold_back(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.let_go = false;
+        if let Some(ticket) = client.waiting {
+            let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
+            waiter.reservation = None;
+        }
+        self.mark(id);
+    }
+
     /// Takes a waiting client out of the queue.
     pub(crate) fn unqueue(&mut self, id: ClientId) -> Waiter {
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
@@ -363,7 +402,7 @@ impl Scheduler {
         self.queue.remove(&ticket).expect("a waiting client is in the queue")
     }
 
-    fn release(&mut self, id: ClientId, epoch: Epoch) {
+    fn release(&mut self, id: ClientId, epoch: Epoch, busy: Option<Duration>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         if client.lease.as_ref().is_none_or(|lease| lease.epoch != epoch) {
             return;
@@ -372,7 +411,11 @@ impl Scheduler {
         let span = self.now.since(lease.granted);
         client.held += span;
         client.since = self.now;
-        client.estimator.observe(span, &self.config.estimator);
+        // A lease that was never used tells nothing about the phases.
+        let phase = busy.map_or(span, |busy| busy.min(span));
+        if busy.is_none() || !phase.is_zero() {
+            client.estimator.observe(phase, &self.config.estimator);
+        }
         let is_bound = !client.bound.is_empty();
         client.last.clone_from(&lease.gpus);
         for gpu in &lease.gpus {
@@ -410,7 +453,7 @@ impl Scheduler {
         if self.clients.contains_key(&id) {
             self.cancel(id);
             if let Some(lease) = &self.clients[&id].lease {
-                self.release(id, lease.epoch);
+                self.release(id, lease.epoch, None);
             }
             let client = self.clients.remove(&id).expect("it was just there");
             for gpu in &client.bound {
@@ -444,4 +487,10 @@ impl Scheduler {
             verdict: answer.verdict,
         }));
     }
+}
+
+/// Names for a message.
+fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<String> = names.map(|name| format!("\"{name}\"")).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

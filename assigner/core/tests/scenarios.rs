@@ -206,12 +206,18 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             let held = (bound.is_some() || lease.is_some())
                 .then(|| Held { bound: bound.unwrap_or_default(), lease });
             let gpus = u32::try_from(line.number("gpus", 1)?)?;
-            Event::Join { client, spec: ClientSpec { gpus, eligible, held } }
+            Event::Join {
+                client,
+                spec: ClientSpec { gpus, eligible, held, ..ClientSpec::default() },
+            }
         }
         "bind" => Event::Bind { client },
         "acquire" => Event::Acquire { client, expected: line.key("for").map(span).transpose()? },
         "cancel" => Event::Cancel { client },
-        "release" => Event::Release { client, epoch: Epoch(number(3)?) },
+        "release" => {
+            let busy = line.key("busy").map(span).transpose()?;
+            Event::Release { client, epoch: Epoch(number(3)?), busy }
+        }
         "leave" => Event::Leave { client },
         "room" => Event::RoomRequest {
             client,

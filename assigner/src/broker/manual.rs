@@ -4,7 +4,7 @@
 
 use std::time::SystemTime;
 
-use acb_core::{ClientId, ClientSpec, Eligible, Epoch, Event};
+use acb_core::{ClientId, ClientSpec, Epoch, Event};
 use acb_wire::v1;
 use tokio::sync::oneshot;
 
@@ -118,7 +118,7 @@ impl Broker {
             ..Client::new()
         };
         let client = self.new_number();
-        let spec = ClientSpec { gpus: request.gpus, eligible: Eligible::All, held: None };
+        let spec = ClientSpec { gpus: request.gpus, ..ClientSpec::default() };
         self.admit(client, member, spec)
             .map_err(|refused| AllocError::Impossible(refused.reason))?;
         Ok(Some(client))
@@ -151,7 +151,7 @@ impl Broker {
         self.save();
         if answer.is_none_or(|answer| answer.send(Ok(allocated)).is_err()) {
             // Whoever asked has gone.
-            self.apply(Event::Release { client, epoch });
+            self.apply(Event::Release { client, epoch, busy: None });
         }
     }
 
@@ -180,7 +180,7 @@ impl Broker {
             if let Some(member) = self.clients.get_mut(&client) {
                 member.leased.clear();
             }
-            self.apply(Event::Release { client, epoch });
+            self.apply(Event::Release { client, epoch, busy: None });
             self.save();
         }
         if request.finish {
@@ -202,7 +202,7 @@ impl Broker {
             ..Client::new()
         };
         let held = (!held.bound.is_empty()).then_some(held);
-        let spec = ClientSpec { gpus: wanted, eligible: Eligible::All, held };
+        let spec = ClientSpec { gpus: wanted, held, ..ClientSpec::default() };
         if let Err(refused) = self.admit(client, member, spec) {
             tracing::warn!("{client} could not be taken over: {}", refused.reason);
         }

@@ -65,7 +65,8 @@ impl Broker {
         }
         let eligible = self.eligible(&hello.eligible)?;
         let client = self.number(hello.held.as_ref(), newcomer.process);
-        let spec = ClientSpec { gpus: hello.gpus, eligible, held: held.clone() };
+        let spec =
+            ClientSpec { gpus: hello.gpus, eligible, held: held.clone(), ..ClientSpec::default() };
         let member = Client {
             port: Port::Socket(newcomer.outbox),
             process: newcomer.process,
@@ -261,7 +262,7 @@ impl Broker {
         };
         let (epoch, rooms) = (now.epoch, now.room.clone());
         if let Some(epoch) = epoch.filter(|epoch| Some(*epoch) != held.lease) {
-            self.apply(Event::Release { client, epoch });
+            self.apply(Event::Release { client, epoch, busy: None });
         }
         for (gpu, bytes) in rooms {
             let said =

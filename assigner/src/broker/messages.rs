@@ -26,7 +26,8 @@ impl Broker {
             }
             client_message::Kind::Release(release) => {
                 self.count_busy(client, release.busy_ns);
-                self.apply(Event::Release { client, epoch: Epoch(release.epoch) });
+                let (epoch, busy) = (Epoch(release.epoch), Duration::from_nanos(release.busy_ns));
+                self.apply(Event::Release { client, epoch, busy: Some(busy) });
             }
             client_message::Kind::RoomRequest(request) => self.room_request(client, &request),
             client_message::Kind::RoomReturn(back) => {

@@ -189,7 +189,11 @@ impl<'a> Run<'a> {
 
     fn arrive(&mut self, index: usize) {
         let script = self.clients[index].script;
-        let spec = ClientSpec { gpus: script.gpus, eligible: script.eligible.clone(), held: None };
+        let spec = ClientSpec {
+            gpus: script.gpus,
+            eligible: script.eligible.clone(),
+            ..ClientSpec::default()
+        };
         self.tell(Event::Join { client: number(index), spec });
         if self.clients[index].report.refused.is_some() {
             return;
@@ -271,7 +275,7 @@ impl<'a> Run<'a> {
 
     fn release(&mut self, index: usize) {
         let lease = self.clients[index].lease.take().expect("a held lease is released");
-        self.tell(Event::Release { client: number(index), epoch: lease.epoch });
+        self.tell(Event::Release { client: number(index), epoch: lease.epoch, busy: None });
     }
 
     /// Gives the scheduler an event and does what it says.

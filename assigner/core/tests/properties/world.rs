@@ -115,7 +115,7 @@ impl World {
             What::ReleaseStale { epoch } => {
                 let current = self.clients[slot].lease.as_ref().map(|lease| lease.epoch);
                 if current != Some(Epoch(*epoch)) {
-                    self.tell(Event::Release { client, epoch: Epoch(*epoch) });
+                    self.tell(Event::Release { client, epoch: Epoch(*epoch), busy: None });
                 }
             }
             What::Leave => {
@@ -163,7 +163,8 @@ impl World {
             lease: client.lease.as_ref().map(|lease| lease.epoch),
         };
         let eligible = client.eligible.clone().map_or(Eligible::All, Eligible::Only);
-        let spec = ClientSpec { gpus: client.width, eligible, held: Some(held) };
+        let spec =
+            ClientSpec { gpus: client.width, eligible, held: Some(held), ..ClientSpec::default() };
         let is_late = self.now >= self.settled;
         self.tell(Event::Join { client: id, spec });
         assert!(self.clients[slot].present || is_late, "what it held had to be kept for it");
@@ -179,14 +180,14 @@ impl World {
             ..Client::default()
         };
         let eligible = eligible.map_or(Eligible::All, Eligible::Only);
-        let spec = ClientSpec { gpus, eligible, held: None };
+        let spec = ClientSpec { gpus, eligible, ..ClientSpec::default() };
         self.tell(Event::Join { client: self.name(self.next_id), spec });
     }
 
     fn release(&mut self, slot: usize) {
         if let Some(lease) = self.clients[slot].lease.take() {
             let client = self.name(self.clients[slot].id);
-            self.tell(Event::Release { client, epoch: lease.epoch });
+            self.tell(Event::Release { client, epoch: lease.epoch, busy: None });
         }
     }
 
