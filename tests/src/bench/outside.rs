@@ -194,13 +194,33 @@ pub struct OnRequest {
     answers: BufReader<ChildStdout>,
 }
 
-/// When it asked for the GPU, and when the call had returned; CLOCK_MONOTONIC in nanoseconds.
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// When it asked for the GPU, when the call had returned, and what came of it; times are CLOCK_MONOTONIC in
+/// nanoseconds.
+#[derive(Clone, Debug, Deserialize)]
 pub struct Answer {
     /// Before the call.
     pub wanted_ns: u64,
     /// After it.
     pub got_ns: u64,
+    /// The call that failed, and how.
+    pub error: Option<String>,
+    /// Bytes that were checked.
+    pub checked: u64,
+    /// Bytes of them that are wrong.
+    pub wrong: u64,
+    /// Where.
+    pub first: Option<String>,
+    /// Free memory, as the driver says.
+    pub free: u64,
+    /// Memory in all, as the driver says.
+    pub total: u64,
+}
+
+impl Answer {
+    /// How long the request took.
+    pub fn took(&self) -> Duration {
+        Duration::from_nanos(self.got_ns - self.wanted_ns)
+    }
 }
 
 impl OnRequest {
@@ -228,13 +248,42 @@ impl OnRequest {
     /// Waits for the answer to the oldest request.
     ///
     /// # Errors
-    /// The program is gone.
+    /// The program is gone, the request failed, or wrong data was found.
     pub fn answer(&mut self) -> Result<Answer> {
+        let answer = self.reply()?;
+        if let Some(error) = answer.error {
+            bail!("on_request: {error}");
+        }
+        if let Some(first) = answer.first {
+            bail!("on_request: {} of {} bytes are wrong: {first}", answer.wrong, answer.checked);
+        }
+        Ok(answer)
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    /// As [`OnRequest::answer`].
+    pub fn ask(&mut self, text: &str) -> Result<Answer> {
+        self.request(text)?;
+        self.answer().with_context(|| text.to_owned())
+    }
+
+    /// Waits for the answer to the oldest request, which may be that it failed.
+    ///
+    /// # Errors
+    /// The program is gone.
+    pub fn reply(&mut self) -> Result<Answer> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
             bail!("on_request ended: {}", self.child.wait()?);
         }
         serde_json::from_str(&line).with_context(|| format!("on_request said {line:?}"))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL.

@@ -1,7 +1,9 @@
-//! A tiny loader of the CUDA driver, and the calls that the workloads make.
+//! A tiny loader of the CUDA driver, and the calls that all workloads make.
 //!
 //! Owns: finding the functions by `dlopen` and `dlsym`, as programs without the CUDA runtime do, and
-//! turning their results into errors that name the call. Does not own: what is done with them.
+//! turning their results into errors that name the call. What only some need is found by those: streams and
+//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]). Does not own:
+//! what is done with them.
 //!
 //! Functions return plain numbers here: a Rust enum that holds a result unknown to it would be
 //! undefined behaviour, and drivers are newer than lists of results.
@@ -46,10 +48,11 @@ pub enum DriverError {
 /// Declares the table of driver functions, each with its exported name.
 macro_rules! functions {
     ($($field:ident = $symbol:literal ( $($arg:ty),* );)*) => {
+        #[derive(Clone, Copy)]
         struct Table { $($field: unsafe extern "C" fn($($arg),*) -> u32,)* }
 
         impl Table {
-            fn load(library: &Library) -> Result<Self, DriverError> {
+            fn load(library: &$crate::driver::Library) -> Result<Self, DriverError> {
                 Ok(Self { $($field: {
                     let symbol = library.symbol($symbol)?;
                     // SAFETY: the driver's function of that name has this signature (cuda.h).
@@ -64,6 +67,20 @@ macro_rules! functions {
     };
 }
 
+/// Calls a function of the table and turns its result into an error that names it.
+macro_rules! call {
+    ($driver:expr, $field:ident ( $($arg:expr),* )) => {{
+        // SAFETY: the arguments are as cuda.h wants them: pointers are to live values of the right
+        // type, sizes are those of what they point at, handles come from the driver.
+        let code = unsafe { ($driver.table.$field)($($arg),*) };
+        if code == 0 { Ok(()) } else { Err($driver.error(names::$field, code)) }
+    }};
+}
+
+pub mod mapped;
+pub mod pinned;
+pub mod queues;
+
 functions! {
     init = "cuInit"(c_uint);
     error_name = "cuGetErrorName"(u32, *mut *const c_char);
@@ -77,6 +94,7 @@ functions! {
     ctx_synchronize = "cuCtxSynchronize"();
     module_load = "cuModuleLoadData"(*mut *mut c_void, *const c_void);
     module_function = "cuModuleGetFunction"(*mut *mut c_void, *mut c_void, *const c_char);
+    mem_info = "cuMemGetInfo_v2"(*mut usize, *mut usize);
     mem_alloc = "cuMemAlloc_v2"(*mut DevicePtr, usize);
     mem_free = "cuMemFree_v2"(DevicePtr);
     copy_in = "cuMemcpyHtoD_v2"(DevicePtr, *const c_void, usize);
@@ -170,6 +188,17 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
+/// A stream of the current context.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    handle: *mut c_void,
+}
+
+impl Stream {
+    /// The default stream.
+    pub const DEFAULT: Self = Self { handle: ptr::null_mut() };
+}
+
 /// A primary context that this process has retained.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
@@ -186,16 +215,6 @@ unsafe impl Sync for Context {}
 #[derive(Clone, Copy, Debug)]
 pub struct Module {
     handle: *mut c_void,
-}
-
-/// Calls a function of the table and turns its result into an error that names it.
-macro_rules! call {
-    ($driver:expr, $field:ident ( $($arg:expr),* )) => {{
-        // SAFETY: the arguments are as cuda.h wants them: pointers are to live values of the right
-        // type, sizes are those of what they point at, handles come from the driver.
-        let code = unsafe { ($driver.table.$field)($($arg),*) };
-        if code == 0 { Ok(()) } else { Err($driver.error(names::$field, code)) }
-    }};
 }
 
 impl Driver {
@@ -302,6 +321,13 @@ impl Driver {
         Ok(pointer)
     }
 
+    /// `cuMemGetInfo`: free, and in all.
+    pub fn memory_info(&self) -> Result<(u64, u64), DriverError> {
+        let (mut free, mut total) = (0, 0);
+        call!(self, mem_info(&mut free, &mut total))?;
+        Ok((free as u64, total as u64))
+    }
+
     /// `cuMemFree`.
     pub fn free(&self, pointer: DevicePtr) -> Result<(), DriverError> {
         call!(self, mem_free(pointer))
@@ -325,9 +351,20 @@ impl Driver {
         threads: u32,
         arguments: &[u64],
     ) -> Result<(), DriverError> {
+        self.launch_in(Stream::DEFAULT, kernel, blocks, threads, arguments)
+    }
+
+    /// Launches a kernel whose arguments are 64-bit words, on a stream.
+    pub fn launch_in(
+        &self,
+        stream: Stream,
+        kernel: &Kernel,
+        blocks: u32,
+        threads: u32,
+        arguments: &[u64],
+    ) -> Result<(), DriverError> {
         let mut pointers: Vec<*mut c_void> =
             arguments.iter().map(|word| ptr::from_ref(word).cast_mut().cast()).collect();
-        let none = ptr::null_mut::<c_void>();
         call!(
             self,
             launch(
@@ -339,7 +376,7 @@ impl Driver {
                 1,
                 1,
                 0,
-                none,
+                stream.handle,
                 pointers.as_mut_ptr(),
                 ptr::null_mut()
             )

@@ -54,6 +54,11 @@ impl Steps {
         }
     }
 
+    /// The sum of `count` words after the steps, whose sum was `sum` before.
+    pub fn of_sum(self, sum: u64, count: u64) -> u64 {
+        sum.wrapping_mul(self.multiplier).wrapping_add(self.addend.wrapping_mul(count))
+    }
+
     /// Takes the steps with every word.
     pub fn apply(self, words: &mut [u64]) {
         for word in words {

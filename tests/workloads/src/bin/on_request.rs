@@ -1,19 +1,38 @@
 //! A client that uses the GPU when it is told to, and says when it got it.
 //!
-//! Owns: that conversation, for benchmarks that must know who wants the GPU when. Does not own: the
-//! benchmarks.
+//! Owns: that conversation, for benchmarks and tests that must know who wants the GPU when. Does not own: the
+//! benchmarks, the memory and how it is checked ([`acb_workloads::memory`]).
 //!
-//! Lines on stdin: `nop` launches a kernel of no length, `spin NS` one of NS nanoseconds; neither
-//! waits for it. `sync` waits. Each is answered by a line of JSON; the first such line, before any
-//! request, says that the program is ready.
+//! Each line on stdin is a request, answered by a line of JSON; one such line, before any request, says that
+//! the program is ready. A call that fails is an answer too. The requests:
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `nop`, `spin NS` | launches a kernel of no length, of NS nanoseconds, without waiting for it |
+//! | `sync` | waits for everything |
+//! | `alloc BLOCKS BYTES [plain, async or mapped]` | allocates blocks; regions are counted from 0 |
+//! | `fill` | fills all regions that are not filled |
+//! | `step` | lets all memory change |
+//! | `check`, `compare` | lets the GPU sum up all memory, or fetches it, and checks it |
+//! | `capture`, `replay` | captures a step and sums of all regions; does them |
+//! | `free REGION` | frees one |
+//! | `info` | asks how much memory there is |
+//! | `fork` | calls the driver in a forked child, which must fail |
+//! | `endless` | launches a kernel that never ends |
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
-use acb_workloads::driver::{Driver, DriverError};
-use acb_workloads::{clock, kernels};
+use acb_workloads::driver::{Driver, DriverError, Kernel, Stream};
+use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
+use acb_workloads::quantities::bytes;
+use acb_workloads::{clock, fork, kernels};
 use anyhow::{Context, bail};
 use serde::Serialize;
+
+/// What memory takes its steps with.
+const SALT: u64 = 0x5eed;
+const STREAM: &[Stream] = &[Stream::DEFAULT];
 
 /// The answer; times are CLOCK_MONOTONIC in nanoseconds.
 #[derive(Serialize)]
@@ -23,6 +42,30 @@ struct Answer {
     wanted_ns: u64,
     /// After it.
     got_ns: u64,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+/// What came of a request.
+#[derive(Default, Serialize)]
+struct Outcome {
+    /// A call failed.
+    error: Option<String>,
+    /// Bytes that were checked, and those of them that are wrong.
+    checked: u64,
+    wrong: u64,
+    /// Where.
+    first: Option<String>,
+    /// Memory, as the driver says.
+    free: u64,
+    total: u64,
+}
+
+impl From<Check> for Outcome {
+    fn from(check: Check) -> Self {
+        let Check { bytes, wrong, first } = check;
+        Self { checked: bytes, wrong, first, ..Self::default() }
+    }
 }
 
 fn main() -> ExitCode {
@@ -40,35 +83,164 @@ fn run() -> anyhow::Result<()> {
     driver.init()?;
     let context = driver.retain_primary(0)?;
     let module = driver.load_kernels()?;
-    let nop = driver.kernel(&module, kernels::NOP)?;
-    let spin = driver.kernel(&module, kernels::SPIN)?;
-    driver.launch(&nop, 1, 1, &[])?;
+    let mut client = Client {
+        driver: &driver,
+        nop: driver.kernel(&module, kernels::NOP)?,
+        spin: driver.kernel(&module, kernels::SPIN)?,
+        endless: driver.kernel(&module, kernels::ENDLESS)?,
+        memory: Memory::new(&driver, context, u64::from(std::process::id()))?,
+        unfilled: vec![],
+        replay: None,
+    };
+    driver.launch(&client.nop, 1, 1, &[])?;
     driver.synchronize()?;
-    answer(|| Ok(()))?;
+    answer(|| Ok(Outcome::default()))?;
     for line in io::stdin().lock().lines() {
-        let line = line?;
-        match line.split_whitespace().collect::<Vec<_>>()[..] {
-            ["nop"] => answer(|| driver.launch(&nop, 1, 1, &[]))?,
-            ["spin", ns] => {
-                let ns = ns.parse().with_context(|| format!("'{line}': NS is a number"))?;
-                answer(|| driver.launch(&spin, 1, 1, &[ns]))?;
-            }
-            ["sync"] => answer(|| driver.synchronize())?,
-            _ => bail!("'{line}' is none of: nop, spin NS, sync"),
-        }
+        let request = Request::parse(&line?)?;
+        answer(|| client.serve(request))?;
     }
+    client.memory.free_all()?;
     driver.release_primary(&context)?;
     Ok(())
 }
 
-fn answer(request: impl FnOnce() -> Result<(), DriverError>) -> anyhow::Result<()> {
+enum Request {
+    Nop,
+    Spin(u64),
+    Sync,
+    Allocate(Shape),
+    Fill,
+    Step,
+    Check,
+    Compare,
+    Capture,
+    Replay,
+    Free(RegionId),
+    Info,
+    Fork,
+    Endless,
+}
+
+impl Request {
+    fn parse(line: &str) -> anyhow::Result<Self> {
+        let number = |text: &str| bytes(text).map_err(anyhow::Error::msg).context(line.to_owned());
+        Ok(match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["nop"] => Self::Nop,
+            ["spin", ns] => Self::Spin(number(ns)?),
+            ["sync"] => Self::Sync,
+            ["alloc", blocks, size, ref way @ ..] => {
+                let way = match way {
+                    [] => Way::Plain,
+                    [way] => way.parse().map_err(anyhow::Error::msg).context(line.to_owned())?,
+                    _ => bail!("'{line}': alloc BLOCKS BYTES [WAY]"),
+                };
+                let block_bytes = number(size)?;
+                let changing = block_bytes;
+                Self::Allocate(Shape { way, blocks: number(blocks)?, block_bytes, changing })
+            }
+            ["fill"] => Self::Fill,
+            ["step"] => Self::Step,
+            ["check"] => Self::Check,
+            ["compare"] => Self::Compare,
+            ["capture"] => Self::Capture,
+            ["replay"] => Self::Replay,
+            ["free", region] => Self::Free(RegionId(number(region)? as usize)),
+            ["info"] => Self::Info,
+            ["fork"] => Self::Fork,
+            ["endless"] => Self::Endless,
+            _ => bail!("'{line}' is no request"),
+        })
+    }
+}
+
+struct Client<'a> {
+    driver: &'a Driver,
+    nop: Kernel,
+    spin: Kernel,
+    endless: Kernel,
+    memory: Memory<'a>,
+    unfilled: Vec<RegionId>,
+    replay: Option<Replay<'a>>,
+}
+
+impl Client<'_> {
+    fn serve(&mut self, request: Request) -> Result<Outcome, DriverError> {
+        match request {
+            Request::Nop => self.driver.launch(&self.nop, 1, 1, &[])?,
+            Request::Spin(ns) => self.driver.launch(&self.spin, 1, 1, &[ns])?,
+            Request::Sync => self.driver.synchronize()?,
+            Request::Allocate(shape) => {
+                let region = self.memory.allocate(shape)?;
+                self.unfilled.push(region);
+            }
+            Request::Fill => {
+                for region in self.unfilled.drain(..) {
+                    self.memory.fill(region)?;
+                }
+            }
+            Request::Step => self.memory.step(SALT, STREAM)?,
+            Request::Check => {
+                self.memory.sum(STREAM)?;
+                return Ok(self.fetch_and_check()?.into());
+            }
+            Request::Compare => {
+                self.driver.synchronize()?;
+                return Ok(self.memory.compare()?.into());
+            }
+            Request::Capture => self.replay = Some(self.memory.capture(SALT)?),
+            Request::Replay => {
+                if let Some(replay) = &self.replay {
+                    self.memory.replay(replay)?;
+                }
+                return Ok(self.fetch_and_check()?.into());
+            }
+            Request::Free(region) => {
+                self.unfilled.retain(|unfilled| *unfilled != region);
+                self.memory.free(region)?;
+            }
+            Request::Info => {
+                let (free, total) = self.driver.memory_info()?;
+                return Ok(Outcome { free, total, ..Outcome::default() });
+            }
+            Request::Fork => {
+                let driver = self.driver;
+                let code = fork::run_in_child(|| i32::from(driver.memory_info().is_ok()));
+                let error = match code {
+                    Ok(0) => None,
+                    other => Some(format!("the driver works in a forked child: {other:?}")),
+                };
+                return Ok(Outcome { error, ..Outcome::default() });
+            }
+            Request::Endless => {
+                let flag = self.driver.alloc(8)?;
+                self.driver.copy_in(flag, &[0])?;
+                self.driver.launch(&self.endless, 1, 1, &[flag])?;
+            }
+        }
+        Ok(Outcome::default())
+    }
+
+    fn fetch_and_check(&self) -> Result<Check, DriverError> {
+        self.driver.synchronize()?;
+        let mut found = Check::default();
+        for region in self.memory.regions() {
+            found.add(self.memory.check(&self.memory.fetch(region)?)?);
+        }
+        Ok(found)
+    }
+}
+
+fn answer(request: impl FnOnce() -> Result<Outcome, DriverError>) -> anyhow::Result<()> {
     let wanted = clock::monotonic();
-    request()?;
+    let outcome = request();
     let got = clock::monotonic();
+    let failed =
+        |error: DriverError| Outcome { error: Some(error.to_string()), ..Outcome::default() };
     let answer = Answer {
         pid: std::process::id(),
         wanted_ns: wanted.as_nanos() as u64,
         got_ns: got.as_nanos() as u64,
+        outcome: outcome.unwrap_or_else(failed),
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(&answer)?)?;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use acb_workloads::clock;
 use acb_workloads::driver::{Context, DevicePtr, Driver, DriverError, Kernel};
 use acb_workloads::kernels;
+use acb_workloads::quantities::{bytes, milliseconds, seconds};
 use acb_workloads::reference::{self, Steps, splitmix64};
 use acb_workloads::timing::{Spread, Times};
 use clap::Parser;
@@ -324,55 +325,6 @@ fn wrong(gpus: &[Gpu], salts: &[u64]) -> String {
     "wrong data".into()
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    number(text)
-        .and_then(|value| Duration::try_from_secs_f64(value).map_err(|error| error.to_string()))
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    number(text).and_then(|value| {
-        Duration::try_from_secs_f64(value / 1e3).map_err(|error| error.to_string())
-    })
-}
-
-fn number(text: &str) -> Result<f64, String> {
-    text.parse().map_err(|_| "a number is wanted".into())
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    let count: u64 = digits
-        .parse()
-        .map_err(|_| "a number of bytes is wanted, such as 512, 64K, 8M or 2G".to_owned())?;
-    count.checked_mul(1 << shift).ok_or_else(|| "too many bytes".into())
-}
-
 fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_suffixes() {
-        assert_eq!(bytes("512"), Ok(512));
-        assert_eq!(bytes("2G"), Ok(2 << 30));
-        assert!(bytes("20000000000G").is_err());
-        assert!(bytes("eight").is_err());
-        assert!(bytes("").is_err());
-    }
-
-    #[test]
-    fn lengths_are_not_negative() {
-        assert_eq!(milliseconds("4.5"), Ok(Duration::from_micros(4500)));
-        assert!(milliseconds("-1").is_err());
-        assert!(seconds("nan").is_err());
-    }
 }
