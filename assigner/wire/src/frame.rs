@@ -49,6 +49,11 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Bytes that were taken and not handed out: of a message that is not complete, or not asked for.
+    pub fn remaining(&self) -> usize {
+        self.buffer.len() - self.consumed
+    }
+
     /// The next complete message, or `None` when more bytes are needed.
     #[expect(clippy::should_implement_trait, reason = "it fails, and the caller names the message")]
     pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
@@ -104,6 +109,7 @@ mod tests {
                     seen.push(message);
                 }
             }
+            prop_assert_eq!(decoder.remaining(), 0);
             prop_assert_eq!(seen, names.iter().map(|name| hello(name)).collect::<Vec<_>>());
         }
 

@@ -173,6 +173,11 @@ impl Connection {
         }
     }
 
+    /// Whether a message has arrived in part.
+    pub(crate) fn is_in_mid_message(&self) -> bool {
+        self.decoder.remaining() > 0
+    }
+
     /// Takes in whatever has arrived, without waiting.
     pub(crate) fn receive(&mut self) -> Result<(), ContactError> {
         let mut buffer = [0u8; 4096];

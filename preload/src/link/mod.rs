@@ -3,11 +3,12 @@
 //! Owns: what application threads and the link thread share; waiting for a lease; sending.
 //! Does not own: connecting (`connection`), the thread's own doings (`thread`, `watch`), memory.
 //!
-//! Order of locks: lease, then the ledger's, then the outbox. None is held during a wait.
+//! Order of locks: the turn's, lease, then the ledger's, then the outbox. None is held during a wait.
 
 mod connection;
 mod socket;
 mod thread;
+mod turn;
 mod watch;
 
 pub(crate) use connection::{Connection, ContactError, Terms};
@@ -26,6 +27,7 @@ use rustix::net::SendFlags;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
+use turn::Turn;
 
 /// The one link of this process.
 pub(crate) static LINK: Link = Link::new();
@@ -38,6 +40,8 @@ pub(crate) struct Link {
     /// Nanoseconds that calls have stood there.
     waited_ns: AtomicU64,
     outbox: Mutex<Outbox>,
+    /// Who reads the socket.
+    turn: Turn,
     /// When a call last returned that had waited for the GPU: nanoseconds after `origin`.
     finished_ns: AtomicU64,
     origin: OnceLock<Instant>,
@@ -57,6 +61,7 @@ impl Link {
             waiting: AtomicU32::new(0),
             waited_ns: AtomicU64::new(0),
             outbox: Mutex::new(Outbox { socket: None, pending: Vec::new() }),
+            turn: Turn::new(),
             finished_ns: AtomicU64::new(0),
             origin: OnceLock::new(),
         }
@@ -99,7 +104,7 @@ impl Link {
             let entry = self.enter_queue();
             match entry {
                 Entry::Retry => {}
-                Entry::AskAndWait | Entry::Wait => self.gate.wait(heard),
+                Entry::AskAndWait | Entry::Wait => self.wait_at_gate(heard),
                 Entry::Fail => break Err(CuResult::SYSTEM_NOT_READY),
             }
             if self.gate.enter() {

@@ -35,6 +35,7 @@ pub(crate) fn run(
     loop {
         let began = Instant::now();
         let end = serve(&mut connection, &mut watch);
+        LINK.turn.seize();
         LINK.uninstall();
         if let ContactError::Refused(refused) = end {
             return give_up(&terms, &refusal(&refused));
@@ -59,6 +60,9 @@ pub(crate) fn run(
 /// Does what the assigner says until the connection ends.
 fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
     loop {
+        if let Some(at) = LINK.turn.take_granted() {
+            watch.granted(at);
+        }
         loop {
             match connection.next() {
                 Ok(Some(message)) => {
@@ -70,8 +74,14 @@ fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
                 Err(error) => return error,
             }
         }
-        wait(connection, watch.look());
-        if let Err(error) = connection.receive() {
+        let time = watch.look();
+        if !connection.is_in_mid_message() {
+            LINK.turn.offer();
+        }
+        let readable = wait(connection, time);
+        if LINK.turn.take(readable)
+            && let Err(error) = connection.receive()
+        {
             return error;
         }
     }
@@ -84,7 +94,7 @@ fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
             if lease.granted(granted.epoch) == Order::OpenGate {
                 LINK.gate.open();
                 drop(lease);
-                watch.granted();
+                watch.granted(Instant::now());
             }
         }
         Kind::Wanted(wanted) => {
@@ -108,9 +118,10 @@ fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
     None
 }
 
-/// Waits for a message or the time, and sends what could not be sent at once.
-fn wait(connection: &Connection, time: Option<Duration>) {
-    let Some(descriptor) = connection.socket.descriptor() else { return };
+/// Waits for a message or the time, and sends what could not be sent at once. Whether there is
+/// something to be read, be it the end.
+fn wait(connection: &Connection, time: Option<Duration>) -> bool {
+    let Some(descriptor) = connection.socket.descriptor() else { return true };
     let time = time.unwrap_or(ROUNDS).min(ROUNDS);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     let pending = !LINK.outbox().pending.is_empty();
@@ -121,6 +132,7 @@ fn wait(connection: &Connection, time: Option<Duration>) {
     if pending {
         LINK.outbox().flush();
     }
+    !fds[0].revents().difference(PollFlags::OUT).is_empty()
 }
 
 /// Tries again and again until grace is over.

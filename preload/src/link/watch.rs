@@ -71,12 +71,11 @@ impl Watch {
         }
     }
 
-    pub(super) fn granted(&mut self) {
-        let now = Instant::now();
+    pub(super) fn granted(&mut self, at: Instant) {
         *self = Watch {
             inspector: std::mem::take(&mut self.inspector),
             counters: std::mem::take(&mut self.counters),
-            granted_at: Some(now),
+            granted_at: Some(at),
             ..Watch::new(self.idle)
         };
     }

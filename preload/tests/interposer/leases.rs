@@ -2,8 +2,9 @@
 
 use crate::assigner::{Assigner, UUID, welcome};
 use crate::setup::{Lab, wait_until};
+use acb_wire::frame::encode;
 use acb_wire::v1::assigner_message::Kind as Say;
-use acb_wire::v1::{Granted, OnFailure, ReleaseReason, Welcome};
+use acb_wire::v1::{AssignerMessage, Granted, Notice, OnFailure, ReleaseReason, Welcome};
 use std::io::Write;
 
 #[test]
@@ -19,6 +20,34 @@ fn nothing_is_submitted_before_the_grant() {
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     client.tell("on");
     client.end().succeeded().prints("launch=0");
+    assert_eq!(lab.count("FAULT"), 0);
+}
+
+/// Whoever reads the socket, the waiting call or the link thread: in pieces, behind another message.
+#[test]
+fn a_grant_arrives_in_pieces_and_in_company() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0 0");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    let granted = encode(&AssignerMessage { kind: Some(Say::Granted(Granted { epoch: 1 })) });
+    peer.stream.write_all(&granted[..1]).unwrap();
+    peer.hears_nothing();
+    peer.stream.write_all(&granted[1..]).unwrap();
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    peer.want(1);
+    assert_eq!(peer.release().epoch, 1);
+    client.tell("on");
+    peer.acquire();
+    let notice = Say::Notice(Notice { text: "others are waiting too".into() });
+    let both = [notice, Say::Granted(Granted { epoch: 2 })]
+        .map(|kind| encode(&AssignerMessage { kind: Some(kind) }))
+        .concat();
+    peer.stream.write_all(&both).unwrap();
+    wait_until("the second launch", || lab.count("cuLaunchKernel") == 2);
+    client.tell("on");
+    client.end().succeeded().says("others are waiting too");
     assert_eq!(lab.count("FAULT"), 0);
 }
 
@@ -219,16 +248,13 @@ fn no_destroyed_handle_is_asked_about() {
 }
 
 fn grant_and_recall(epoch: u64) -> Vec<u8> {
-    use acb_wire::v1::{AssignerMessage, Recall, Wanted};
+    use acb_wire::v1::{Recall, Wanted};
     let orders = [
         Say::Granted(Granted { epoch }),
         Say::Wanted(Wanted { epoch }),
         Say::Recall(Recall { epoch }),
     ];
-    orders
-        .into_iter()
-        .flat_map(|kind| acb_wire::frame::encode(&AssignerMessage { kind: Some(kind) }))
-        .collect()
+    orders.into_iter().flat_map(|kind| encode(&AssignerMessage { kind: Some(kind) })).collect()
 }
 
 /// The kernel ends only when the program writes its flag, and the write waits at the gate.

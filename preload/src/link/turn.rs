@@ -1,0 +1,254 @@
+//! Who reads the socket: the link thread, or a call at the gate that waits for its grant.
+//!
+//! Owns: the turn, and the reading of a grant by the call that waits for it, which spares the
+//! link thread's waking it: a sixth of the way from release to launch.
+//! Does not own: every other message. They stay in the socket for the link thread.
+//!
+//! ```text
+//!      link thread waits for the socket ──> Free ──a call at the gate──> Call
+//!        ▲                                   │ ▲                          │
+//!        │                link thread wakes  │ └─ grant, another message ─┘
+//!        │                                   ▼
+//!        └──────────────────────────────── Link <── the call is too slow, or will never come
+//! ```
+//! The link thread waits for the same socket meanwhile, so nothing that a call leaves there is
+//! overlooked. If it wakes while a call has the turn it lets that call go first. A call whose turn
+//! was taken away finds out from the number of its turn.
+//!
+//! What must hold: a call has the turn only while the lease is asked for, for the gate of any other
+//! closed lease is opened without a message; and it opens the gate itself only where a grant
+//! leaves nothing else to be done ([`opens_at_once`]).
+
+use super::Link;
+use super::socket::Socket;
+use crate::lease::{Epoch, Lease, Order};
+use acb_wire::frame::Decoder;
+use acb_wire::v1::{AssignerMessage, assigner_message::Kind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::RecvFlags;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the link thread leaves a message to the call that has the turn. Such a call has been
+/// woken by the same message: it is late because it is starved, or gone with a signal handler's
+/// longjmp.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often a call looks whether it still has the turn and the socket is still ours.
+const ROUNDS: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// Longer than any grant.
+const GRANT_MAX: usize = 64;
+
+/// Whether a grant opens the gate with nothing else to be done; asked under the lock of the turn.
+fn opens_at_once() -> bool {
+    true
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// Nobody: whoever comes first.
+    Free,
+    /// The link thread.
+    Link,
+    /// A call at the gate.
+    Call { turn: u64 },
+}
+
+#[derive(Debug)]
+struct State {
+    reader: Reader,
+    turns: u64,
+    /// A grant that a call has read, for the link thread to know of.
+    granted: Option<Instant>,
+}
+
+pub(super) struct Turn {
+    state: Mutex<State>,
+    over: Condvar,
+}
+
+impl Turn {
+    pub(super) const fn new() -> Self {
+        let state = State { reader: Reader::Link, turns: 0, granted: None };
+        Turn { state: Mutex::new(state), over: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link thread is about to wait for the socket, and has nothing half read.
+    pub(super) fn offer(&self) {
+        let mut state = self.state();
+        if state.reader == Reader::Link {
+            state.reader = Reader::Free;
+        }
+    }
+
+    /// The link thread has waited; `readable`: for the socket has something. Whether it may read.
+    pub(super) fn take(&self, readable: bool) -> bool {
+        let mut state = self.state();
+        let deadline = Instant::now() + PATIENCE;
+        while let Reader::Call { .. } = state.reader {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !readable {
+                return false;
+            }
+            if left.is_zero() {
+                break;
+            }
+            state = self.over.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.reader = Reader::Link;
+        true
+    }
+
+    /// The link thread reads, whoever has the turn: the connection is at its end.
+    pub(super) fn seize(&self) {
+        self.state().reader = Reader::Link;
+    }
+
+    /// When a call has read a grant that the link thread does not know of.
+    pub(super) fn take_granted(&self) -> Option<Instant> {
+        self.state().granted.take()
+    }
+
+    fn begin(&self) -> Option<u64> {
+        let mut state = self.state();
+        if state.reader != Reader::Free {
+            return None;
+        }
+        state.turns += 1;
+        state.reader = Reader::Call { turn: state.turns };
+        Some(state.turns)
+    }
+
+    /// Runs `read` if the turn is still this one. It keeps the turn if `read` says so.
+    fn go_on(&self, turn: u64, read: impl FnOnce(&mut State) -> bool) -> bool {
+        let mut state = self.state();
+        if state.reader != (Reader::Call { turn }) {
+            return false;
+        }
+        if read(&mut state) {
+            return true;
+        }
+        state.reader = Reader::Free;
+        drop(state);
+        self.over.notify_all();
+        false
+    }
+}
+
+impl Link {
+    /// Waits until the bell has rung more than `heard` times. This call may ring it itself, by
+    /// reading its grant.
+    pub(super) fn wait_at_gate(&self, heard: u64) {
+        if let Some(turn) = self.turn.begin() {
+            self.read_grant(turn);
+        }
+        self.gate.wait(heard);
+    }
+
+    fn read_grant(&self, turn: u64) {
+        let socket = self.outbox().socket.clone();
+        // Looked at again: from now on the link thread does not change it unheard.
+        let asked = *self.lease() == Lease::Asked;
+        while self.turn.go_on(turn, |state| {
+            asked && socket.as_ref().is_some_and(|socket| self.take_grant(socket, state))
+        }) {
+            let Some(descriptor) = socket.as_ref().and_then(|socket| socket.descriptor()) else {
+                continue;
+            };
+            // Interrupted or short of memory: looked at again like a message.
+            let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&ROUNDS));
+        }
+    }
+
+    /// Reads a grant if that is what the socket has. True: it has nothing yet.
+    fn take_grant(&self, socket: &Arc<Socket>, state: &mut State) -> bool {
+        let Some(descriptor) = socket.descriptor() else { return false };
+        let mut bytes = [0; GRANT_MAX];
+        let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let seen = match rustix::net::recv(descriptor, &mut bytes[..], peek) {
+            Ok((seen, _)) => seen,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
+            Err(_) => return false,
+        };
+        let Some((epoch, length)) = first_grant(&bytes[..seen]) else { return false };
+        if !opens_at_once() {
+            return false;
+        }
+        let read = rustix::net::recv(descriptor, &mut bytes[..length], RecvFlags::DONTWAIT);
+        debug_assert_eq!(read.map(|(count, _)| count), Ok(length), "peeked, and nobody else reads");
+        let mut lease = self.lease();
+        if lease.granted(epoch) == Order::OpenGate {
+            state.granted = Some(Instant::now());
+            self.gate.open();
+        }
+        false
+    }
+}
+
+/// The grant at the front of `bytes`, and how long it is.
+fn first_grant(bytes: &[u8]) -> Option<(Epoch, usize)> {
+    let mut decoder = Decoder::new();
+    decoder.extend(bytes);
+    let AssignerMessage { kind: Some(Kind::Granted(granted)) } = decoder.next().ok()?? else {
+        return None;
+    };
+    Some((granted.epoch, bytes.len() - decoder.remaining()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use acb_wire::frame::encode;
+    use acb_wire::v1::{Granted, Wanted};
+
+    fn frame(kind: Kind) -> Vec<u8> {
+        encode(&AssignerMessage { kind: Some(kind) })
+    }
+
+    #[test]
+    fn a_grant_alone_is_taken_from_the_front() {
+        let granted = frame(Kind::Granted(Granted { epoch: 300 }));
+        let wanted = frame(Kind::Wanted(Wanted { epoch: 300 }));
+        let both = [granted.clone(), wanted.clone()].concat();
+        assert_eq!(first_grant(&granted), Some((300, granted.len())));
+        assert_eq!(first_grant(&both), Some((300, granted.len())));
+        assert_eq!(first_grant(&[wanted, granted.clone()].concat()), None);
+        assert_eq!(
+            first_grant(&granted[..granted.len() - 1]),
+            None,
+            "the link thread waits for the rest"
+        );
+        assert_eq!(first_grant(&[0xff; GRANT_MAX]), None);
+        let longest = frame(Kind::Granted(Granted { epoch: u64::MAX }));
+        assert!(longest.len() <= GRANT_MAX);
+    }
+
+    #[test]
+    fn a_call_reads_only_while_the_link_thread_waits() {
+        let turn = Turn::new();
+        assert_eq!(turn.begin(), None, "the link thread has not waited yet");
+        turn.offer();
+        let first = turn.begin().unwrap();
+        assert_eq!(turn.begin(), None, "one at a time");
+        assert!(!turn.take(false), "nothing came: the call goes on waiting");
+        assert!(turn.go_on(first, |_| true));
+        assert!(!turn.go_on(first, |_| false));
+        assert!(turn.take(true), "the call is done");
+        assert_eq!(turn.begin(), None);
+    }
+
+    #[test]
+    fn a_call_that_never_comes_back_loses_its_turn() {
+        let turn = Turn::new();
+        turn.offer();
+        let gone = turn.begin().unwrap();
+        assert!(turn.take(true));
+        turn.offer();
+        let next = turn.begin().unwrap();
+        assert!(!turn.go_on(gone, |_| panic!("this is another call's turn")));
+        assert!(turn.go_on(next, |_| true));
+    }
+}
