@@ -3,9 +3,11 @@
 //! take, and what they do.
 #![allow(unsafe_code)] // reads and writes simulated device memory through pointers
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use simcuda_device::fault::{FaultKind, Faults};
 use simcuda_device::{GpuConfig, Nanos, engine};
 
 use crate::code::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS, Outcome};
@@ -53,6 +55,37 @@ pub(crate) struct KernelCall {
     pub(crate) arguments: [u64; 4],
     /// A scripted fault.
     pub(crate) fault: LaunchFault,
+    /// As the program asked for it; kept for nodes of graphs only.
+    pub(crate) asked: Option<Arc<Asked>>,
+}
+
+/// A launch as the program asked for it, to be told again.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The function's handle, or the kernel's.
+    pub(crate) function: u64,
+    pub(crate) shape: [u32; 6],
+    pub(crate) shared: u32,
+    values: Vec<Box<[u8]>>,
+    /// Where the values lie, as programs list them.
+    pointers: Vec<usize>,
+}
+
+impl Asked {
+    pub(crate) fn new(
+        function: u64,
+        shape: [u32; 6],
+        shared: u32,
+        values: Vec<Box<[u8]>>,
+    ) -> Asked {
+        let pointers = values.iter().map(|value| value.as_ptr() as usize).collect();
+        Asked { function, shape, shared, values, pointers }
+    }
+
+    /// The list of pointers to the arguments; it lives as long as this does.
+    pub(crate) fn list(&self) -> *const usize {
+        if self.values.is_empty() { std::ptr::null() } else { self.pointers.as_ptr() }
+    }
 }
 
 /// What goes wrong with a launch.
@@ -71,6 +104,19 @@ pub(crate) struct Need {
 }
 
 impl KernelCall {
+    /// What befalls it this time. People are told of kernels that are not known.
+    pub(crate) fn meet_faults(&mut self, faults: &Faults) {
+        if faults.strikes(FaultKind::LaunchFails, Some(&self.name)) {
+            self.fault = LaunchFault::Fails;
+        }
+        if faults.strikes(FaultKind::Endless, Some(&self.name)) {
+            self.fault = LaunchFault::Endless;
+        }
+        if self.kernel == Kernel::Unknown {
+            name_once(&self.name);
+        }
+    }
+
     /// How long it has the compute engine.
     pub(crate) fn length(&self, gpu: &GpuConfig) -> Nanos {
         if self.fault == LaunchFault::Endless {
@@ -150,6 +196,18 @@ impl KernelCall {
             }
             Kernel::Nop | Kernel::Spin | Kernel::Endless | Kernel::Unknown => {}
         }
+    }
+}
+
+/// Kernels that are not known take their time and write nothing; people are told,
+/// once for each name.
+fn name_once(name: &Arc<str>) {
+    static NAMED: Mutex<Option<HashSet<Arc<str>>>> = Mutex::new(None);
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if named.get_or_insert_default().insert(Arc::clone(name)) {
+        crate::driver::say(&format!(
+            "simcuda: kernel {name} is not known to the software GPU: it takes its modelled time and writes nothing"
+        ));
     }
 }
 
