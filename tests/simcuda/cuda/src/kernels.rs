@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use acb_cuda_abi::hash;
 use simcuda_device::fault::{FaultKind, Faults};
 use simcuda_device::{GpuConfig, Nanos, engine};
 
@@ -24,6 +25,7 @@ pub(crate) enum Kernel {
     Step,
     Sum,
     Endless,
+    Hash,
     Unknown,
 }
 
@@ -37,6 +39,7 @@ impl Kernel {
             "acb_step" => (Kernel::Step, 4),
             "acb_sum" => (Kernel::Sum, 3),
             "acb_endless" => (Kernel::Endless, 1),
+            hash::KERNEL => (Kernel::Hash, 4),
             _ => return Kernel::Unknown,
         };
         if parameters.len() == count && parameters.iter().all(|parameter| parameter.size == 8) {
@@ -53,6 +56,8 @@ pub(crate) struct KernelCall {
     pub(crate) kernel: Kernel,
     pub(crate) name: Arc<str>,
     pub(crate) arguments: [u64; 4],
+    /// How many blocks lie above each other.
+    pub(crate) rows: u32,
     /// A scripted fault.
     pub(crate) fault: LaunchFault,
     /// As the program asked for it; kept for nodes of graphs only.
@@ -129,9 +134,15 @@ impl KernelCall {
             Kernel::Fill | Kernel::Sum => bytes(self.arguments[1]),
             Kernel::Step => self.arguments[3].min(engine::ENDLESS / 2),
             Kernel::Endless => return engine::ENDLESS,
+            Kernel::Hash => bytes(self.pairs().saturating_mul(2)),
             Kernel::Unknown => gpu.unknown_kernel_ns,
         };
         own + gpu.launch_ns
+    }
+
+    /// How many pairs of words are hashed, in all chunks.
+    fn pairs(&self) -> u64 {
+        self.arguments[1].saturating_mul(u64::from(self.rows))
     }
 
     /// The memory that it touches, or how it fails.
@@ -156,6 +167,15 @@ impl KernelCall {
                 Ok(vec![words(self.arguments[2], 1, Access::Write)?, words(p, n, Access::Read)?])
             }
             Kernel::Endless => Ok(vec![words(p, 1, Access::Read)?]),
+            Kernel::Hash => {
+                let out = words(self.arguments[3], 2 * u64::from(self.rows), Access::Write)?;
+                if !p.is_multiple_of(16) {
+                    // It loads pairs.
+                    return Err(MISALIGNED_ADDRESS);
+                }
+                let count = self.pairs().checked_mul(2).ok_or(ILLEGAL_ADDRESS)?;
+                if n == 0 { Ok(vec![out]) } else { Ok(vec![out, words(p, count, Access::Read)?]) }
+            }
         }
     }
 
@@ -192,6 +212,17 @@ impl KernelCall {
                 });
                 each_word(&runs[0], |_, word| {
                     word.fetch_add(sum, Ordering::Relaxed);
+                });
+            }
+            Kernel::Hash => {
+                let mut sums = vec![[0_u64; 2]; self.rows as usize];
+                each_pair(&runs[1], |at, pair| {
+                    let sum = &mut sums[(at / n) as usize];
+                    let hash::Hash128([low, high]) = hash::hash_pair(pair, at % n, third);
+                    *sum = [sum[0].wrapping_add(low), sum[1].wrapping_add(high)];
+                });
+                each_word(&runs[0], |at, word| {
+                    word.fetch_add(sums[at as usize / 2][at as usize % 2], Ordering::Relaxed);
                 });
             }
             Kernel::Nop | Kernel::Spin | Kernel::Endless | Kernel::Unknown => {}
@@ -235,6 +266,21 @@ fn each_word(run: &[Segment], mut one: impl FnMut(u64, &AtomicU64)) {
             // 8, which `needs` checked, and mappings at multiples of 512.
             let word = unsafe { &*words.add(word) };
             one(at, word);
+            at += 1;
+        }
+    }
+}
+
+/// Calls `one` for every pair of 64-bit words of a run.
+fn each_pair(run: &[Segment], mut one: impl FnMut(u64, [u64; 2])) {
+    let mut at = 0;
+    for segment in run {
+        // Segments end at multiples of 512 bytes or with the run, so no pair is cut.
+        let words = segment.pointer().cast::<AtomicU64>();
+        for pair in 0..segment.len() / 16 {
+            // SAFETY: inside a live segment; `needs` checked the alignment.
+            let pair = unsafe { [&*words.add(2 * pair), &*words.add(2 * pair + 1)] };
+            one(at, pair.map(|word| word.load(Ordering::Relaxed)));
             at += 1;
         }
     }

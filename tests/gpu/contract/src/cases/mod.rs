@@ -67,6 +67,7 @@ cases! {
         arguments_in_a_buffer
         a_bad_address_breaks_the_context
         libraries_have_kernels
+        chunks_are_hashed
         an_endless_kernel_ends_by_its_flag;
     virtual_memory:
         mapped_memory_is_used

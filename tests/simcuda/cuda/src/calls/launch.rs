@@ -166,6 +166,7 @@ pub(super) unsafe fn prepare(
         kernel: function.kernel,
         name: Arc::clone(&function.name),
         arguments,
+        rows: grid_y,
         fault: LaunchFault::None,
         asked: kept,
     };
