@@ -19,33 +19,42 @@ pub enum Style {
 
 /// One thing that is wrong, at a place of the text (byte offsets).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
-    pub(crate) span: Range<usize>,
-    pub(crate) message: String,
+pub struct Problem {
+    /// The place: what is underlined.
+    pub span: Range<usize>,
+    /// What is wrong.
+    pub message: String,
     /// Stands beside the underline.
-    pub(crate) label: Option<String>,
+    pub label: Option<String>,
     /// Another place that belongs to it, with a word on why.
-    pub(crate) related: Option<(Range<usize>, String)>,
+    pub related: Option<(Range<usize>, String)>,
     /// The remedy.
-    pub(crate) help: Option<String>,
+    pub help: Option<String>,
 }
 
 impl Problem {
-    pub(crate) fn new(span: Range<usize>, message: impl Into<String>) -> Self {
+    /// Something wrong at a place.
+    pub fn new(span: Range<usize>, message: impl Into<String>) -> Self {
         Problem { span, message: message.into(), label: None, related: None, help: None }
     }
 
-    pub(crate) fn label(mut self, label: impl Into<String>) -> Self {
+    /// Words beside the underline.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    pub(crate) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+    /// Another place that belongs to it.
+    #[must_use]
+    pub fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         self.related = Some((span, label.into()));
         self
     }
 
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+    /// The remedy.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
@@ -76,8 +85,10 @@ pub struct Located<'a> {
 const SHOWN: usize = 20;
 
 impl ConfigError {
-    /// `problems` must not be empty; their spans are trimmed to the text.
-    pub(crate) fn new(name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
+    /// What is wrong with the text of the file `name`. `problems` must not be empty; their spans are trimmed to the
+    /// text.
+    #[must_use]
+    pub fn new(name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty());
         for problem in &mut problems {
             problem.message = harmless(&problem.message);
@@ -160,10 +171,7 @@ pub(crate) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// The nearest of `candidates`, if it is near enough to be what was meant.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

@@ -1,4 +1,5 @@
 //! Typed reading of a TOML table with places: every key is taken at most once, and what was not taken is unknown.
+//! Other files of this project than the cluster file are read with it, too (scenarios of `gpu_assigner simulate`).
 //!
 //! Owns wrong types, wrong values and unknown keys, as problems with a suggestion. Does not own which keys there
 //! are: the reader of a file asks for them.
@@ -12,7 +13,7 @@ use crate::diagnostics::{Problem, nearest};
 
 /// Why a value is not accepted; the place is the value's.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub struct Fault {
     message: String,
     help: Option<String>,
     /// Byte offset in a string value, where one character is to blame.
@@ -20,21 +21,28 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// What is wrong with the value.
+    pub fn new(message: impl Into<String>) -> Self {
         Fault { message: message.into(), help: None, offset: None }
     }
 
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+    /// What to write instead.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    pub(crate) fn offset(mut self, offset: usize) -> Self {
+    /// The byte of a string value that is to blame.
+    #[must_use]
+    pub fn offset(mut self, offset: usize) -> Self {
         self.offset = Some(offset);
         self
     }
 
-    pub(crate) fn at(self, span: Range<usize>) -> Problem {
+    /// The problem, at the place of the value.
+    #[must_use]
+    pub fn at(self, span: Range<usize>) -> Problem {
         let problem = Problem::new(span, self.message);
         match self.help {
             Some(help) => problem.help(help),
@@ -44,7 +52,7 @@ impl Fault {
 }
 
 /// A table that is being read.
-pub(crate) struct Fields<'t, 'i> {
+pub struct Fields<'t, 'i> {
     /// As people write it: `[scheduler]`; empty for the file itself.
     title: String,
     /// The whole file.
@@ -54,12 +62,13 @@ pub(crate) struct Fields<'t, 'i> {
 }
 
 impl<'t, 'i> Fields<'t, 'i> {
-    pub(crate) fn new(title: impl Into<String>, text: &'t str, table: &'t DeTable<'i>) -> Self {
+    /// A table of the file `text`, by the title that people see.
+    pub fn new(title: impl Into<String>, text: &'t str, table: &'t DeTable<'i>) -> Self {
         Fields { title: title.into(), text, table, known: Vec::new() }
     }
 
     /// The raw value of a key, with its place.
-    pub(crate) fn take(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
+    pub fn take(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'i>>> {
         if !self.known.contains(&key) {
             self.known.push(key);
         }
@@ -67,7 +76,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 
     /// The value of a key, read by `parse`; what `parse` objects to becomes a problem.
-    pub(crate) fn read<T>(
+    pub fn read<T>(
         &mut self,
         key: &'static str,
         problems: &mut Vec<Problem>,
@@ -101,7 +110,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 
     /// A table under this one.
-    pub(crate) fn section(
+    pub fn section(
         &mut self,
         key: &'static str,
         problems: &mut Vec<Problem>,
@@ -123,7 +132,7 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 
     /// A list of tables under this one, `[[key]]`.
-    pub(crate) fn sections(
+    pub fn sections(
         &mut self,
         key: &'static str,
         problems: &mut Vec<Problem>,
@@ -154,14 +163,14 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 
     /// Every entry, for tables whose keys are the user's own.
-    pub(crate) fn entries(
+    pub fn entries(
         &self,
     ) -> impl Iterator<Item = (&'t str, Range<usize>, &'t Spanned<DeValue<'i>>)> + use<'t, 'i> {
         self.table.iter().map(|(key, value)| (key.get_ref().as_ref(), key.span(), value))
     }
 
     /// Reports the keys that nobody took. Returns those that were asked for, as `section.key`.
-    pub(crate) fn finish(self, problems: &mut Vec<Problem>) -> Vec<String> {
+    pub fn finish(self, problems: &mut Vec<Problem>) -> Vec<String> {
         for (key, _) in self.table.iter() {
             let word = key.get_ref().as_ref();
             if self.known.contains(&word) {
@@ -182,7 +191,8 @@ impl<'t, 'i> Fields<'t, 'i> {
     }
 
     /// The full name of a key of this table.
-    pub(crate) fn path(&self, key: &str) -> String {
+    #[must_use]
+    pub fn path(&self, key: &str) -> String {
         match self.title.as_str() {
             "" => key.to_owned(),
             title => format!("{title}.{key}"),
@@ -191,7 +201,7 @@ impl<'t, 'i> Fields<'t, 'i> {
 }
 
 /// A string.
-pub(crate) fn string(value: &DeValue<'_>) -> Result<String, Fault> {
+pub fn string(value: &DeValue<'_>) -> Result<String, Fault> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
         other => {
@@ -205,7 +215,7 @@ pub(crate) fn string(value: &DeValue<'_>) -> Result<String, Fault> {
 }
 
 /// `true` or `false`.
-pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, Fault> {
+pub fn boolean(value: &DeValue<'_>) -> Result<bool, Fault> {
     match value {
         DeValue::Boolean(flag) => Ok(*flag),
         other => Err(Fault::new(format!("true or false is needed, not {}", kind(other)))),
@@ -213,7 +223,7 @@ pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, Fault> {
 }
 
 /// A whole number between two bounds; `unit` is for the message.
-pub(crate) fn integer<T: TryFrom<i64>>(
+pub fn integer<T: TryFrom<i64>>(
     value: &DeValue<'_>,
     low: i64,
     high: i64,
@@ -238,8 +248,29 @@ pub(crate) fn integer<T: TryFrom<i64>>(
     T::try_from(parsed).map_err(|_| out_of_range())
 }
 
+/// A number, whole or decimal, between two bounds; `unit` is for the message.
+pub fn number(value: &DeValue<'_>, low: f64, high: f64, unit: &str) -> Result<f64, Fault> {
+    let digits = match value {
+        DeValue::Integer(number) if number.radix() == 10 => number.as_str(),
+        DeValue::Float(number) => number.as_str(),
+        other => {
+            let needed = if unit.is_empty() { String::new() } else { format!(" of {unit}") };
+            return Err(Fault::new(format!("a number{needed} is needed, not {}", kind(other)))
+                .help("write it in decimal digits, without quotes"));
+        }
+    };
+    let digits: String = digits.chars().filter(|&c| c != '_').collect();
+    match digits.parse::<f64>() {
+        Ok(parsed) if (low..=high).contains(&parsed) => Ok(parsed),
+        _ => Err(Fault::new(format!("{digits} is out of range")).help(format!(
+            "allowed are {low} to {high}{}{unit}",
+            if unit.is_empty() { "" } else { " " }
+        ))),
+    }
+}
+
 /// One of a closed set of names.
-pub(crate) fn choice<T: Copy>(
+pub fn choice<T: Copy>(
     value: &DeValue<'_>,
     all: &[T],
     name: impl Fn(T) -> &'static str,
@@ -257,7 +288,8 @@ pub(crate) fn choice<T: Copy>(
 }
 
 /// What a value is, with its article.
-pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
+#[must_use]
+pub fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a whole number",

@@ -11,7 +11,7 @@
 
 mod diagnostics;
 mod election;
-mod fields;
+pub mod fields;
 mod folder;
 mod hostlist;
 mod key;
@@ -23,7 +23,7 @@ mod site;
 mod spec;
 mod values;
 
-pub use diagnostics::{ConfigError, Located, Style};
+pub use diagnostics::{ConfigError, Located, Problem, Style, nearest};
 pub use election::{CANDIDATE_PORTS, candidate_ports, controller};
 pub use folder::{JobFolder, SOCKET_PATH_MAX, spec_file};
 pub use hostlist::{HostlistError, HostlistProblem, MAX_NAMES, compress, expand};
