@@ -66,6 +66,8 @@ pub enum Command {
     Status(Status),
     /// Stop the daemon
     Stop,
+    /// Play a scenario in virtual time: whole clusters, with the real scheduler
+    Simulate(Box<Simulate>),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -194,6 +196,67 @@ pub struct Status {
     pub watch: bool,
 }
 
+/// Options of `simulate`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 done; 1 an invariant was violated; 2 the scenario, a file or an option \
+    cannot be used. Nothing is asked of a daemon: the options above that say which one have no effect."
+)]
+pub struct Simulate {
+    /// The scenario (TOML), or - for standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// From which phase times and arrivals follow, instead of the scenario's
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    /// Play it with so many seeds, on all cores, and show how the figures spread
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub seeds: Option<u64>,
+    /// Spread of all phase times, instead of the scenario's: 0 constant, 1 exponential
+    #[arg(long, value_name = "CV", value_parser = spread)]
+    pub spread: Option<f64>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Write every event and every answer of the schedulers to a file
+    #[arg(long, value_name = "PATH")]
+    pub log: Option<PathBuf>,
+    /// Draw what every client and every GPU did when
+    #[arg(long, conflicts_with = "json")]
+    pub timeline: bool,
+    /// Write that picture to a file, as SVG
+    #[arg(long, value_name = "PATH")]
+    pub svg: Option<PathBuf>,
+    /// Colours
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorWhen::Auto)]
+    pub color: ColorWhen,
+    /// Draw with plain characters
+    #[arg(long)]
+    pub ascii: bool,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl ColorWhen {
+    /// What is said, whatever the terminal is.
+    pub fn forced(self) -> Option<bool> {
+        match self {
+            ColorWhen::Auto => None,
+            ColorWhen::Always => Some(true),
+            ColorWhen::Never => Some(false),
+        }
+    }
+}
+
 /// ACB's schedulers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scheduler {
@@ -233,6 +296,13 @@ fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("not a number from 0 to 1".to_owned()),
+    }
+}
+
+fn spread(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(spread) if (0.0..=20.0).contains(&spread) => Ok(spread),
+        _ => Err("not a number from 0 to 20".to_owned()),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`supervise`], [`sockets`], [`pidfile`], [`worker`] | the daemon's processes |
 //! | [`broker`], [`clients`], [`channel`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
 //! | [`outside`], [`commands`], [`grpc`], [`peer`], [`node`], [`controller`], [`executor`], [`tls`], [`statistics`], [`comment`] | its second thread: tools and other nodes |
+//! | [`simulate`] | whole clusters in virtual time, around [`acb_sim`] |
 //! | [`launch`] | `agarun` |
 
 pub mod broker;
@@ -36,6 +37,7 @@ pub mod process;
 pub mod remote;
 pub mod selection;
 pub mod settings;
+pub mod simulate;
 pub mod sockets;
 pub mod start;
 pub mod state;

@@ -88,8 +88,7 @@ impl Scheduler {
         if let Some(epoch) = held.lease.filter(|_| self.config.policy.is_exclusive()) {
             for &gpu in &gpus {
                 let state = &self.gpus[gpu.index()];
-                let claim =
-                    state.claimed.iter().find(|other| self.claimed_epoch(**other) >= Some(epoch));
+                let claim = state.claimed.iter().find(|other| self.claim(**other) >= Some(epoch));
                 if let Some(&holder) = state.holders.first().or(claim) {
                     return Err(Refusal::HeldByAnother { gpu, holder });
                 }
@@ -104,7 +103,7 @@ impl Scheduler {
         Ok(())
     }
 
-    fn claimed_epoch(&self, client: ClientId) -> Option<Epoch> {
+    fn claim(&self, client: ClientId) -> Option<Epoch> {
         self.expected.get(&client).and_then(|held| held.lease)
     }
 

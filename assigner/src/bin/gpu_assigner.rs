@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use acb_assigner::cli::{Cli, Command};
 use acb_assigner::start::Failure;
-use acb_assigner::{control, start};
+use acb_assigner::{control, simulate, start};
 use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Some(Command::Start(options)) => start::run(&cli.place, options),
         Some(Command::Status(options)) => control::status(&cli.place, options),
         Some(Command::Stop) => control::stop(&cli.place),
+        Some(Command::Simulate(options)) => return ExitCode::from(simulate::run(options)),
         Some(Command::Completion { shell }) => {
             let mut command = Cli::command();
             clap_complete::generate(*shell, &mut command, "gpu_assigner", &mut std::io::stdout());
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         }
         None => {
             eprintln!(
-                "WARNING: no command given, nothing done; give start, status or stop (see gpu_assigner --help)"
+                "WARNING: no command given, nothing done; give start, status, stop or simulate (see gpu_assigner --help)"
             );
             Ok(())
         }

@@ -1,6 +1,7 @@
-//! The small figures: launch, grant, exec, regrant, B6.
+//! The small figures: launch, grant, exec, regrant.
 //!
-//! Owns: how each is measured. Does not own: B1 ([`super::b1`]), the list and the order (acb-bench).
+//! Owns: how each is measured. Does not own: B1 ([`super::b1`]), what is simulated
+//! ([`super::simulated`]), the list and the order (acb-bench).
 //! Nothing here asserts a time: a crowded machine makes a worse figure, not a failure.
 
 use std::io::{Read, Write};
@@ -222,23 +223,6 @@ pub fn regrant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
             sample.spread()
         ),
     }])
-}
-
-/// B6: two GPUs, mixed jobs, in virtual time, by the scheduler itself.
-///
-/// # Errors
-/// The simulation fails.
-pub fn b6() -> Result<Vec<Figure>> {
-    use acb_core::Backfill;
-    use acb_core::sim;
-    let figure = |name, backfill, how: &str| -> Result<Figure> {
-        let report = sim::run(&sim::b6(backfill))?;
-        Ok(Figure { name, value: report.makespan.as_secs_f64(), unit: "s", how: how.into() })
-    };
-    Ok(vec![
-        figure("b6_fifo_s", Backfill::Off, "virtual time; strict order")?,
-        figure("b6_affinity_s", Backfill::ByEstimate, "virtual time; gpu-affinity")?,
-    ])
 }
 
 /// A client that speaks the protocol itself.

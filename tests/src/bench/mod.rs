@@ -13,5 +13,6 @@ pub mod measure;
 pub mod outside;
 pub mod quickstart;
 pub mod record;
+pub mod simulated;
 pub mod terminal;
 pub mod timeline;

@@ -3,7 +3,6 @@
 //! Owns: [`Look`] from the environment, and a progress display that is a bar on a terminal and plain
 //! lines elsewhere. Does not own: what is drawn.
 
-use std::ffi::OsString;
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,6 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::timeline::Look;
-
-/// Columns of a picture that goes into a file.
-const FILE_WIDTH: usize = 100;
 
 /// When to use colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,34 +23,16 @@ pub enum ColorChoice {
     Never,
 }
 
-impl Look {
-    /// How to draw on stdout.
-    pub fn of_stdout(color: ColorChoice, ascii: bool) -> Self {
-        let terminal = stdout().is_terminal();
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let color = match color {
-            ColorChoice::Always => true,
-            ColorChoice::Never => false,
-            ColorChoice::Auto => {
-                terminal
-                    && set("NO_COLOR").is_none()
-                    && set("TERM").is_none_or(|term| term != "dumb")
-            }
-        };
-        let columns = set("COLUMNS").and_then(|text| text.to_str()?.parse().ok());
-        let width = columns
-            .or_else(|| Table::new().width().filter(|_| terminal).map(usize::from))
-            .unwrap_or(FILE_WIDTH);
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
-        Self { width, color, unicode: !ascii && speaks_unicode(locale) }
-    }
-}
-
-/// Unless the locale says otherwise, text is UTF-8.
-fn speaks_unicode(locale: Option<OsString>) -> bool {
-    let Some(locale) = locale else { return true };
-    let locale = locale.to_string_lossy().to_ascii_lowercase();
-    locale.contains("utf-8") || locale.contains("utf8")
+/// How to draw on stdout.
+pub fn look_of_stdout(color: ColorChoice, ascii: bool) -> Look {
+    let color = match color {
+        ColorChoice::Always => Some(true),
+        ColorChoice::Never => Some(false),
+        ColorChoice::Auto => None,
+    };
+    let width = || Table::new().width().unwrap_or(100);
+    let terminal = stdout().is_terminal().then(width);
+    Look::of(color, ascii, terminal, |name| std::env::var_os(name))
 }
 
 /// How far something is: a bar on a terminal, now and then a line elsewhere.
@@ -109,19 +87,5 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_is_utf8_unless_the_locale_says_otherwise() {
-        assert!(speaks_unicode(None));
-        assert!(speaks_unicode(Some("en_US.UTF-8".into())));
-        assert!(speaks_unicode(Some("C.utf8".into())));
-        assert!(!speaks_unicode(Some("C".into())));
-        assert!(!speaks_unicode(Some("de_DE.ISO-8859-1".into())));
     }
 }

@@ -12,8 +12,8 @@ use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::measure::{self, Effort};
 use acb_tests::bench::quickstart;
-use acb_tests::bench::terminal::ColorChoice;
-use acb_tests::bench::timeline::Look;
+use acb_tests::bench::simulated;
+use acb_tests::bench::terminal::{self, ColorChoice};
 use acb_tests::lab::Prefix;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -40,8 +40,10 @@ struct Arguments {
 type Measurement = fn(&Prefix, Effort) -> Result<Vec<Figure>>;
 
 /// What is measured: the figures' names, and how they come about.
-const MEASUREMENTS: [(&[&str], Measurement); 6] = [
-    (&["b6_fifo_s", "b6_affinity_s"], |_, _| measure::b6()),
+const MEASUREMENTS: [(&[&str], Measurement); 8] = [
+    (&["b6_fifo_s", "b6_affinity_s"], |_, _| simulated::b6()),
+    (&["b1_cv0", "b1_cv1"], |_, _| simulated::b1()),
+    (&["b4_8"], |_, _| simulated::b4()),
     (&["launch_added_ns"], measure::launch),
     (&["grant_p50_us", "grant_p99_us"], measure::grant),
     (&["exec_added_ms"], measure::exec),
@@ -113,7 +115,7 @@ fn b1(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
         burn: false,
         simulated: true,
     };
-    let look = Look::of_stdout(ColorChoice::Auto, false);
+    let look = terminal::look_of_stdout(ColorChoice::Auto, false);
     let records = quickstart::measure(&b1, prefix.clone(), None, look)?;
     let comparison = Comparison::of(&records.exclusive, &records.shared)?;
     Ok(vec![Figure {

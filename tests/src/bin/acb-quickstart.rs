@@ -9,7 +9,7 @@ use acb_tests::bench::analysis::Comparison;
 use acb_tests::bench::b1::{B1, Interrupted};
 use acb_tests::bench::interrupt;
 use acb_tests::bench::quickstart::{self, Records, Summary};
-use acb_tests::bench::terminal::ColorChoice;
+use acb_tests::bench::terminal::{self, ColorChoice};
 use acb_tests::bench::timeline::Look;
 use acb_tests::lab::Prefix;
 use anyhow::{Context, Result};
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let look = Look::of_stdout(arguments.color, arguments.ascii);
+    let look = terminal::look_of_stdout(arguments.color, arguments.ascii);
     for file in [&arguments.json, &arguments.save].into_iter().flatten() {
         quickstart::check_output(file)?;
     }

@@ -17,10 +17,6 @@ pub(crate) enum Tag {
     Physical,
     Pool,
     Op,
-    Graph,
-    Node,
-    Executable,
-    Capture,
 }
 
 /// A handle to a `T`.

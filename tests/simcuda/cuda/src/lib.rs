@@ -8,12 +8,9 @@
 #![allow(non_snake_case)] // the driver's functions keep their names
 
 mod calls;
-mod capture;
 mod code;
 mod driver;
 mod exports;
-mod graph;
-mod graph_memory;
 mod handles;
 mod host_time;
 mod kernels;
@@ -22,7 +19,6 @@ mod objects;
 mod physical;
 mod pool;
 mod ptx;
-mod replay;
 mod space;
 mod timeline;
 mod work;

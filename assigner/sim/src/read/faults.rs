@@ -1,0 +1,89 @@
+//! `[[fault]]`: what goes wrong, and when.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use acb_cluster_conf::fields::{Fields, string};
+use acb_cluster_conf::nearest;
+use toml::Spanned;
+
+use super::{PlacedNode, Reader, or, seconds};
+use crate::scenario::{Client, Fault, FaultKind};
+
+impl Reader<'_> {
+    pub(super) fn faults(
+        &mut self,
+        top: &mut Fields<'_, '_>,
+        nodes: &[PlacedNode],
+        clients: &[Client],
+    ) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for (place, mut fields) in top.sections("fault", self.problems) {
+            let at = fields.read("at_s", self.problems, seconds);
+            let lasts = fields.read("for_s", self.problems, seconds);
+            let kill = fields.read("kill", self.problems, string);
+            let stop = fields.read("stop", self.problems, string);
+            let restart = fields.read("restart", self.problems, string);
+            fields.finish(self.problems);
+            let at = match at {
+                Some(at) => at.into_inner(),
+                None => {
+                    self.say(place.clone(), "this fault says no time").help("add `at_s`");
+                    continue;
+                }
+            };
+            let lasts = or(lasts, Duration::from_secs(1));
+            let given = kill.is_some() || stop.is_some() || restart.is_some();
+            let mut client = |name: Option<Spanned<String>>| {
+                let names = clients.iter().map(|client| client.name.as_str());
+                name.and_then(|name| self.named("client", &name, names))
+            };
+            let kinds = [
+                client(kill).map(FaultKind::Kill),
+                client(stop).map(|client| FaultKind::Stop(client, lasts)),
+                restart.and_then(|name| {
+                    let names = nodes.iter().map(|node| node.node.name.as_str());
+                    self.named("node", &name, names).map(|node| FaultKind::Restart(node, lasts))
+                }),
+            ];
+            let kinds: Vec<FaultKind> = kinds.into_iter().flatten().collect();
+            match <[FaultKind; 1]>::try_from(kinds) {
+                Ok([what]) => faults.push(Fault { at, what }),
+                Err(kinds) if !kinds.is_empty() || !given => self.not_one(place, kinds.len()),
+                Err(_) => {} // the name was wrong, as has been said
+            }
+        }
+        faults
+    }
+
+    fn not_one(&mut self, place: Range<usize>, count: usize) {
+        let known =
+            "a fault is one of `kill`, `stop` (both name a client) and `restart` (names a node)";
+        match count {
+            0 => drop(self.say(place, "this fault does nothing").help(known)),
+            _ => drop(self.say(place, "several faults in one section").help(known)),
+        }
+    }
+
+    /// The position of a name in a list.
+    fn named<'a>(
+        &mut self,
+        what: &str,
+        wanted: &Spanned<String>,
+        names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Option<usize> {
+        let found = names.clone().position(|name| name == wanted.get_ref());
+        if found.is_none() {
+            let message =
+                format!("there is no {what} named \"{}\"", wanted.get_ref().escape_debug());
+            let help = match nearest(wanted.get_ref(), names) {
+                Some(meant) => format!("did you mean \"{meant}\"?"),
+                None => format!(
+                    "name one of the [[{what}]] sections; of several alike the number follows, as in \"name-0\""
+                ),
+            };
+            self.say(wanted.span(), message).help(help);
+        }
+        found
+    }
+}

@@ -1,0 +1,159 @@
+//! What is simulated: nodes, clients, and what goes wrong when.
+//!
+//! Owns: the types; a value of [`Scenario`] that [`read`](crate::read) made makes sense. Does not own: how a run goes.
+
+use std::time::Duration;
+
+use acb_core::{Config, Eligible, Priority};
+
+use crate::random::Lengths;
+
+/// A cluster and what happens on it.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What people call it.
+    pub title: String,
+    /// From which all randomness follows.
+    pub seed: u64,
+    /// When the run is cut off; without it, all clients are done at its end.
+    pub stop: Option<Duration>,
+    /// The steady state, where the scenario says it: what is counted.
+    pub steady: Option<(Duration, Duration)>,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// Names of the groups of clients.
+    pub groups: Vec<String>,
+    /// The clients; those that arrive at the same moment do so in this order.
+    pub clients: Vec<Client>,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// What messages and processes take.
+    pub costs: Costs,
+}
+
+/// A node: its scheduler and what its GPUs take.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// What its scheduler is told.
+    pub config: Config,
+    /// What a GPU loses when its next holder is not its latest one, whatever their memory.
+    pub switch: Duration,
+}
+
+/// What messages and processes take.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// A message between a client and its assigner.
+    pub message: Lengths,
+    /// From SIGKILL until a process and its GPU contexts are gone, beyond the end of its kernel.
+    pub death: Duration,
+    /// How long a restarted assigner waits for the clients that it expects back.
+    pub settle: Duration,
+}
+
+impl Default for Costs {
+    fn default() -> Self {
+        Costs {
+            message: Lengths::constant(Duration::ZERO),
+            death: Duration::from_millis(10),
+            settle: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A made-up client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its name.
+    pub name: String,
+    /// Its group, by position.
+    pub group: usize,
+    /// Its node, by position.
+    pub node: usize,
+    /// GPUs that each of its leases covers.
+    pub gpus: u32,
+    /// Where it may run.
+    pub eligible: Eligible,
+    /// Whether it is bound to its GPUs when it arrives, like a program under the interposer; else any eligible one will do
+    /// each time, as in manual mode.
+    pub bound: bool,
+    /// Higher goes first.
+    pub priority: Priority,
+    /// Whose quota and share it counts for; empty: nobody's in particular.
+    pub tenant: String,
+    /// Where it waits; empty: the queue without a name.
+    pub queue: String,
+    /// When it appears.
+    pub arrival: Duration,
+    /// What it does.
+    pub work: Work,
+    /// What it tells of the length of its GPU phases.
+    pub expectation: Expectation,
+    /// When it gives a lease back.
+    pub release: Release,
+    /// Length of its kernels: it stops between two of them.
+    pub kernel: Duration,
+}
+
+/// What a client does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// CPU phase, GPU phase, and so on.
+    Rounds {
+        /// Its CPU phases.
+        cpu: Lengths,
+        /// Its GPU phases.
+        gpu: Lengths,
+        /// How many rounds; for ever where it does not say.
+        rounds: Option<u64>,
+    },
+    /// Requests come from outside, whether or not earlier ones are done.
+    Requests {
+        /// The time between two of them.
+        every: Lengths,
+        /// What each takes on the GPU.
+        gpu: Lengths,
+        /// How many come; for ever where it does not say.
+        requests: Option<u64>,
+    },
+}
+
+/// What a client tells of the length of its GPU phases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Expectation {
+    /// Nothing: the estimator has to know.
+    Unknown,
+    /// The truth times this.
+    Times(f64),
+}
+
+/// When a client gives a lease back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// After every GPU phase.
+    AfterPhase,
+    /// Once somebody waits and it has been idle for so long; until then it keeps the lease through CPU phases.
+    WhenWanted(Duration),
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// When.
+    pub at: Duration,
+    /// What.
+    pub what: FaultKind,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FaultKind {
+    /// A client is killed.
+    Kill(usize),
+    /// A client is stopped (SIGSTOP), and goes on after so long.
+    Stop(usize, Duration),
+    /// The assigner of a node dies, and is back after so long.
+    Restart(usize, Duration),
+}

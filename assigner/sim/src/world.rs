@@ -1,0 +1,321 @@
+//! The run of a scenario: virtual time, and what happens in it.
+//!
+//! Owns: the order of events, and what is written down of them. Does not own: what clients do (`client`), the nodes and
+//! their schedulers (`node`), what goes wrong (`fault`), what must be true (`check`).
+//!
+//! The scheduler of every node is the real one. Its invariants are checked after every event that it handles, and the
+//! truth about GPUs, which it cannot see, after everything that clients do.
+
+mod check;
+mod client;
+mod fault;
+mod node;
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use acb_core::{Action, ConfigError, Epoch, Event, Gpu, Time};
+
+pub use check::Violation;
+use client::Client;
+use node::Node;
+
+use crate::random::Random;
+use crate::scenario::Scenario;
+
+/// What is written down of a run, besides its figures.
+#[derive(Default)]
+pub struct Watch<'w> {
+    /// Every event and every answer, a line each.
+    pub log: Option<&'w mut dyn Write>,
+    /// What every client did when, for a picture.
+    pub spans: bool,
+    /// Check the schedulers' invariants after every event.
+    pub check: bool,
+    /// Stop after so many events of the schedulers; 0: never.
+    pub events: u64,
+}
+
+/// What a client was doing for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Computing without a GPU.
+    Cpu,
+    /// Waiting for a lease.
+    Waiting,
+    /// Holding one, while memory is moved for it.
+    Moving,
+    /// Computing on GPUs.
+    Gpu,
+}
+
+/// A client did something for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its position in the scenario.
+    pub client: usize,
+    /// From when.
+    pub from: Time,
+    /// Until when.
+    pub to: Time,
+    /// What it did.
+    pub doing: Doing,
+}
+
+/// A GPU phase that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Position of the client.
+    pub client: usize,
+    /// When the GPU was first wanted for it.
+    pub wanted: Time,
+    /// When it was done.
+    pub done: Time,
+    /// The CPU phase before it.
+    pub cpu: Duration,
+    /// Its time on the GPU.
+    pub gpu: Duration,
+}
+
+/// What came of a run, raw.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The moment at which it ended.
+    pub end: Time,
+    /// The GPU phases that were done, in order of time.
+    pub done: Vec<Done>,
+    /// When GPUs computed for whom: client, from, to. In order of their ends.
+    pub busy: Vec<(usize, Time, Time)>,
+    /// For a picture: what clients did.
+    pub spans: Vec<Span>,
+    /// For a picture: client, GPUs, from, to.
+    pub held: Vec<(usize, Vec<Gpu>, Time, Time)>,
+    /// Of each client: when it was done with everything, if it was.
+    pub finished: Vec<Option<Time>>,
+    /// Of each client: why it was refused, if it was.
+    pub refused: Vec<Option<String>>,
+    /// Events that the schedulers handled.
+    pub events: u64,
+    /// Leases granted.
+    pub grants: u64,
+    /// Leases asked back.
+    pub recalls: u64,
+    /// GPU phases that had to give way before they were done.
+    pub preemptions: u64,
+    /// Times that the holder of a GPU was another one than its latest.
+    pub switches: u64,
+    /// Bytes moved to GPUs and from them.
+    pub moved: (u64, u64),
+    /// Clients that were killed; by the scenario, for nobody else kills.
+    pub kills: u64,
+    /// Starts that had been promised.
+    pub promises: u64,
+    /// By how much the latest start came after its promise.
+    pub promise_late: Duration,
+    /// By how much the latest start came after its promise, the longest kernel in its way, and the switch.
+    pub promise_beyond: Duration,
+    /// What must not be.
+    pub violations: Vec<Violation>,
+}
+
+/// Plays a scenario to its end, or until an invariant is violated.
+///
+/// # Errors
+/// A node's configuration makes no sense.
+pub fn run(scenario: &Scenario, watch: Watch<'_>) -> Result<Outcome, ConfigError> {
+    let mut world = World::new(scenario, watch)?;
+    while world.step() {}
+    Ok(world.end())
+}
+
+/// What is going to happen.
+#[derive(Debug)]
+enum Happening {
+    /// A client appears.
+    Arrive(usize),
+    /// A CPU phase is over.
+    CpuOver(usize),
+    /// A request comes.
+    Request(usize),
+    /// What a client runs is over, if its run number is still that.
+    RunOver(usize, u32),
+    /// What a client runs is between two kernels, and stops there.
+    Boundary(usize, u32),
+    /// A client has been idle for long enough.
+    Idle(usize, u32),
+    /// A client that was stopped goes on.
+    Continue(usize),
+    /// The process of a killed client is gone.
+    Gone(usize),
+    /// The deadline of a node's scheduler.
+    Deadline(usize),
+    /// A message reaches the assigner; it was sent in this life of it.
+    ToAssigner(usize, u32, Event),
+    /// A message reaches a client; it was sent in this life of the assigner.
+    ToClient(usize, u32, Action),
+    /// The assigner of a node is back.
+    Back(usize),
+    /// Something goes wrong.
+    Fault(usize),
+}
+
+struct Entry {
+    at: Time,
+    /// Breaks ties: what was planned first happens first.
+    order: u64,
+    happening: Happening,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+struct World<'s, 'w> {
+    scenario: &'s Scenario,
+    watch: Watch<'w>,
+    now: Time,
+    order: u64,
+    happenings: BinaryHeap<Reverse<Entry>>,
+    nodes: Vec<Node>,
+    clients: Vec<Client>,
+    /// Clients that are not done.
+    unfinished: usize,
+    /// For the delay of messages.
+    random: Random,
+    outcome: Outcome,
+}
+
+impl<'s, 'w> World<'s, 'w> {
+    fn new(scenario: &'s Scenario, watch: Watch<'w>) -> Result<World<'s, 'w>, ConfigError> {
+        let nodes = scenario.nodes.iter().map(Node::new).collect::<Result<Vec<Node>, _>>()?;
+        let clients: Vec<Client> = (0..)
+            .zip(&scenario.clients)
+            .map(|(stream, client)| Client::new(client, Random::new(scenario.seed, stream)))
+            .collect();
+        let outcome = Outcome {
+            finished: vec![None; clients.len()],
+            refused: vec![None; clients.len()],
+            ..Outcome::default()
+        };
+        let mut world = World {
+            scenario,
+            watch,
+            now: Time(0),
+            order: 0,
+            happenings: BinaryHeap::with_capacity(clients.len() * 2),
+            nodes,
+            unfinished: clients.len(),
+            clients,
+            random: Random::new(scenario.seed, u64::MAX / 2),
+            outcome,
+        };
+        for (index, fault) in scenario.faults.iter().enumerate() {
+            world.plan_at(Time(0).after(fault.at), Happening::Fault(index));
+        }
+        for (index, client) in scenario.clients.iter().enumerate() {
+            world.plan_at(Time(0).after(client.arrival), Happening::Arrive(index));
+        }
+        Ok(world)
+    }
+
+    /// Goes to the next moment at which something happens; false when the run is over.
+    fn step(&mut self) -> bool {
+        let limit = self.watch.events;
+        if self.unfinished == 0
+            || !self.outcome.violations.is_empty()
+            || limit > 0 && self.outcome.events >= limit
+        {
+            return false;
+        }
+        let stop = self.scenario.stop.map(|stop| Time(0).after(stop));
+        let next = self.happenings.pop();
+        let Some(Reverse(Entry { at, happening, .. })) = next else {
+            self.stuck();
+            return false;
+        };
+        if let Some(stop) = stop.filter(|stop| at > *stop) {
+            self.now = stop;
+            return false;
+        }
+        self.now = at;
+        self.happen(happening);
+        true
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Arrive(client) => self.arrive(client),
+            Happening::CpuOver(client) => self.cpu_over(client),
+            Happening::Request(client) => self.request(client),
+            Happening::RunOver(client, number) => self.run_over(client, number),
+            Happening::Boundary(client, number) => self.boundary(client, number),
+            Happening::Idle(client, number) => self.idle(client, number),
+            Happening::Continue(client) => self.go_on(client),
+            Happening::Gone(client) => self.gone(client),
+            Happening::Deadline(node) => self.deadline(node),
+            Happening::ToAssigner(node, life, event) => self.reach_assigner(node, life, event),
+            Happening::ToClient(client, life, action) => self.reach_client(client, life, action),
+            Happening::Back(node) => self.back(node),
+            Happening::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    fn plan(&mut self, after: Duration, happening: Happening) {
+        self.plan_at(self.now.after(after), happening);
+    }
+
+    fn plan_at(&mut self, at: Time, happening: Happening) {
+        self.order += 1;
+        self.happenings.push(Reverse(Entry { at, order: self.order, happening }));
+    }
+
+    fn end(mut self) -> Outcome {
+        for client in 0..self.clients.len() {
+            self.close(client);
+        }
+        self.outcome.end = self.now;
+        self.outcome
+    }
+
+    /// Writes a line into the log.
+    fn log(&mut self, what: impl FnOnce(&Scenario) -> String) {
+        if let Some(log) = &mut self.watch.log {
+            let Time(ns) = self.now;
+            let what = what(self.scenario);
+            // Who hands in a writer learns of its errors there.
+            let _ = writeln!(log, "{}.{:09} {what}", ns / 1_000_000_000, ns % 1_000_000_000);
+        }
+    }
+}
+
+/// A lease as its holder knows it.
+#[derive(Clone, Debug)]
+struct Lease {
+    /// How long it was in use.
+    busy: Duration,
+    epoch: Epoch,
+    gpus: Vec<Gpu>,
+    wanted: bool,
+    recalled: bool,
+}
+
+impl Lease {
+    fn new(epoch: Epoch, gpus: Vec<Gpu>) -> Lease {
+        Lease { epoch, gpus, wanted: false, recalled: false, busy: Duration::ZERO }
+    }
+}

@@ -1,0 +1,130 @@
+//! What goes wrong: death, stops, restarts of assigners.
+//!
+//! Does not own: when (`scenario`).
+
+use std::time::Duration;
+
+use acb_core::{Config, Event, Scheduler, Settle};
+
+use super::client::{Life, end_of_kernel};
+use super::{Happening, World};
+use crate::scenario::FaultKind;
+
+impl World<'_, '_> {
+    pub(super) fn fault(&mut self, number: usize) {
+        match self.scenario.faults[number].what {
+            FaultKind::Kill(client) => self.kill(client),
+            FaultKind::Stop(client, lasts) => self.stop(client, lasts),
+            FaultKind::Restart(node, lasts) => self.restart(node, lasts),
+        }
+    }
+
+    /// SIGKILL: the process is gone when its kernel is over and the driver has cleaned up.
+    fn kill(&mut self, index: usize) {
+        match self.clients[index].life {
+            Life::Absent => {
+                self.clients[index].life = Life::Over;
+                self.unfinished -= 1;
+            }
+            Life::Here => {
+                self.log(|scenario| format!("{} is killed", scenario.clients[index].name));
+                self.outcome.kills += 1;
+                let client = &mut self.clients[index];
+                client.life = Life::Dying;
+                let kernel = self.scenario.clients[index].kernel;
+                let done = client
+                    .running
+                    .map_or(self.now, |running| end_of_kernel(running, self.now, kernel));
+                let at = done.after(self.scenario.costs.death);
+                self.plan_at(at, Happening::Gone(index));
+            }
+            Life::Dying | Life::Over => {}
+        }
+    }
+
+    /// The process of a killed client is gone, and its assigner sees it.
+    pub(super) fn gone(&mut self, index: usize) {
+        self.halt(index);
+        self.close(index);
+        self.over(index);
+        let node = self.scenario.clients[index].node;
+        // An assigner that is down sees it when it is back.
+        self.tell(node, Event::Leave { client: super::node::number(index) });
+    }
+
+    fn stop(&mut self, index: usize, lasts: Duration) {
+        if self.clients[index].life == Life::Here && !self.clients[index].stopped {
+            self.log(|scenario| format!("{} is stopped", scenario.clients[index].name));
+            self.clients[index].stopped = true;
+            self.stop_after_kernel(index, self.scenario.clients[index].kernel);
+            self.plan(lasts, Happening::Continue(index));
+        }
+    }
+
+    pub(super) fn go_on(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        client.stopped = false;
+        if client.life != Life::Here {
+            return;
+        }
+        if !client.connected {
+            self.connect(index);
+        }
+        for action in std::mem::take(&mut self.clients[index].inbox) {
+            if self.clients[index].life == Life::Here {
+                self.hear(index, action);
+            }
+        }
+        self.drive(index);
+    }
+
+    /// The assigner of a node dies; what it wrote down and what its clients hold remain.
+    fn restart(&mut self, index: usize, lasts: Duration) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let Some(scheduler) = node.scheduler.take() else { return };
+        node.written = Some(scheduler.snapshot_at(now));
+        node.life += 1;
+        self.log(|scenario| format!("{} is down", scenario.nodes[index].name));
+        for client in 0..self.clients.len() {
+            if self.scenario.clients[client].node == index {
+                self.clients[client].connected = false;
+                self.clients[client].asked = false;
+                self.clients[client].inbox.clear();
+            }
+        }
+        self.plan(lasts, Happening::Back(index));
+    }
+
+    /// It is back, and so are its clients.
+    pub(super) fn back(&mut self, index: usize) {
+        self.log(|scenario| format!("{} is back", scenario.nodes[index].name));
+        let Some(written) = self.nodes[index].written.take() else { return };
+        let expected = written.survivors();
+        let config = Config {
+            first_epoch: written.next_epoch,
+            settle: Settle { until: self.now.after(self.scenario.costs.settle), expected },
+            ..self.scenario.nodes[index].config.clone()
+        };
+        match Scheduler::new(config) {
+            Ok(scheduler) => self.nodes[index].scheduler = Some(scheduler),
+            Err(error) => return self.violated(format!("the assigner does not start: {error}")),
+        }
+        for client in 0..self.clients.len() {
+            if self.scenario.clients[client].node != index {
+                continue;
+            }
+            match self.clients[client].life {
+                Life::Here if !self.clients[client].stopped => {
+                    self.connect(client);
+                    self.drive(client);
+                }
+                Life::Over => {
+                    self.tell(index, Event::Leave { client: super::node::number(client) });
+                }
+                _ => {}
+            }
+        }
+        self.tell(index, Event::Timer); // its deadline
+    }
+}

@@ -1,0 +1,187 @@
+//! A node: its scheduler, the messages to and from it, and the truth about its GPUs.
+//!
+//! Does not own: what its clients do with the answers (`client`), what must be true (`check`).
+
+use std::time::Duration;
+
+use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
+
+use super::{Happening, World};
+use crate::scenario;
+use crate::world::client::Life;
+
+/// A GPU as it is, whatever the scheduler believes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GpuTruth {
+    /// Who computes on it.
+    pub(super) running: Vec<usize>,
+    /// Who did so last.
+    pub(super) latest: Option<usize>,
+    /// The latest lease under which something ran.
+    pub(super) epoch: Option<Epoch>,
+}
+
+pub(super) struct Node {
+    /// `None` while the assigner is down.
+    pub(super) scheduler: Option<Scheduler>,
+    /// Counts the lives of the assigner: messages of an earlier one are lost.
+    pub(super) life: u32,
+    /// What is planned for its deadline.
+    planned: Option<Time>,
+    pub(super) gpus: Vec<GpuTruth>,
+    /// The epoch of the latest grant, over all lives.
+    pub(super) latest_epoch: Option<Epoch>,
+    /// What the assigner wrote down before it died.
+    pub(super) written: Option<acb_core::Snapshot>,
+}
+
+impl Node {
+    pub(super) fn new(node: &scenario::Node) -> Result<Node, ConfigError> {
+        Ok(Node {
+            scheduler: Some(Scheduler::new(node.config.clone())?),
+            life: 0,
+            planned: None,
+            gpus: vec![GpuTruth::default(); node.config.gpus.len()],
+            latest_epoch: None,
+            written: None,
+        })
+    }
+}
+
+/// The number of a client for the scheduler.
+pub(super) fn number(index: usize) -> ClientId {
+    ClientId(index as u64)
+}
+
+fn index(client: ClientId) -> usize {
+    usize::try_from(client.0).expect("clients are numbered by their position")
+}
+
+impl World<'_, '_> {
+    /// A message's way takes so long.
+    fn delay(&mut self) -> Duration {
+        self.scenario.costs.message.draw(&mut self.random)
+    }
+
+    /// A client sends a message to its assigner.
+    pub(super) fn send(&mut self, from: usize, event: Event) {
+        let node = self.scenario.clients[from].node;
+        let life = self.nodes[node].life;
+        if !self.clients[from].connected {
+            return;
+        }
+        let at = self.now.after(self.delay()).max(self.clients[from].latest.0);
+        self.clients[from].latest.0 = at;
+        if at == self.now {
+            self.reach_assigner(node, life, event);
+        } else {
+            self.plan_at(at, Happening::ToAssigner(node, life, event));
+        }
+    }
+
+    pub(super) fn reach_assigner(&mut self, node: usize, life: u32, event: Event) {
+        if self.nodes[node].life == life {
+            self.tell(node, event);
+        }
+    }
+
+    pub(super) fn deadline(&mut self, node: usize) {
+        if self.nodes[node].planned == Some(self.now) {
+            self.nodes[node].planned = None;
+            self.tell(node, Event::Timer);
+        }
+    }
+
+    /// Gives a scheduler an event, checks it, and sends out what it says.
+    pub(super) fn tell(&mut self, index_of_node: usize, event: Event) {
+        self.log(|scenario| format!("{} < {event:?}", scenario.nodes[index_of_node].name));
+        let now = self.now;
+        let node = &mut self.nodes[index_of_node];
+        let Some(scheduler) = &mut node.scheduler else { return };
+        scheduler.handle(event, now);
+        self.outcome.events += 1;
+        if self.watch.check
+            && let Err(error) = scheduler.sanity_check()
+        {
+            self.violated(error.to_string());
+        }
+        while let Some(action) = self.poll(index_of_node) {
+            self.log(|scenario| format!("{} > {action:?}", scenario.nodes[index_of_node].name));
+            self.answer(index_of_node, action);
+        }
+        let node = &mut self.nodes[index_of_node];
+        let deadline = node.scheduler.as_ref().and_then(Scheduler::poll_deadline);
+        if let Some(at) = deadline
+            && node.planned != deadline
+        {
+            node.planned = deadline;
+            self.plan_at(at.max(now), Happening::Deadline(index_of_node));
+        }
+    }
+
+    fn poll(&mut self, node: usize) -> Option<Action> {
+        self.nodes[node].scheduler.as_mut()?.poll_action()
+    }
+
+    fn answer(&mut self, node: usize, action: Action) {
+        let client = match &action {
+            Action::Grant { client, epoch, gpus } => {
+                self.outcome.grants += 1;
+                let gpus: Vec<usize> = gpus.iter().map(|gpu| gpu.0 as usize).collect();
+                self.check_grant(node, index(*client), *epoch, &gpus);
+                *client
+            }
+            Action::Recall { client, .. } => {
+                self.outcome.recalls += 1;
+                *client
+            }
+            Action::Bound { client, .. }
+            | Action::Refused { client, .. }
+            | Action::Wanted { client, .. }
+            | Action::Room { client, .. } => *client,
+        };
+        let to = index(client);
+        let at = self.now.after(self.delay()).max(self.clients[to].latest.1);
+        self.clients[to].latest.1 = at;
+        // Never at once: the scheduler says all it has to say before anybody answers.
+        self.plan_at(at, Happening::ToClient(to, self.nodes[node].life, action));
+    }
+
+    pub(super) fn reach_client(&mut self, to: usize, life: u32, action: Action) {
+        let node = self.scenario.clients[to].node;
+        if self.nodes[node].life != life || self.clients[to].life != Life::Here {
+            return;
+        }
+        if self.clients[to].stopped {
+            self.clients[to].inbox.push(action);
+        } else {
+            self.hear(to, action);
+        }
+    }
+
+    /// A client begins to compute; what the switch to it takes.
+    pub(super) fn take_gpus(&mut self, client: usize) -> Duration {
+        let Some(lease) = self.clients[client].lease.clone() else { return Duration::ZERO };
+        let node = self.scenario.clients[client].node;
+        self.check_start(node, client, &lease);
+        let mut switch = Duration::ZERO;
+        for gpu in &lease.gpus {
+            let truth = &mut self.nodes[node].gpus[gpu.0 as usize];
+            truth.running.push(client);
+            truth.epoch = truth.epoch.max(Some(lease.epoch));
+            if truth.latest.replace(client).is_some_and(|latest| latest != client) {
+                self.outcome.switches += 1;
+                switch = self.scenario.nodes[node].switch;
+            }
+        }
+        switch
+    }
+
+    /// A client does not compute any more.
+    pub(super) fn leave_gpus(&mut self, client: usize) {
+        let node = self.scenario.clients[client].node;
+        for gpu in &mut self.nodes[node].gpus {
+            gpu.running.retain(|other| *other != client);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The scenarios that ship: each is read and played, with every invariant checked after every event, and the figures that
+//! follow from theory come out. Time is virtual: these are no measurements.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use acb_sim::read::Overrides;
+use acb_sim::{Report, Scenario, Watch, run};
+use anyhow::{Context, Result};
+
+fn files() -> Result<Vec<PathBuf>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios");
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    assert!(files.len() >= 4, "the scenarios are in {}", folder.display());
+    Ok(files)
+}
+
+fn scenario(file: &PathBuf, overrides: Overrides) -> Result<Scenario> {
+    let text = std::fs::read_to_string(file)?;
+    Ok(acb_sim::read(&file.display().to_string(), &text, overrides)?)
+}
+
+fn named(name: &str, spread: f64) -> Result<Scenario> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios").join(name);
+    scenario(&file, Overrides { seed: None, spread: Some(spread) })
+}
+
+fn play(scenario: &Scenario) -> Result<(Report, String)> {
+    let mut log = String::new();
+    let watch = Watch { log: Some(&mut log), spans: true, check: true, events: 20_000 };
+    let outcome = run(scenario, watch)?;
+    Ok((Report::of(scenario, &outcome), log))
+}
+
+#[test]
+fn every_scenario_runs_without_a_violation() -> Result<()> {
+    for file in files()? {
+        for spread in [None, Some(0.5), Some(1.0)] {
+            let scenario = scenario(&file, Overrides { seed: None, spread })?;
+            let (report, _) = play(&scenario)?;
+            assert!(report.violations.is_empty(), "{}: {:?}", file.display(), report.violations);
+            assert!(report.events > 0, "{}", file.display());
+            assert_eq!(report.promise_beyond_ms, 0.0, "{}", file.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log_and_another_one_another() -> Result<()> {
+    for file in files()? {
+        let with = |seed| scenario(&file, Overrides { seed: Some(seed), spread: Some(1.0) });
+        let (one, two, other) = (play(&with(7)?)?, play(&with(7)?)?, play(&with(8)?)?);
+        assert_eq!(one.1, two.1, "{}", file.display());
+        assert_eq!(one.0, two.0, "{}", file.display());
+        assert_ne!(one.1, other.1, "{}", file.display());
+    }
+    Ok(())
+}
+
+/// Runs without log, for figures.
+fn figures(scenario: &Scenario) -> Result<Report> {
+    let outcome = run(scenario, Watch { check: false, ..Watch::default() })?;
+    Ok(Report::of(scenario, &outcome))
+}
+
+#[test]
+fn b1_reaches_the_bound_and_with_random_phases_the_exact_value() -> Result<()> {
+    for file in ["b1.toml", "b1_even.toml"] {
+        let constant = figures(&named(file, 0.0)?)?;
+        assert!(constant.share_of_bound >= 0.97, "{file}: {}", constant.share_of_bound);
+        let random = figures(&named(file, 1.0)?)?;
+        let share = random.share_of_exact.context("all phases are exponential")?;
+        // No order of service does better, but for the luck of the sample.
+        assert!((0.97..1.03).contains(&share), "{file}: {share}");
+    }
+    Ok(())
+}
+
+#[test]
+fn b4_serves_eight_clients_like_more_than_two_gpus() -> Result<()> {
+    let report = figures(&named("b4.toml", 0.0)?)?;
+    let times = report.times_exclusive.context("all clients alternate phases")?;
+    assert!((2.15..=2.223).contains(&times), "{times}");
+    Ok(())
+}
+
+#[test]
+fn b6_takes_250_s_in_strict_order_and_200_s_with_backfill() -> Result<()> {
+    let mut scenario = named("b6.toml", 0.0)?;
+    assert_eq!(figures(&scenario)?.makespan_s, Some(200.0));
+    scenario.nodes[0].config.backfill = acb_core::Backfill::Off;
+    assert_eq!(figures(&scenario)?.makespan_s, Some(250.0));
+    Ok(())
+}
+
+#[test]
+fn b6_keeps_its_promise_when_an_estimate_is_wrong() -> Result<()> {
+    let mut scenario = named("b6.toml", 0.0)?;
+    // C says that it will be done in 500 ms, takes 500 s, and is asked to stop when B could start.
+    scenario.clients[2].expectation = acb_sim::scenario::Expectation::Times(0.001);
+    if let acb_sim::scenario::Work::Rounds { gpu, .. } = &mut scenario.clients[2].work {
+        gpu.mean = Duration::from_secs(500);
+    }
+    let report = figures(&scenario)?;
+    let b = &report.groups[1];
+    assert_eq!((b.wait_p99_s, b.latency_p99_s), (100.0, 150.0));
+    assert_eq!(report.promise_late_ms, 0.0);
+    Ok(())
+}
