@@ -1,7 +1,7 @@
 //! Which function answers a callback in which context.
 
 use crate::slurm::{Context, Handle};
-use crate::{args, epilog, extern_step, local, option, prolog, step};
+use crate::{args, epilog, extern_step, local, option, prolog, second_life, step};
 use std::ffi::c_int;
 
 /// A callback.
@@ -44,22 +44,29 @@ pub(crate) fn call(hook: Hook, handle: &Handle<'_>, words: &[String]) -> c_int {
         (Hook::InitPostOpt, context @ (Context::Srun | Context::Allocator)) => {
             if context == Context::Srun {
                 local::tell_gpus_per_task();
+                local::hand_on_key();
             }
             local::make_key(handle)
         }
         (Hook::InitPostOpt, Context::Step) => step::look_as_root(handle),
         (Hook::JobProlog, _) => prolog::run(handle),
-        (Hook::TaskPostFork, Context::Step) => extern_step::run(handle),
+        (Hook::TaskPostFork, Context::Step) => {
+            extern_step::run(handle);
+            second_life::start(handle)
+        }
         (Hook::TaskInit, Context::Step) => step::prepare_task(handle),
         (Hook::JobEpilog, _) => epilog::run(handle),
         _ => 0,
     }
 }
 
-/// Answers an option. On a node the callbacks ask for it when they need it.
+/// Answers an option. On a node it is checked where it is needed.
 pub(crate) fn option(value: &str, side: option::Side) -> c_int {
     match side {
         option::Side::Local => local::check(value),
-        option::Side::Node => 0,
+        option::Side::Node => {
+            option::hear(value);
+            0
+        }
     }
 }

@@ -19,18 +19,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// SLURM_EXTERN_CONT of slurm.h.
-const EXTERN_STEP: u32 = 0xffff_fffc;
+pub(crate) const EXTERN_STEP: u32 = 0xffff_fffc;
 
 /// Starts the assigner of a job that has a spec.
 pub(crate) fn run(handle: &Handle<'_>) -> c_int {
-    if handle.step_id() != Ok(EXTERN_STEP) {
-        return 0;
+    if handle.step_id() == Ok(EXTERN_STEP) {
+        start_assigner(handle);
     }
-    let (Ok(job_id), Ok(node)) = (handle.job_id(), env::var("SLURMD_NODENAME")) else { return 0 };
+    0
+}
+
+/// Starts it from this step; what fails is remembered for the job's tasks.
+pub(crate) fn start_assigner(handle: &Handle<'_>) {
+    let (Ok(job_id), Ok(node)) = (handle.job_id(), env::var("SLURMD_NODENAME")) else { return };
     // What is wrong with the cluster file, the prolog has told.
-    let Ok(records) = Records::find(&node, job_id) else { return 0 };
+    let Ok(records) = Records::find(&node, job_id) else { return };
     if !records.exist() {
-        return 0;
+        return;
     }
     if let Err(why) = start(handle, &records) {
         let why = format!("the GPU assigner of job {job_id} did not start on node {node}: {why}");
@@ -39,14 +44,16 @@ pub(crate) fn run(handle: &Handle<'_>) -> c_int {
             slurm::error(&format!("job {job_id}: {}: {error}", records.spec().display()));
         }
     }
-    0
 }
 
 fn start(handle: &Handle<'_>, records: &Records) -> Result<(), String> {
     let spec = JobSpec::load(records.spec()).map_err(|error| error.to_string())?;
     let folder = records.folder();
-    make_folder(folder.path(), &folder.spec(), &spec)
-        .map_err(|error| format!("{}: {error}", folder.path().display()))?;
+    // An assigner that was there before has left it, and clients know its socket.
+    if records.daemon().is_none() {
+        make_folder(folder.path(), &folder.spec(), &spec)
+            .map_err(|error| format!("{}: {error}", folder.path().display()))?;
+    }
 
     let program = spec.bin_dir.join("gpu_assigner");
     let launch = Launch {

@@ -11,6 +11,8 @@
 //! node, root             job_prolog      RUN/NODE/spec/JOBID.toml              prolog
 //! extern step, root      task_post_fork  RUN/NODE/JOBID, the assigner          extern_step
 //! every step, root       init_post_opt   what task_init cannot see as the user step
+//!  of a second life      both of these   spec and assigner, where Slurm ran no  second_life
+//!                                        prolog
 //! every task, user       task_init       its environment, or a readable error  step
 //! node, root             job_epilog      processes, folder and spec removed    epilog
 //! ```
@@ -36,6 +38,7 @@ mod ready;
 mod records;
 mod removal;
 mod resources;
+mod second_life;
 mod slurm;
 mod step;
 mod sweep;

@@ -1,15 +1,18 @@
 //! In srun, sbatch and salloc, as the user: what can be checked or prepared before there is a job.
 
 use crate::slurm::{self, Handle};
-use crate::{args, resources};
+use crate::{args, resources, second_life};
 use acb_cluster_conf::{AcbOption, Key, Settings};
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The variable that carries the job's key; prolog and epilog see it as `SPANK_ACB_KEY`.
 const KEY: &str = "ACB_KEY";
+
+/// [`crate::plan::KEY_LEFT_BEHIND`], for C.
+const KEY_FOR_STEPS: &CStr = c"SLURM_SPANK_ACB_KEY";
 
 /// By this srun inside a job finds the option that the job was submitted with.
 const INHERITED: &str = "SLURM_SPANK__SLURM_SPANK_OPTION_acb_acb";
@@ -49,6 +52,13 @@ pub(crate) fn tell_gpus_per_task() {
         .collect();
     if let Some(gpus) = resources::option_per_task(&words) {
         slurm::set_own(c"SLURM_GPUS_PER_TASK", gpus);
+    }
+}
+
+/// The key of a requeued job, for nodes that take its second life for the first.
+pub(crate) fn hand_on_key() {
+    if let Some(key) = inherited().then(second_life::key_for_steps).flatten() {
+        slurm::set_own(KEY_FOR_STEPS, &key.expose_hex());
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::slurm::{self, Handle};
 use crate::{exports, sys};
 use acb_cluster_conf::{AcbOption, OptionError};
+use std::sync::{Mutex, PoisonError};
 
 /// Whose word it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,20 @@ pub(crate) fn register(handle: &Handle<'_>) {
     if let Err(error) = handle.register(&mut declaration()) {
         slurm::error(&format!("--acb is not available: {error}"));
     }
+}
+
+/// What Slurm has told a step of the option, before it answers [`given`].
+static HEARD: Mutex<Option<String>> = Mutex::new(None);
+
+/// Slurm tells a step's option. The last one counts.
+pub(crate) fn hear(value: &str) {
+    *HEARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.to_owned());
+}
+
+/// What was given, in a step's init_post_opt.
+pub(crate) fn heard() -> Option<Result<AcbOption, OptionError>> {
+    let heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
+    heard.as_deref().map(AcbOption::parse)
 }
 
 /// What was given, on a node; `None`: no `--acb` at all.

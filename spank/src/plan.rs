@@ -31,6 +31,10 @@ pub(crate) enum TaskError {
     )]
     NoExternStep { job_id: u32, node: String },
     #[error(
+        "the GPU assigner of job {job_id} did not start on node {node}: the log of slurmd there says why"
+    )]
+    NotStarted { job_id: u32, node: String },
+    #[error(
         "--acb of a step can set gpus and on_failure, and `off`: policy and quantum are the job's \
          (policy={policy}, quantum={quantum_ms}ms), set where it begins (sbatch, salloc)"
     )]
@@ -71,7 +75,7 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 10] = [
+pub(crate) const READS: [&str; 11] = [
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
@@ -80,6 +84,7 @@ pub(crate) const READS: [&str; 10] = [
     "SLURMD_TRES_BIND",
     "SLURM_GPUS_PER_TASK",
     "SLURM_JOB_GPUS",
+    "SLURM_RESTART_COUNT",
     "SLURM_STEP_GPUS",
     "SLURM_TRES_PER_TASK",
 ];

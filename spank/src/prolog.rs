@@ -70,8 +70,7 @@ fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, Str
     let key = variable("SPANK_ACB_KEY")
         .and_then(|key| Key::from_hex(&key).map_err(|error| error.to_string()))
         .map_err(|error| format!("the job's key did not arrive: {error}"))?;
-    let slurm_conf = slurm_conf();
-    let gres = slurm_conf.as_deref().map(fs::read_to_string).and_then(Result::ok);
+    let (slurm_conf, gres) = slurm_conf();
     Ok(JobFacts {
         job_id,
         gpus: resources::job_gpus(
@@ -89,14 +88,16 @@ fn facts(handle: &Handle<'_>, job_id: u32, node: String) -> Result<JobFacts, Str
     })
 }
 
-/// What slurmd itself was started with, or where packages and configless Slurm put it.
-fn slurm_conf() -> Option<PathBuf> {
-    env::var_os("SLURM_CONF").map(PathBuf::from).or_else(|| {
+/// What slurmd itself was started with, or where packages and configless Slurm put it; and its text.
+pub(crate) fn slurm_conf() -> (Option<PathBuf>, Option<String>) {
+    let path = env::var_os("SLURM_CONF").map(PathBuf::from).or_else(|| {
         ["/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf"]
             .map(PathBuf::from)
             .into_iter()
             .find(|path| path.exists())
-    })
+    });
+    let text = path.as_deref().map(fs::read_to_string).and_then(Result::ok);
+    (path, text)
 }
 
 fn variable(name: &str) -> Result<String, String> {

@@ -11,6 +11,7 @@ use crate::plan::{self, Change, TaskError, TaskFacts};
 use crate::ready::Ready;
 use crate::records::Records;
 use crate::resources::{self, Devices};
+use crate::second_life::{self, BATCH_STEP};
 use crate::slurm::{self, Handle};
 use acb_cluster_conf::{AcbOption, JobSpec, Request};
 use std::collections::BTreeMap;
@@ -20,8 +21,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// SLURM_BATCH_SCRIPT and SLURM_INTERACTIVE_STEP of slurm.h.
-const BATCH_STEP: u32 = 0xffff_fffb;
+/// SLURM_INTERACTIVE_STEP of slurm.h.
 const INTERACTIVE_STEP: u32 = 0xffff_fffa;
 
 /// What root knows of the step's job on this node. The tasks are forked from the process that
@@ -38,6 +38,18 @@ enum Job {
     Acb(Box<JobSpec>, Devices),
 }
 
+impl Job {
+    fn planned(spec: Result<JobSpec, String>) -> Self {
+        match spec {
+            Ok(spec) => {
+                let devices = devices(&spec);
+                Self::Acb(Box::new(spec), devices)
+            }
+            Err(why) => Self::Failed(why),
+        }
+    }
+}
+
 static JOB: Mutex<Option<Job>> = Mutex::new(None);
 
 /// init_post_opt, as root.
@@ -48,16 +60,12 @@ pub(crate) fn look_as_root(handle: &Handle<'_>) -> c_int {
         Ok(records) => match records.failure() {
             Some(why) => Job::Failed(why),
             None if !records.exist() => match records.possible() {
-                Ok(()) => Job::Plain,
+                Ok(()) => {
+                    second_life::begin(handle, job_id, &node).map_or(Job::Plain, Job::planned)
+                }
                 Err(error) => Job::Unknown(error.to_string()),
             },
-            None => match JobSpec::load(records.spec()) {
-                Ok(spec) => {
-                    let devices = devices(&spec);
-                    Job::Acb(Box::new(spec), devices)
-                }
-                Err(error) => Job::Failed(error.to_string()),
-            },
+            None => Job::planned(JobSpec::load(records.spec()).map_err(|error| error.to_string())),
         },
     };
     *JOB.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
@@ -95,7 +103,10 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
     for name in plan::READS {
         variables.extend(handle.variable(name)?.map(|value| (name, value)));
     }
-    let ready = Ready::load(&spec.run_folder.ready());
+    let ready = match variables.contains_key("SLURM_RESTART_COUNT") {
+        true => second_life::ready(&spec),
+        false => Ready::load(&spec.run_folder.ready()),
+    };
     let request = match given {
         Some(AcbOption::Off) => return Ok(plan::leave(&spec, ready.as_ref().ok(), &variables)),
         Some(AcbOption::On(request)) => request,
@@ -103,6 +114,9 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
         None => Request::default(),
     };
     let ready = ready.map_err(|error| match spec.run_folder.path().exists() {
+        false if variables.contains_key("SLURM_RESTART_COUNT") => {
+            TaskError::NotStarted { job_id: spec.job_id, node: spec.node.clone() }.to_string()
+        }
         false => {
             TaskError::NoExternStep { job_id: spec.job_id, node: spec.node.clone() }.to_string()
         }

@@ -44,6 +44,7 @@ in_both_labs! {
     scancel_leaves_nothing: crate::ends::scancel,
     the_time_limit_leaves_nothing: crate::ends::time_limit,
     requeue_starts_anew: crate::ends::requeue,
+    requeue_of_two_nodes_starts_anew: crate::ends::requeue_of_two_nodes,
     a_killed_daemon_comes_back: crate::faults::daemon_is_killed,
     tasks_go_on_without_a_daemon: crate::faults::daemon_and_supervisor_are_killed,
     two_nodes_join: crate::nodes::join,

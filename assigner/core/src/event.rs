@@ -180,6 +180,43 @@ pub enum Action {
     },
 }
 
+/// Why a lease is asked back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Cause {
+    /// Others wait, and its quantum is over.
+    Quantum,
+    /// Somebody of a higher priority waits.
+    Priority,
+    /// It is on a borrowed GPU, and a tenant below its guarantee waits.
+    Quota,
+    /// It was let go before another, whose start it would delay now.
+    Promise,
+}
+
+/// Leases that have been asked back, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recalls {
+    /// [`Cause::Quantum`]
+    pub quantum: u64,
+    /// [`Cause::Priority`]
+    pub priority: u64,
+    /// [`Cause::Quota`]
+    pub quota: u64,
+    /// [`Cause::Promise`]
+    pub promise: u64,
+}
+
+impl Recalls {
+    pub(crate) fn count(&mut self, cause: Cause) {
+        *match cause {
+            Cause::Quantum => &mut self.quantum,
+            Cause::Priority => &mut self.priority,
+            Cause::Quota => &mut self.quota,
+            Cause::Promise => &mut self.promise,
+        } += 1;
+    }
+}
+
 /// Why a client cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

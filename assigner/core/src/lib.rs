@@ -27,9 +27,11 @@ mod config;
 mod estimator;
 mod event;
 mod ids;
+mod order;
 mod placement;
 mod plan;
 mod queue;
+mod recall;
 mod restart;
 mod rooms;
 mod sanity;
@@ -43,12 +45,17 @@ pub mod sim;
 pub use config::{
     Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, Policy, Settle,
 };
-pub use event::{Action, ClientSpec, Eligible, Event, Held, Refusal, RoomDenied, RoomVerdict};
+pub use event::{
+    Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal, RoomDenied, RoomVerdict,
+};
 pub use ids::{ClientId, Epoch, GangId, Gpu, Priority, Time};
 pub use queue::QueueConfig;
 pub use rooms::RoomFault;
 pub use sanity::SanityError;
 pub use scheduler::Scheduler;
-pub use snapshot::{ClientSnapshot, ClientState, GpuSnapshot, ReservationSnapshot, Snapshot};
+pub use snapshot::{
+    ClientSnapshot, ClientState, GpuSnapshot, QueueSnapshot, ReservationSnapshot, Snapshot,
+    TenantSnapshot,
+};
 pub use tenant::{FairShare, TenantConfig};
 pub use topology::Topology;

@@ -23,6 +23,67 @@ impl Scheduler {
         (0..).take(all).map(Gpu).chain(listed.iter().copied())
     }
 
+    /// True if a lease on the GPU can be granted to a client now.
+    pub(crate) fn is_free(&self, gpu: Gpu, client: &Client) -> bool {
+        let state = &self.gpus[gpu.index()];
+        if !state.claimed.is_empty() {
+            return self.shares_all(gpu, client);
+        }
+        state.holders.is_empty() || self.shares_all(gpu, client)
+    }
+
+    /// True if a client and all that hold the GPU are of the policy that shares.
+    fn shares_all(&self, gpu: Gpu, client: &Client) -> bool {
+        let shares = |client: &Client| !self.policy_of(client).is_exclusive();
+        let state = &self.gpus[gpu.index()];
+        // Of whom holds it from before a restart only the node's policy is known.
+        (state.claimed.is_empty() || !self.config.policy.is_exclusive())
+            && shares(client)
+            && state.holders.iter().all(|holder| shares(&self.clients[holder]))
+    }
+
+    /// The policy that a client is scheduled by: that of its queue.
+    pub(crate) fn policy_of(&self, client: &Client) -> crate::config::Policy {
+        self.queues.of(client.queue).policy
+    }
+
+    /// Of GPUs that a client could start on now, as many as it wants: such as nobody waits for, close to each other,
+    /// and preferred.
+    pub(crate) fn choose(&self, client: &Client, mut usable: Vec<Gpu>) -> Vec<Gpu> {
+        let width = client.width as usize;
+        usable.sort_by_cached_key(|&gpu| {
+            (self.gpus[gpu.index()].reserved.is_some(), self.preference(client, gpu))
+        });
+        let topology = &self.config.topology;
+        if width == 1 || usable.len() == width || topology.distances.is_empty() {
+            usable.truncate(width);
+            return usable;
+        }
+        // From each GPU on, always the next closest: the best of these.
+        let grown = (0..usable.len()).map(|seed| {
+            let mut rest: Vec<usize> = (0..usable.len()).filter(|at| *at != seed).collect();
+            let mut chosen = vec![seed];
+            let mut far = 0;
+            while chosen.len() < width {
+                let reach = |at: usize| -> u32 {
+                    chosen.iter().map(|c| topology.distance(usable[*c], usable[at])).sum()
+                };
+                let kept = |at: usize| self.gpus[usable[at].index()].reserved.is_some();
+                let next =
+                    (0..rest.len()).min_by_key(|i| (kept(rest[*i]), reach(rest[*i]), rest[*i]));
+                let next = rest.swap_remove(next.expect("there are more than are wanted"));
+                far += reach(next);
+                chosen.push(next);
+            }
+            chosen.sort_unstable();
+            let kept =
+                chosen.iter().filter(|at| self.gpus[usable[**at].index()].reserved.is_some());
+            (kept.count(), far, chosen)
+        });
+        let (.., chosen) = grown.min().expect("there is at least one GPU");
+        chosen.into_iter().map(|at| usable[at]).collect()
+    }
+
     /// Chooses the GPUs that a client is bound to: the least loaded.
     pub(crate) fn place(&self, client: &Client) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.candidates(client).collect();

@@ -1,4 +1,4 @@
-//! Who starts next: one pass over the queue, in order of arrival.
+//! Who starts next: a walk over those who wait, in their order (`order`).
 //!
 //! ```text
 //!  for every waiting client, first come, first:
@@ -6,29 +6,29 @@
 //!      … or kept for earlier ones, and it is done in time ──────► grant (backfill), to be given back
 //!      else, if enough of its GPUs are not kept for earlier ones ► keep the soonest ones for it:
 //!                                                                  a reservation; who holds them is
-//!                                                                  told, and recalled in time
+//!                                                                  told, and recalled in time (`recall`)
 //! ```
 //!
 //! Guarantees, however wrong the estimates are: a client that is first in line on all GPUs it could
 //! use starts when the last holder in its way gives back, and that holder is recalled no later than
-//! promised when the reservation was made. Who needs no GPU that is kept is never held up.
+//! promised when the reservation was made. Only a request within a guarantee or of a higher level, which
+//! did not wait then, can take the promise away. Who needs no GPU that is kept is never held up.
 //!
 //! Only the part of the queue is looked at that the changed GPUs can concern: the *island* of GPUs
-//! connected by clients that wait for several of them.
+//! connected by clients that wait for several of them. And of that only as much as GPUs are open: each
+//! client that cannot start closes those that are kept for it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use crate::config::{Backfill, Policy};
-use crate::event::{Action, Eligible};
+use crate::event::{Action, Cause, Eligible};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::order::{Given, LaneKey, Walk};
+use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
 use crate::scheduler::{Lease, Reservation, Scheduler, Ticket, Waiter};
 
-/// Part of the node that is planned on its own.
-struct Island {
-    gpus: BTreeSet<Gpu>,
-    tickets: Vec<Ticket>,
-}
+/// So many clients are tried on GPUs that are kept for earlier ones; beyond it stand those who would hardly fit.
+const BACKFILL_DEPTH: u32 = 64;
 
 /// What the clients ahead in the queue wait for.
 #[derive(Default)]
@@ -41,7 +41,23 @@ struct Ahead {
 struct Start {
     gpus: Vec<Gpu>,
     /// The earlier clients that it passes.
-    passes: BTreeSet<Ticket>,
+    passes: Vec<Ticket>,
+}
+
+/// What is left to give out in a plan.
+struct Open {
+    /// GPUs that are not kept for anybody.
+    fresh: usize,
+    /// Free GPUs that are kept: for backfill.
+    lent: usize,
+    /// Clients that were tried when there was nothing fresh any more.
+    tries: u32,
+}
+
+impl Open {
+    fn is_over(&self) -> bool {
+        self.fresh == 0 && (self.lent == 0 || self.tries >= BACKFILL_DEPTH)
+    }
 }
 
 impl Lease {
@@ -50,108 +66,148 @@ impl Lease {
             epoch,
             gpus,
             granted,
+            started: granted,
+            least: std::time::Duration::ZERO,
+            spent: std::time::Duration::ZERO,
+            ticket: None,
             ends: None,
             yields: None,
+            passed: Vec::new(),
             promised: None,
             wanted: false,
             recalled: None,
+            cause: None,
             stuck: false,
             timer: None,
         }
     }
 
-    /// When it is recalled if somebody waits for it.
-    pub(crate) fn latest_recall(&self, quantum: Duration) -> Time {
-        let end = self.granted.after(quantum);
-        self.yields.map_or(end, |yields| yields.min(end))
+    /// GPUs that it covers.
+    pub(crate) fn width(&self) -> u32 {
+        u32::try_from(self.gpus.len()).expect("the number of GPUs fits")
     }
 }
 
 impl Scheduler {
-    /// Grants what can be granted where something has changed, and keeps GPUs for who must wait.
+    /// Grants what can be granted where something has changed, and keeps GPUs for who must wait. What is granted can
+    /// change what others may do, where there are guarantees or limits: hence until nothing changes.
     pub(crate) fn plan(&mut self) {
-        let Some(island) = self.changed_island() else { return };
-        for gpu in &island.gpus {
-            self.gpus[gpu.index()].reserved = None;
+        while let Some(island) = self.changed_island() {
+            self.plan_island(&island);
         }
-        // GPUs on which a later client could still start, or that could be kept for it.
-        let mut open = island.gpus.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
-        let mut ahead = Ahead::default();
-        for ticket in island.tickets {
-            if open == 0 {
-                break;
-            }
-            if !self.clients[&self.queue[&ticket].client].let_go {
-                continue;
-            }
-            if let Some(start) = self.start(&self.queue[&ticket]) {
-                self.grant(ticket, &start);
-                let kept = |gpu: &&Gpu| self.gpus[gpu.index()].reserved.is_some();
-                open -= start.gpus.iter().filter(kept).count();
-            } else {
-                let kept = self.reserve(ticket, &ahead);
-                open -= kept.iter().filter(|gpu| !self.is_free(**gpu)).count();
-                self.wait_behind(ticket, &mut ahead);
-            }
-        }
-        self.tell_holders(&island.gpus);
     }
 
-    fn changed_island(&mut self) -> Option<Island> {
+    fn plan_island(&mut self, island: &BTreeSet<Gpu>) {
+        for gpu in island {
+            self.gpus[gpu.index()].reserved = None;
+        }
+        let fresh = island.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
+        let mut open = Open { fresh, lent: 0, tries: 0 };
+        let mut ahead = Ahead::default();
+        let mut given = Given::default();
+        let mut promises = Vec::new();
+        let mut walk = self.walk(island.iter().copied());
+        while !open.is_over() {
+            let Some((lane, ticket)) = self.next_of(&mut walk, &given) else { break };
+            let client = self.queue[&ticket].client;
+            let too_wide = lane.width as usize > open.fresh + open.lent;
+            if too_wide && self.clients[&client].bound.is_empty() {
+                // Nobody in this lane fits any more; whoever is behind has it ahead.
+                walk.close_lane(lane);
+                ahead.everything = true;
+                continue;
+            }
+            open.tries += u32::from(open.fresh == 0);
+            let limited = self.is_limited(lane, &given);
+            if !limited && let Some(start) = self.start(&self.queue[&ticket]) {
+                let kept = |gpu: &&Gpu| self.gpus[gpu.index()].reserved.is_some();
+                open.lent -= start.gpus.iter().filter(kept).count();
+                self.grant(ticket, start);
+                continue;
+            }
+            let who = Claimant { client, lane, entitled: self.is_entitled(lane, &given) };
+            let kept = self.reserve(&who, ticket, &ahead, limited);
+            if !kept.is_empty() {
+                given.add(lane, lane.width);
+                self.close(&kept, &who, &mut open, &mut walk);
+            }
+            if !limited || !kept.is_empty() {
+                self.wait_behind(client, &mut ahead);
+            }
+            promises.push(client);
+        }
+        for client in promises {
+            self.place_by_promise(client);
+        }
+        self.tell_holders(island);
+    }
+
+    /// GPUs that are kept are not open any more, unless they are free and others may go before.
+    fn close(&self, kept: &[Gpu], who: &Claimant, open: &mut Open, walk: &mut Walk) {
+        let client = &self.clients[&who.client];
+        for gpu in kept {
+            open.fresh -= 1;
+            if self.config.backfill == Backfill::ByEstimate && self.is_free(*gpu, client) {
+                open.lent += 1;
+            } else {
+                walk.close_line(*gpu);
+            }
+        }
+    }
+
+    fn changed_island(&mut self) -> Option<BTreeSet<Gpu>> {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.gpus.is_empty() && !dirty.all {
             return None;
         }
         if dirty.all || !self.floating.is_empty() {
             // Who waits without being bound connects everything.
-            let gpus = (0..self.gpus.len() as u32).map(Gpu).collect();
-            return Some(Island { gpus, tickets: self.queue.keys().copied().collect() });
+            return Some((0..self.gpus.len() as u32).map(Gpu).collect());
         }
         let mut pending: Vec<Gpu> = dirty.gpus.iter().copied().collect();
-        let (mut gpus, mut tickets) = (dirty.gpus, BTreeSet::new());
+        let mut gpus = dirty.gpus;
         while let Some(gpu) = pending.pop() {
-            for ticket in &self.gpus[gpu.index()].waiting {
-                if tickets.insert(*ticket) {
-                    let client = &self.clients[&self.queue[ticket].client];
-                    pending.extend(client.bound.iter().filter(|gpu| gpus.insert(**gpu)));
-                }
+            for ticket in &self.gpus[gpu.index()].wide {
+                let client = &self.clients[&self.queue[ticket].client];
+                pending.extend(client.bound.iter().filter(|gpu| gpus.insert(**gpu)));
             }
         }
-        Some(Island { gpus, tickets: tickets.into_iter().collect() })
-    }
-
-    /// True if a lease on the GPU can be granted now.
-    pub(crate) fn is_free(&self, gpu: Gpu) -> bool {
-        let state = &self.gpus[gpu.index()];
-        state.claimed.is_empty() && state.holders.is_empty() || !self.config.policy.is_exclusive()
+        Some(gpus)
     }
 
     /// True if a holder of the GPU does not stop; nobody knows when it will be free.
     pub(crate) fn is_stuck(&self, gpu: Gpu) -> bool {
-        self.leases_on(gpu).any(|lease| lease.stuck)
+        self.gpus[gpu.index()].holders.iter().any(|holder| self.lease(*holder).stuck)
     }
 
     /// The GPUs that a waiting client can start on now.
     fn start(&self, waiter: &Waiter) -> Option<Start> {
         let client = &self.clients[&waiter.client];
-        let mut usable: Vec<Gpu> =
-            self.candidates(client).filter(|gpu| self.is_usable(*gpu, waiter)).collect();
         let width = client.width as usize;
-        if usable.len() < width {
-            return None;
+        let usable = self.candidates(client).filter(|gpu| self.is_usable(*gpu, waiter));
+        let gpus = if client.bound.is_empty() {
+            let usable: Vec<Gpu> = usable.collect();
+            if usable.len() < width {
+                return None;
+            }
+            self.choose(client, usable)
+        } else {
+            if usable.count() < width {
+                return None;
+            }
+            client.bound.clone()
+        };
+        let mut passes: Vec<Ticket> = Vec::new();
+        for earlier in gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved) {
+            if !passes.contains(&earlier) {
+                passes.push(earlier);
+            }
         }
-        if client.bound.is_empty() {
-            usable.sort_by_key(|&gpu| {
-                (self.gpus[gpu.index()].reserved.is_some(), self.preference(client, gpu))
-            });
-            usable.truncate(width);
-        }
-        let passes = usable.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved).collect();
-        Some(Start { gpus: usable, passes })
+        Some(Start { gpus, passes })
     }
 
     fn is_usable(&self, gpu: Gpu, waiter: &Waiter) -> bool {
-        self.is_free(gpu)
+        self.is_free(gpu, &self.clients[&waiter.client])
             && self.gpus[gpu.index()].reserved.is_none_or(|earlier| self.may_pass(waiter, earlier))
     }
 
@@ -160,7 +216,7 @@ impl Scheduler {
     fn may_pass(&self, waiter: &Waiter, earlier: Ticket) -> bool {
         let passed = &self.queue[&earlier];
         let Some(reservation) = passed.reservation else { return false };
-        self.config.policy == Policy::GpuAffinity
+        self.policy_of(&self.clients[&waiter.client]) == Policy::GpuAffinity
             && self.config.backfill == Backfill::ByEstimate
             && passed.bypassed < self.config.max_bypass
             && self.now < reservation.since.after(self.config.max_bypass_time)
@@ -169,12 +225,14 @@ impl Scheduler {
                 .is_some_and(|estimate| self.now.after(estimate) <= reservation.expected)
     }
 
-    fn grant(&mut self, ticket: Ticket, start: &Start) {
+    fn grant(&mut self, ticket: Ticket, start: Start) {
         let client = self.queue[&ticket].client;
         let waiter = self.unqueue(client);
         let epoch = self.next_epoch;
         self.next_epoch = epoch.next();
-        let mut lease = Lease::new(epoch, start.gpus.clone(), self.now);
+        let mut lease = Lease::new(epoch, start.gpus, self.now);
+        lease.ticket = Some(ticket);
+        lease.spent = waiter.spent;
         lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
         lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
         for earlier in &start.passes {
@@ -183,164 +241,127 @@ impl Scheduler {
             let expected = passed.reservation.map(|reservation| reservation.expected);
             lease.yields = lease.yields.into_iter().chain(expected).min();
         }
-        self.install(client, lease);
-        for gpu in &start.gpus {
+        lease.passed = start.passes;
+        for gpu in &lease.gpus {
             self.gpus[gpu.index()].grants += 1;
         }
+        let gpus = lease.gpus.clone();
+        self.install(client, lease);
         self.clients.get_mut(&client).expect("a waiting client is known").grants += 1;
-        self.actions.push_back(Action::Grant { client, epoch, gpus: start.gpus.clone() });
+        self.actions.push_back(Action::Grant { client, epoch, gpus });
     }
 
-    /// Keeps GPUs for a client that cannot start: those that come back first.
-    fn reserve(&mut self, ticket: Ticket, ahead: &Ahead) -> Vec<Gpu> {
-        let waiter = &self.queue[&ticket];
-        let client = &self.clients[&waiter.client];
-        let mut kept: Vec<Gpu> = self
+    /// Keeps GPUs for a client that cannot start: those that come back first. One that is limited takes its turn on
+    /// what others of its tenant or queue hold, and on nothing else.
+    fn reserve(
+        &mut self,
+        who: &Claimant,
+        ticket: Ticket,
+        ahead: &Ahead,
+        limited: bool,
+    ) -> Vec<Gpu> {
+        let client = &self.clients[&who.client];
+        let mut pool: Vec<Gpu> = self
             .candidates(client)
             .filter(|gpu| self.gpus[gpu.index()].reserved.is_none() && !self.is_stuck(*gpu))
             .collect();
-        let width = client.width as usize;
-        if kept.len() < width {
-            let waiter = self.queue.get_mut(&ticket).expect("it was just read");
+        if limited && !pool.iter().any(|gpu| self.is_held_beside(*gpu, who.lane)) {
+            pool.clear();
+        }
+        if pool.len() < client.width as usize {
+            let waiter = self.queue.get_mut(&ticket).expect("it was just walked over");
             if let Some(reservation) = &mut waiter.reservation {
-                reservation.promised = None; // only what is stuck can take it away
+                reservation.promised = None;
             }
             return Vec::new();
         }
-        if client.bound.is_empty() {
-            kept.sort_by_cached_key(|&gpu| (self.soonest(gpu), self.preference(client, gpu)));
-            kept.truncate(width);
-        }
-        let latest = |time: fn(&Scheduler, Gpu) -> Time| {
-            kept.iter().map(|gpu| time(self, *gpu)).max().unwrap_or(self.now)
-        };
-        let (expected, recalled) =
-            (latest(Scheduler::expected_back), latest(Scheduler::recalled_by));
-        let first_in_line =
-            !ahead.everything && self.candidates(client).all(|gpu| !ahead.gpus.contains(&gpu));
-        let earlier = waiter.reservation;
-        let promised = match earlier.and_then(|reservation| reservation.promised) {
-            Some(promised) => Some(promised.min(recalled)),
-            None => first_in_line.then_some(recalled),
-        };
+        let kept = self.soonest(who, pool, limited);
+        let first_in_line = !limited
+            && !ahead.everything
+            && self.candidates(client).all(|gpu| !ahead.gpus.contains(&gpu));
+        let outlook = kept.iter().map(|(_, outlook)| *outlook).reduce(Outlook::with);
+        let outlook = outlook.expect("a client wants at least one GPU");
+        let earlier = self.queue[&ticket].reservation;
+        let before = earlier.and_then(|reservation| reservation.promised);
+        let promised = (first_in_line && outlook.recalled < NEVER)
+            .then(|| before.map_or(outlook.recalled, |before| before.min(outlook.recalled)));
         let reservation = Reservation {
             since: earlier.map_or(self.now, |reservation| reservation.since),
-            expected: promised.map_or(expected, |promised| expected.min(promised)),
+            expected: promised.map_or(outlook.expected, |at| outlook.expected.min(at)),
             promised,
         };
-        self.queue.get_mut(&ticket).expect("it was just read").reservation = Some(reservation);
+        let waiter = self.queue.get_mut(&ticket).expect("it was just walked over");
+        waiter.reservation = Some(reservation);
+        waiter.entitled = who.entitled;
+        let kept: Vec<Gpu> = kept.into_iter().map(|(gpu, _)| gpu).collect();
         for gpu in &kept {
             self.gpus[gpu.index()].reserved = Some(ticket);
+        }
+        if !matches!(outlook.back, Back::Later) {
+            self.recall_now(who, &kept);
         }
         kept
     }
 
+    /// Recalls what is in the way of a client that may have all of it at once.
+    fn recall_now(&mut self, who: &Claimant, kept: &[Gpu]) {
+        let mut recalls: Vec<(ClientId, Cause)> = Vec::new();
+        for holder in kept.iter().flat_map(|gpu| &self.gpus[gpu.index()].holders) {
+            if self.lease(*holder).recalled.is_some() || recalls.iter().any(|(id, _)| id == holder)
+            {
+                continue;
+            }
+            let taken: Vec<ClientId> = recalls.iter().map(|(id, _)| *id).collect();
+            match self.claim(who, *holder, &taken) {
+                Claim::Now(cause) => recalls.push((*holder, cause)),
+                // Its tenant would fall below its guarantee by what else is taken from it.
+                Claim::AtQuantum | Claim::Never => return,
+            }
+        }
+        for (holder, cause) in recalls {
+            self.recall(holder, cause);
+        }
+    }
+
+    /// The GPUs of a pool that come back first, and when.
+    fn soonest(&self, who: &Claimant, mut pool: Vec<Gpu>, limited: bool) -> Vec<(Gpu, Outlook)> {
+        let client = &self.clients[&who.client];
+        let width = client.width as usize;
+        if !client.bound.is_empty() || pool.len() == width {
+            return pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &[]))).collect();
+        }
+        let mut chosen: Vec<(Gpu, Outlook)> = Vec::with_capacity(width);
+        let mut taken: Vec<ClientId> = Vec::new();
+        while chosen.len() < width {
+            let key = |gpu: Gpu| {
+                let far: u32 = chosen
+                    .iter()
+                    .map(|(other, _)| self.config.topology.distance(gpu, *other))
+                    .sum();
+                let beside = limited && !self.is_held_beside(gpu, who.lane);
+                (beside, self.outlook(who, gpu, &taken), far, self.preference(client, gpu))
+            };
+            let best = (0..pool.len()).min_by_key(|at| key(pool[*at]));
+            let gpu = pool.swap_remove(best.expect("the pool is as large as what is wanted"));
+            chosen.push((gpu, self.outlook(who, gpu, &taken)));
+            taken.extend(&self.gpus[gpu.index()].holders);
+        }
+        chosen
+    }
+
+    /// True if a GPU is held by a client of the same tenant or queue.
+    fn is_held_beside(&self, gpu: Gpu, lane: LaneKey) -> bool {
+        let holders = self.gpus[gpu.index()].holders.iter().map(|holder| &self.clients[holder]);
+        holders.into_iter().any(|holder| holder.tenant == lane.tenant || holder.queue == lane.queue)
+    }
+
     /// Notes what a client that waits wants, so that those behind it know.
-    fn wait_behind(&self, ticket: Ticket, ahead: &mut Ahead) {
-        let client = &self.clients[&self.queue[&ticket].client];
+    fn wait_behind(&self, client: ClientId, ahead: &mut Ahead) {
+        let client = &self.clients[&client];
         if client.bound.is_empty() && client.eligible == Eligible::All {
             ahead.everything = true;
         } else {
             ahead.gpus.extend(self.candidates(client));
-        }
-    }
-
-    /// Among GPUs to keep, the lower the better. What is free comes first, and among recalled ones
-    /// the one recalled first: a promise relies on them, and they must not be let go for others.
-    fn soonest(&self, gpu: Gpu) -> (bool, Time, Time, Time) {
-        let recalled = self.leases_on(gpu).filter_map(|lease| lease.recalled).max();
-        let recalled = recalled.unwrap_or(Time(u64::MAX));
-        (!self.is_free(gpu), self.expected_back(gpu), self.recalled_by(gpu), recalled)
-    }
-
-    /// When a GPU will be free if the estimates are right. A holder beyond its estimate may be done
-    /// at any moment; one without an estimate holds until it is recalled.
-    fn expected_back(&self, gpu: Gpu) -> Time {
-        let recalled = self.recalled_by(gpu);
-        let ends = self.leases_on(gpu).filter_map(|lease| lease.ends).max();
-        ends.map_or(recalled, |ends| ends.min(recalled)).max(self.now)
-    }
-
-    /// When a GPU's holder is recalled at the latest, or would be if somebody waited for it.
-    fn recalled_by(&self, gpu: Gpu) -> Time {
-        let quantum = self.config.quantum;
-        // Who is expected back may come at the last moment, and then has a quantum.
-        let settles = (!self.gpus[gpu.index()].claimed.is_empty())
-            .then(|| self.config.settle.until.after(quantum));
-        let recalled = self.leases_on(gpu).filter(|lease| lease.recalled.is_none());
-        let recalled = recalled.map(|lease| lease.latest_recall(quantum));
-        settles.into_iter().chain(recalled).max().unwrap_or(self.now).max(self.now)
-    }
-
-    fn leases_on(&self, gpu: Gpu) -> impl Iterator<Item = &Lease> {
-        let holders = self.gpus[gpu.index()].holders.iter();
-        holders.filter_map(|holder| self.clients[holder].lease.as_ref())
-    }
-
-    /// Tells the holders of GPUs that somebody waits for them, and sees to their recall.
-    fn tell_holders(&mut self, gpus: &BTreeSet<Gpu>) {
-        let leases = gpus.iter().flat_map(|gpu| {
-            self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
-        });
-        let leases: BTreeSet<(Epoch, ClientId)> = leases.collect();
-        for (epoch, id) in leases {
-            let recall_at = self.recall_time(self.lease(id));
-            let client = self.clients.get_mut(&id).expect("a holder is known");
-            let lease = client.lease.as_mut().expect("a holder has a lease");
-            if recall_at.is_some() && !lease.wanted {
-                lease.wanted = true;
-                self.actions.push_back(Action::Wanted { client: id, epoch });
-            }
-            if lease.recalled.is_none() {
-                self.set_timer(id, recall_at);
-            }
-        }
-    }
-
-    /// When a lease must be recalled for those who wait for its GPUs; `None` when nobody does.
-    fn recall_time(&self, lease: &Lease) -> Option<Time> {
-        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
-        let promises = kept.map(|ticket| {
-            let reservation = self.queue[&ticket].reservation;
-            reservation.and_then(|reservation| reservation.promised).unwrap_or(Time(u64::MAX))
-        });
-        Some(promises.min()?.min(lease.latest_recall(self.config.quantum)))
-    }
-
-    fn lease(&self, holder: ClientId) -> &Lease {
-        self.clients[&holder].lease.as_ref().expect("a holder has a lease")
-    }
-
-    fn set_timer(&mut self, holder: ClientId, at: Option<Time>) {
-        let client = self.clients.get_mut(&holder).expect("a holder is known");
-        let lease = client.lease.as_mut().expect("a holder has a lease");
-        let before = std::mem::replace(&mut lease.timer, at);
-        if before != at {
-            if let Some(before) = before {
-                self.timers.remove(&(before, lease.epoch, holder));
-            }
-            self.timers.extend(at.map(|at| (at, lease.epoch, holder)));
-        }
-    }
-
-    /// Recalls the contended leases whose time is over, and gives up on those recalled long ago.
-    pub(crate) fn fire_timers(&mut self) {
-        while let Some(&(at, epoch, id)) = self.timers.first() {
-            if at > self.now {
-                return;
-            }
-            let drained = self.now.after(self.config.drain);
-            let client = self.clients.get_mut(&id).expect("timers belong to holders");
-            let lease = client.lease.as_mut().expect("timers belong to holders");
-            if lease.recalled.is_some() {
-                lease.stuck = true;
-                self.dirty.gpus.extend(&lease.gpus);
-                self.set_timer(id, None);
-            } else {
-                lease.recalled = Some(self.now);
-                self.actions.push_back(Action::Recall { client: id, epoch });
-                self.set_timer(id, Some(drained));
-            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Named queues: clients that wait in one place, under the same policy and limits.
 //!
-//! Owns: what a queue is told to the scheduler as. Does not own: the order within and between queues (`plan`).
+//! Owns: what a queue is told to the scheduler as, and what its clients hold. Does not own: the order within and
+//! between queues (`order`).
 
 use crate::config::Policy;
 use crate::ids::Priority;
@@ -31,5 +32,60 @@ impl QueueConfig {
             max_gpus: None,
             max_clients: None,
         }
+    }
+}
+
+/// A queue, by its position in [`Queues`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QueueId(u32);
+
+/// A queue and what its clients hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    pub(crate) priority: Priority,
+    pub(crate) policy: Policy,
+    pub(crate) max_gpus: Option<u32>,
+    pub(crate) max_clients: Option<u32>,
+    /// GPUs of its clients' leases.
+    pub(crate) held: u32,
+    pub(crate) clients: u32,
+}
+
+/// The queues of a node; the one without a name is always there.
+#[derive(Clone, Debug)]
+pub(crate) struct Queues(Vec<Queue>);
+
+impl Queues {
+    pub(crate) fn new(configured: &[QueueConfig], policy: Policy) -> Queues {
+        let nameless = QueueConfig::new("");
+        let nameless = (!configured.iter().any(|queue| queue.name.is_empty())).then_some(&nameless);
+        let queue = |config: &QueueConfig| Queue {
+            name: config.name.clone(),
+            priority: config.priority,
+            policy: config.policy.unwrap_or(policy),
+            max_gpus: config.max_gpus,
+            max_clients: config.max_clients,
+            held: 0,
+            clients: 0,
+        };
+        Queues(configured.iter().chain(nameless).map(queue).collect())
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<QueueId> {
+        let at = self.0.iter().position(|queue| queue.name == name)?;
+        u32::try_from(at).ok().map(QueueId)
+    }
+
+    pub(crate) fn of(&self, id: QueueId) -> &Queue {
+        &self.0[id.0 as usize]
+    }
+
+    pub(crate) fn of_mut(&mut self, id: QueueId) -> &mut Queue {
+        &mut self.0[id.0 as usize]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
+        (0..).map(QueueId).zip(&self.0)
     }
 }

@@ -88,7 +88,8 @@ impl Scheduler {
         if let Some(epoch) = held.lease.filter(|_| self.config.policy.is_exclusive()) {
             for &gpu in &gpus {
                 let state = &self.gpus[gpu.index()];
-                let claim = state.claimed.iter().find(|other| self.claim(**other) >= Some(epoch));
+                let claim =
+                    state.claimed.iter().find(|other| self.claimed_epoch(**other) >= Some(epoch));
                 if let Some(&holder) = state.holders.first().or(claim) {
                     return Err(Refusal::HeldByAnother { gpu, holder });
                 }
@@ -103,7 +104,7 @@ impl Scheduler {
         Ok(())
     }
 
-    fn claim(&self, client: ClientId) -> Option<Epoch> {
+    fn claimed_epoch(&self, client: ClientId) -> Option<Epoch> {
         self.expected.get(&client).and_then(|held| held.lease)
     }
 

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::event::Eligible;
 use crate::ids::{ClientId, Epoch, Gpu};
+use crate::order::{Given, Line};
+use crate::recall::{Claim, Claimant};
 use crate::rooms::RoomFault;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, Ticket};
 
 /// What is wrong with the state; each is a fault in the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +40,15 @@ pub enum SanityError {
     /// A client waits first in line, but holders in its way have not been told.
     #[error("{0} waits, but the holder of {1} has not been told")]
     Untold(ClientId, Gpu),
+    /// A GPU is kept for a lower level.
+    #[error("{1} is kept for somebody of a lower level than {0}, which waits for it")]
+    Outranked(ClientId, Gpu),
+    /// What a tenant holds is not what it counts, or more than its limit.
+    #[error("tenant \"{0}\" holds other GPUs than are counted, or more than it may")]
+    Tenant(String),
+    /// What a queue holds is not what it counts, or more than its limit.
+    #[error("queue \"{0}\" holds other GPUs or clients than are counted, or more than it may")]
+    NamedQueue(String),
     /// A recall is overdue, or its timer is missing.
     #[error("the recall of {0} is overdue or has no timer")]
     Timer(ClientId),
@@ -58,6 +69,7 @@ impl Scheduler {
         self.check_leases()?;
         self.check_gpus()?;
         self.check_queue()?;
+        self.check_counts()?;
         self.check_waiting()?;
         match self.rooms.fault() {
             Some((gpu, fault)) => Err(SanityError::Room(gpu, fault)),
@@ -138,67 +150,151 @@ impl Scheduler {
     }
 
     fn check_queue(&self) -> Result<(), SanityError> {
+        let (mut in_lines, mut by_arrival, mut wide) = (0, 0, 0);
         for (ticket, waiter) in &self.queue {
             let id = waiter.client;
             let client = self.clients.get(&id).ok_or(SanityError::Queue(id))?;
-            let floats = client.bound.is_empty();
+            let (lane, place) = (client.lane(), waiter.place);
+            let bound = client.bound.iter().map(|gpu| &self.gpus[gpu.index()]);
+            let stands = |line: &Line| line.contains(lane, &place) == client.let_go;
             let indexed =
-                client.bound.iter().all(|gpu| self.gpus[gpu.index()].waiting.contains(ticket));
+                bound.clone().all(|gpu| gpu.waiting.contains(ticket) && stands(&gpu.line));
+            let floats = self.floating.contains(lane, &place);
             if client.waiting != Some(*ticket)
+                || place.ticket != *ticket
                 || client.lease.is_some()
-                || floats != self.floating.contains(ticket)
+                || floats != (client.bound.is_empty() && client.let_go)
                 || !indexed
             {
                 return Err(SanityError::Queue(id));
+            }
+            by_arrival += client.bound.len();
+            if client.let_go {
+                in_lines += client.bound.len().max(1);
+                wide += if client.width > 1 { client.bound.len() } else { 0 };
             }
             if waiter.bypassed > self.config.max_bypass {
                 return Err(SanityError::Bypassed(id));
             }
         }
-        let waiting = self.clients.iter().filter(|(_, client)| client.waiting.is_some());
-        let indexed = self.gpus.iter().map(|state| state.waiting.len()).sum::<usize>();
-        let wide = |waiting: &crate::scheduler::Waiter| self.clients[&waiting.client].bound.len();
+        let waiting = self.clients.values().filter(|client| client.waiting.is_some());
+        let lines = self.gpus.iter().map(|gpu| gpu.line.len()).sum::<usize>() + self.floating.len();
         if waiting.count() != self.queue.len()
-            || indexed != self.queue.values().map(wide).sum::<usize>()
+            || self.gpus.iter().map(|gpu| gpu.waiting.len()).sum::<usize>() != by_arrival
+            || self.gpus.iter().map(|gpu| gpu.wide.len()).sum::<usize>() != wide
+            || lines != in_lines
         {
             return Err(SanityError::Queue(ClientId(0)));
         }
         Ok(())
     }
 
-    /// Work conservation, and that whoever is in the way knows.
+    /// What tenants and queues hold, and that nobody holds more than it may.
+    fn check_counts(&self) -> Result<(), SanityError> {
+        for (id, tenant) in self.tenants.iter() {
+            let clients = || self.clients.values().filter(|client| client.tenant == id);
+            let leases = || clients().filter_map(|client| client.lease.as_ref());
+            let held: u32 = leases().map(|lease| lease.width()).sum();
+            let recalled = leases().filter(|lease| lease.recalled.is_some());
+            let active = clients().filter(|c| c.waiting.is_some() || c.lease.is_some()).count();
+            if tenant.held != held
+                || tenant.leaving != recalled.map(|lease| lease.width()).sum::<u32>()
+                || tenant.active as usize != active
+                // Leases from before a restart were granted by another configuration, perhaps.
+                || tenant.limit.is_some_and(|limit| held > limit && !self.is_adopting())
+            {
+                return Err(SanityError::Tenant(tenant.name.clone()));
+            }
+        }
+        for (id, queue) in self.queues.iter() {
+            let clients = || self.clients.values().filter(|client| client.queue == id);
+            let leases = clients().filter_map(|client| client.lease.as_ref());
+            let held: u32 = leases.map(|lease| lease.width()).sum();
+            if queue.held != held
+                || queue.clients as usize != clients().count()
+                || queue.max_gpus.is_some_and(|limit| held > limit && !self.is_adopting())
+            {
+                return Err(SanityError::NamedQueue(queue.name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_adopting(&self) -> bool {
+        self.clients
+            .values()
+            .any(|client| client.lease.as_ref().is_some_and(|lease| lease.ticket.is_none()))
+    }
+
+    /// Work conservation, that whoever is in the way knows, and that nobody has a GPU kept before a higher one.
     fn check_waiting(&self) -> Result<(), SanityError> {
-        let mut ahead: BTreeSet<Gpu> = BTreeSet::new();
+        let given = Given::default();
+        let kept_for = |ticket: Ticket| {
+            (0..).map(Gpu).zip(&self.gpus).filter(move |(_, state)| state.reserved == Some(ticket))
+        };
         for (ticket, waiter) in &self.queue {
             let client = &self.clients[&waiter.client];
+            let lane = client.lane();
             if !client.let_go {
+                if kept_for(*ticket).next().is_some() {
+                    return Err(SanityError::Queue(waiter.client));
+                }
                 continue;
             }
-            let idle = |gpu: &Gpu| {
-                let kept = self.gpus[gpu.index()].reserved;
-                self.is_free(*gpu) && kept.is_none_or(|kept| kept == *ticket)
-            };
             let candidates: Vec<Gpu> = self.candidates(client).collect();
-            let idle = candidates.iter().filter(|gpu| idle(gpu)).count();
-            if idle >= client.width as usize {
+            let idle = |gpu: &&Gpu| {
+                let kept = self.gpus[gpu.index()].reserved;
+                self.is_free(**gpu, client) && kept.is_none_or(|kept| kept == *ticket)
+            };
+            let width = client.width as usize;
+            let limited = self.is_limited(lane, &given);
+            if !limited && candidates.iter().filter(idle).count() >= width {
                 return Err(SanityError::Idle(waiter.client));
             }
-            let first_in_line = candidates.iter().all(|gpu| !ahead.contains(gpu));
-            ahead.extend(&candidates);
-            let mut kept =
-                (0..).map(Gpu).zip(&self.gpus).filter(|(_, state)| state.reserved == Some(*ticket));
-            let stuck = candidates.iter().any(|gpu| self.is_stuck(*gpu));
-            if first_in_line && !stuck && kept.clone().count() != client.width as usize {
+            let kept = kept_for(*ticket).count();
+            if kept != 0 && kept != width {
                 return Err(SanityError::Queue(waiter.client));
             }
+            self.check_told(*ticket, kept_for(*ticket).map(|(gpu, _)| gpu))?;
+            if kept == 0 && !limited {
+                self.check_not_outranked(*ticket, &candidates)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Holders of GPUs that are kept have been told; those that can be recalled will be.
+    fn check_told(
+        &self,
+        ticket: Ticket,
+        kept: impl Iterator<Item = Gpu>,
+    ) -> Result<(), SanityError> {
+        let waiter = &self.queue[&ticket];
+        let lane = self.clients[&waiter.client].lane();
+        let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
+        for gpu in kept {
             let told = |holder: &ClientId| {
-                self.clients[holder]
-                    .lease
-                    .as_ref()
-                    .is_some_and(|lease| lease.wanted && (lease.timer.is_some() || lease.stuck))
+                let lease = self.lease(*holder);
+                let recallable = self.claim(&who, *holder, &[]) != Claim::Never;
+                lease.wanted && (lease.timer.is_some() || lease.stuck || !recallable)
             };
-            if let Some((gpu, _)) = kept.find(|(_, state)| !state.holders.iter().all(told)) {
+            if !self.gpus[gpu.index()].holders.iter().all(told) {
                 return Err(SanityError::Untold(waiter.client, gpu));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who waits for one GPU, and has none kept, sees none of its own kept for a lower level.
+    fn check_not_outranked(&self, ticket: Ticket, candidates: &[Gpu]) -> Result<(), SanityError> {
+        let waiter = &self.queue[&ticket];
+        let client = &self.clients[&waiter.client];
+        for gpu in candidates.iter().filter(|_| client.width == 1) {
+            let Some(other) = self.gpus[gpu.index()].reserved else { continue };
+            let other = &self.queue[&other];
+            let lower = self.clients[&other.client].level < client.level;
+            if lower && !other.entitled && !self.is_stuck(*gpu) {
+                return Err(SanityError::Outranked(waiter.client, *gpu));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The scheduler: applies events, keeps clients, leases and the queue, and hands out actions.
 //!
-//! Owns: the state and its transitions. Does not own: who gets which GPU when (`plan`,
-//! `placement`), the ledger of room (`rooms`), what status shows (`snapshot`), the invariants
+//! Owns: the state and its transitions. Does not own: who gets which GPU when (`order`, `plan`, `recall`,
+//! `placement`), what tenants and queues hold (`tenant`, `queue`), the ledger of room (`rooms`), what status shows (`snapshot`), the invariants
 //! (`sanity`).
 //!
 //! ```text
@@ -18,11 +18,16 @@ use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Policy};
 use crate::estimator::Estimator;
-use crate::event::{Action, ClientSpec, Eligible, Event, Held, Refusal, RoomDenied, RoomVerdict};
+use crate::event::{
+    Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal, RoomDenied, RoomVerdict,
+};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::order::{LaneKey, Level, Line, Place};
+use crate::queue::{QueueId, Queues};
 use crate::rooms::{Answer, Patience, Rooms};
+use crate::tenant::{Shares, TenantId, Tenants, Used};
 
-/// Place in the queue: the order of arrival. (A priority would be its first part.)
+/// The order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub(crate) u64);
 
@@ -35,6 +40,12 @@ pub(crate) struct Waiter {
     /// Later clients that started on GPUs kept for this one.
     pub(crate) bypassed: u32,
     pub(crate) reservation: Option<Reservation>,
+    /// Where it stands among those of its lane.
+    pub(crate) place: Place,
+    /// What it has used already of its quantum: it gave way before that was over.
+    pub(crate) spent: Duration,
+    /// Whether it was within its tenant's guarantee when GPUs were kept for it.
+    pub(crate) entitled: bool,
 }
 
 /// What a waiting client has been promised.
@@ -55,14 +66,26 @@ pub(crate) struct Lease {
     pub(crate) epoch: Epoch,
     pub(crate) gpus: Vec<Gpu>,
     pub(crate) granted: Time,
+    /// When its quantum began.
+    pub(crate) started: Time,
+    /// Its quantum is at least so long: what the switch to it was worth.
+    pub(crate) least: Duration,
+    /// Its quantum is so much shorter: an earlier lease for the same request had that much.
+    pub(crate) spent: Duration,
+    /// The request that it was granted for.
+    pub(crate) ticket: Option<Ticket>,
     /// When the holder expects to be done.
     pub(crate) ends: Option<Time>,
     /// A backfilled lease is recalled when the one it went before could start.
     pub(crate) yields: Option<Time>,
+    /// The waiting clients that it was let go before.
+    pub(crate) passed: Vec<Ticket>,
     /// What the client had been promised when it waited.
     pub(crate) promised: Option<Time>,
     pub(crate) wanted: bool,
     pub(crate) recalled: Option<Time>,
+    /// Why.
+    pub(crate) cause: Option<Cause>,
     /// It was recalled long ago, but the client does not stop.
     pub(crate) stuck: bool,
     /// Its entry in the timers: the recall, or the end of patience after it.
@@ -73,6 +96,13 @@ pub(crate) struct Lease {
 pub(crate) struct Client {
     /// GPUs of a lease.
     pub(crate) width: u32,
+    pub(crate) tenant: TenantId,
+    pub(crate) queue: QueueId,
+    pub(crate) level: Level,
+    /// GPU time that it has used.
+    pub(crate) used: Used,
+    /// The request for which it had to give way, and when and how much of its quantum it had had.
+    pub(crate) gave_way: Option<(Ticket, Time, Duration)>,
     pub(crate) eligible: Eligible,
     /// In the client's device order; empty until it is bound.
     pub(crate) bound: Vec<Gpu>,
@@ -97,8 +127,12 @@ pub(crate) struct GpuState {
     pub(crate) claimed: BTreeSet<ClientId>,
     /// The waiting client that it is kept for.
     pub(crate) reserved: Option<Ticket>,
-    /// Waiting clients that are bound to it.
+    /// Waiting clients that are bound to it, in their order…
+    pub(crate) line: Line,
+    /// …and by arrival; those whose gang is not ready included.
     pub(crate) waiting: BTreeSet<Ticket>,
+    /// Those of `line` that wait for other GPUs, too.
+    pub(crate) wide: BTreeSet<Ticket>,
     /// Clients bound to it, those expected back included.
     pub(crate) bound: BTreeSet<ClientId>,
     /// Time that the clients now bound to it have held it.
@@ -106,6 +140,13 @@ pub(crate) struct GpuState {
     pub(crate) busy_since: Option<Time>,
     pub(crate) held: Duration,
     pub(crate) grants: u64,
+}
+
+impl Client {
+    /// The lane in which it waits.
+    pub(crate) fn lane(&self) -> LaneKey {
+        LaneKey { level: self.level, tenant: self.tenant, queue: self.queue, width: self.width }
+    }
 }
 
 /// What must be planned again.
@@ -124,7 +165,11 @@ pub struct Scheduler {
     pub(crate) gpus: Vec<GpuState>,
     pub(crate) queue: BTreeMap<Ticket, Waiter>,
     /// Waiting clients that are not bound: any eligible GPU will do.
-    pub(crate) floating: BTreeSet<Ticket>,
+    pub(crate) floating: Line,
+    pub(crate) tenants: Tenants,
+    pub(crate) queues: Queues,
+    pub(crate) shares: Option<Shares>,
+    pub(crate) recalls: Recalls,
     pub(crate) rooms: Rooms,
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, Held>,
@@ -147,7 +192,11 @@ impl Scheduler {
             clients: BTreeMap::new(),
             gpus: vec![GpuState::default(); config.gpus.len()],
             queue: BTreeMap::new(),
-            floating: BTreeSet::new(),
+            floating: Line::default(),
+            tenants: Tenants::new(&config.tenants),
+            queues: Queues::new(&config.queues, config.policy),
+            shares: config.fair_share.map(Shares::new),
+            recalls: Recalls::default(),
             rooms: Rooms::new(config.gpus.iter().map(|gpu| gpu.memory), patience),
             expected: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -217,30 +266,11 @@ impl Scheduler {
             return; // a number names one client; the first one keeps it
         }
         let expected = self.forget_expected(client);
-        let state = Client {
-            width: spec.gpus.max(1),
-            eligible: self.normalise(spec.eligible),
-            bound: Vec::new(),
-            last: Vec::new(),
-            waiting: None,
-            lease: None,
-            let_go: spec.gang.is_none(),
-            estimator: Estimator::default(),
-            since: self.now,
-            grants: 0,
-            waited: Duration::ZERO,
-            held: Duration::ZERO,
-        };
-        let held = spec.held.filter(|held| !held.bound.is_empty() || held.lease.is_some());
-        let admitted =
-            self.admissible(&state, &spec.tenant, &spec.queue).and_then(|()| match &held {
-                Some(held) => self.adoptable(state.width, held),
-                None => Ok(()),
-            });
-        match admitted {
-            Ok(()) => {
+        match self.admit(&spec) {
+            Ok(state) => {
+                self.queues.of_mut(state.queue).clients += 1;
                 self.clients.insert(client, state);
-                if let Some(held) = held {
+                if let Some(held) = spec.held.filter(holds) {
                     self.adopt(client, held);
                 }
             }
@@ -263,38 +293,63 @@ impl Scheduler {
         }
     }
 
-    fn admissible(&self, client: &Client, tenant: &str, queue: &str) -> Result<(), Refusal> {
-        let wanted = client.width;
-        let known_queue = self.config.queues.iter().find(|known| known.name == queue);
-        if known_queue.is_none() && !queue.is_empty() {
-            let known = names(self.config.queues.iter().map(|queue| &queue.name));
-            return Err(Refusal::UnknownQueue { queue: queue.to_owned(), known });
-        }
-        if let Some(most) = known_queue.and_then(|queue| queue.max_gpus.filter(|m| *m < wanted)) {
-            return Err(Refusal::BeyondQueue { wanted, queue: queue.to_owned(), most });
-        }
-        let tenants = &self.config.tenants;
-        let known_tenant = tenants.iter().find(|known| known.name == tenant);
-        if known_tenant.is_none() && !tenant.is_empty() && !tenants.is_empty() {
-            let known = names(tenants.iter().map(|tenant| &tenant.name));
-            return Err(Refusal::UnknownTenant { tenant: tenant.to_owned(), known });
-        }
-        if let Some(most) = known_tenant.and_then(|known| known.limit.filter(|m| *m < wanted)) {
-            return Err(Refusal::BeyondTenant { wanted, tenant: tenant.to_owned(), most });
-        }
-        let policy = known_queue.and_then(|queue| queue.policy).unwrap_or(self.config.policy);
+    /// The client that a newcomer becomes, unless what it wants can never be.
+    fn admit(&mut self, spec: &ClientSpec) -> Result<Client, Refusal> {
+        let wanted = spec.gpus.max(1);
+        let Some(queue_id) = self.queues.find(&spec.queue) else {
+            let known = names(self.queues.iter().map(|(_, queue)| &queue.name));
+            return Err(Refusal::UnknownQueue { queue: spec.queue.clone(), known });
+        };
+        let Some(tenant_id) = self.tenants.find(&spec.tenant) else {
+            let known = names(self.tenants.iter().map(|(_, tenant)| &tenant.name));
+            return Err(Refusal::UnknownTenant { tenant: spec.tenant.clone(), known });
+        };
+        let (queue, tenant) = (self.queues.of(queue_id), self.tenants.of(tenant_id));
+        let policy = queue.policy;
         if wanted > 1 && policy != Policy::GpuAffinity {
             return Err(Refusal::PolicyGivesOne { policy, wanted });
         }
-        let eligible = match &client.eligible {
+        let eligible = self.normalise(spec.eligible.clone());
+        let count = match &eligible {
             Eligible::All => self.gpus.len(),
             Eligible::Only(gpus) => gpus.len(),
         };
-        let eligible = u32::try_from(eligible).expect("the number of GPUs fits");
-        if wanted > eligible {
-            return Err(Refusal::TooManyGpus { wanted, eligible });
+        let count = u32::try_from(count).expect("the number of GPUs fits");
+        if wanted > count {
+            return Err(Refusal::TooManyGpus { wanted, eligible: count });
         }
-        Ok(())
+        if let Some(most) = queue.max_gpus.filter(|most| *most < wanted) {
+            return Err(Refusal::BeyondQueue { wanted, queue: queue.name.clone(), most });
+        }
+        if let Some(most) = tenant.limit.filter(|most| *most < wanted) {
+            return Err(Refusal::BeyondTenant { wanted, tenant: tenant.name.clone(), most });
+        }
+        let held = spec.held.as_ref().filter(|held| holds(held));
+        if let Some(held) = held {
+            self.adoptable(wanted, held)?;
+        } else if let Some(most) = queue.max_clients.filter(|most| *most <= queue.clients) {
+            // Who comes back has been let in before.
+            return Err(Refusal::QueueFull { queue: queue.name.clone(), most });
+        }
+        Ok(Client {
+            width: wanted,
+            tenant: tenant_id,
+            queue: queue_id,
+            level: Level { queue: queue.priority, own: spec.priority },
+            used: Used::default(),
+            gave_way: None,
+            eligible,
+            bound: Vec::new(),
+            last: Vec::new(),
+            waiting: None,
+            lease: None,
+            let_go: spec.gang.is_none(),
+            estimator: Estimator::default(),
+            since: self.now,
+            grants: 0,
+            waited: Duration::ZERO,
+            held: Duration::ZERO,
+        })
     }
 
     fn bind(&mut self, id: ClientId) {
@@ -313,21 +368,23 @@ impl Scheduler {
 
     /// Fixes a client to GPUs for good.
     pub(crate) fn bind_to(&mut self, id: ClientId, gpus: Vec<Gpu>) {
+        let waiting = self.clients[&id].waiting;
+        if waiting.is_some() {
+            self.step_out(id);
+        }
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
         client.bound.clone_from(&gpus);
-        let (held, waiting) = (client.held, client.waiting);
+        let held = client.held;
         for gpu in gpus {
             let state = &mut self.gpus[gpu.index()];
             state.bound.insert(id);
             state.load += held;
-            if let Some(ticket) = waiting {
-                state.waiting.insert(ticket);
-            }
         }
         if let Some(ticket) = waiting {
-            self.floating.remove(&ticket);
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
             waiter.reservation = None; // it was for other GPUs
+            waiter.place.unpromised = true;
+            self.step_in(id);
             self.dirty.all = true;
         }
     }
@@ -344,19 +401,93 @@ impl Scheduler {
             self.mark(id);
             return;
         }
-        let ticket = self.next_ticket;
-        self.next_ticket = Ticket(ticket.0 + 1);
+        // Who had to give way goes on where it was, unless it has done something else since.
+        let quantum = self.config.quantum;
+        let gave_way = client.gave_way.take();
+        let gave_way = gave_way.filter(|(_, at, _)| self.now.since(*at) < quantum);
+        let (ticket, spent) = match gave_way {
+            Some((ticket, _, spent)) => (ticket, spent),
+            None => {
+                let ticket = self.next_ticket;
+                self.next_ticket = Ticket(ticket.0 + 1);
+                (ticket, Duration::ZERO)
+            }
+        };
         client.waiting = Some(ticket);
         client.since = self.now;
-        let waiter = Waiter { client: id, estimate, bypassed: 0, reservation: None };
+        let (tenant, used) = (client.tenant, client.used);
+        let used = self.come_back(tenant, used);
+        self.clients.get_mut(&id).expect("it was just there").used = used;
+        self.tenants.of_mut(tenant).active += 1;
+        let place = Place { unpromised: true, used, ticket };
+        let waiter = Waiter {
+            client: id,
+            estimate,
+            bypassed: 0,
+            reservation: None,
+            place,
+            spent,
+            entitled: false,
+        };
         self.queue.insert(ticket, waiter);
-        if client.bound.is_empty() {
-            self.floating.insert(ticket);
-        }
-        for gpu in &client.bound {
-            self.gpus[gpu.index()].waiting.insert(ticket);
-        }
+        self.step_in(id);
         self.mark(id);
+    }
+
+    /// Gives a waiting client its place in the lines.
+    fn step_in(&mut self, id: ClientId) {
+        let client = &self.clients[&id];
+        let ticket = client.waiting.expect("the caller knows that it waits");
+        let place = self.queue[&ticket].place;
+        let lane = client.lane();
+        for gpu in &client.bound {
+            let state = &mut self.gpus[gpu.index()];
+            state.waiting.insert(ticket);
+            if client.let_go {
+                state.line.insert(lane, place);
+                if client.width > 1 {
+                    state.wide.insert(ticket);
+                }
+            }
+        }
+        if client.bound.is_empty() && client.let_go {
+            self.floating.insert(lane, place);
+        }
+    }
+
+    /// Takes it away.
+    fn step_out(&mut self, id: ClientId) {
+        let client = &self.clients[&id];
+        let ticket = client.waiting.expect("the caller knows that it waits");
+        let place = self.queue[&ticket].place;
+        let lane = client.lane();
+        for gpu in &client.bound {
+            let state = &mut self.gpus[gpu.index()];
+            state.waiting.remove(&ticket);
+            state.line.remove(lane, &place);
+            state.wide.remove(&ticket);
+        }
+        if client.bound.is_empty() {
+            self.floating.remove(lane, &place);
+        }
+    }
+
+    /// Changes the place of a waiting client.
+    pub(crate) fn replace(&mut self, id: ClientId, change: impl FnOnce(&mut Place)) {
+        self.step_out(id);
+        let ticket = self.clients[&id].waiting.expect("the caller knows that it waits");
+        change(&mut self.queue.get_mut(&ticket).expect("a waiting client is in the queue").place);
+        self.step_in(id);
+    }
+
+    /// Who has been promised a start stands before those who have not.
+    pub(crate) fn place_by_promise(&mut self, id: ClientId) {
+        let Some(ticket) = self.clients[&id].waiting else { return };
+        let waiter = &self.queue[&ticket];
+        let promised = waiter.reservation.is_some_and(|reservation| reservation.promised.is_some());
+        if waiter.place.unpromised == promised {
+            self.replace(id, |place| place.unpromised = !promised);
+        }
     }
 
     /// Has everything planned again that the client may run on.
@@ -375,30 +506,41 @@ impl Scheduler {
 
     fn let_go(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
+        if client.let_go {
+            return;
+        }
         client.let_go = true;
+        if client.waiting.is_some() {
+            self.step_in(id);
+        }
         self.mark(id);
     }
 
     fn hold_back(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        client.let_go = false;
-        if let Some(ticket) = client.waiting {
+        let waiting = client.waiting;
+        if let Some(ticket) = waiting {
+            self.step_out(id);
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
             waiter.reservation = None;
+            waiter.place.unpromised = true;
+        }
+        let client = self.clients.get_mut(&id).expect("it was just there");
+        client.let_go = false;
+        if waiting.is_some() {
+            self.step_in(id);
         }
         self.mark(id);
     }
 
     /// Takes a waiting client out of the queue.
     pub(crate) fn unqueue(&mut self, id: ClientId) -> Waiter {
+        self.step_out(id);
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
         let ticket = client.waiting.take().expect("the caller knows that it waits");
         client.waited += self.now.since(client.since);
         client.since = self.now;
-        self.floating.remove(&ticket);
-        for gpu in &client.bound {
-            self.gpus[gpu.index()].waiting.remove(&ticket);
-        }
+        self.tenants.of_mut(client.tenant).active -= 1;
         self.queue.remove(&ticket).expect("a waiting client is in the queue")
     }
 
@@ -409,6 +551,10 @@ impl Scheduler {
         }
         let lease = client.lease.take().expect("it was just compared");
         let span = self.now.since(lease.granted);
+        if let (Some(Cause::Priority | Cause::Quota), Some(ticket)) = (lease.cause, lease.ticket) {
+            let spent = lease.spent + self.now.since(lease.started);
+            client.gave_way = (spent < self.config.quantum).then_some((ticket, self.now, spent));
+        }
         client.held += span;
         client.since = self.now;
         // A lease that was never used tells nothing about the phases.
@@ -433,6 +579,20 @@ impl Scheduler {
         if let Some(at) = lease.timer {
             self.timers.remove(&(at, epoch, id));
         }
+        let counted = self.counts(span, lease.gpus.len());
+        let client = self.clients.get_mut(&id).expect("it was just there");
+        client.used.0 += counted;
+        let (tenant, queue) = (client.tenant, client.queue);
+        let tenant = self.tenants.of_mut(tenant);
+        tenant.used.0 += counted / f64::from(tenant.weight);
+        tenant.active -= 1;
+        tenant.held -= lease.width();
+        if lease.recalled.is_some() {
+            tenant.leaving -= lease.width();
+        }
+        let queue = self.queues.of_mut(queue);
+        queue.held -= lease.width();
+        self.dirty.all |= tenant.is_bounded() || queue.max_gpus.is_some();
         self.dirty.gpus.extend(lease.gpus);
     }
 
@@ -445,6 +605,13 @@ impl Scheduler {
         }
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
         client.since = self.now;
+        let tenant = self.tenants.of_mut(client.tenant);
+        tenant.active += 1;
+        tenant.held += lease.width();
+        let queue = self.queues.of_mut(client.queue);
+        queue.held += lease.width();
+        // What one may do depends on what others hold; see `plan`.
+        self.dirty.all |= tenant.is_bounded() || queue.max_gpus.is_some();
         client.lease = Some(lease);
     }
 
@@ -456,6 +623,7 @@ impl Scheduler {
                 self.release(id, lease.epoch, None);
             }
             let client = self.clients.remove(&id).expect("it was just there");
+            self.queues.of_mut(client.queue).clients -= 1;
             for gpu in &client.bound {
                 let state = &mut self.gpus[gpu.index()];
                 state.bound.remove(&id);
@@ -487,6 +655,11 @@ impl Scheduler {
             verdict: answer.verdict,
         }));
     }
+}
+
+/// True if there is something in it.
+fn holds(held: &Held) -> bool {
+    !held.bound.is_empty() || held.lease.is_some()
 }
 
 /// Names for a message.

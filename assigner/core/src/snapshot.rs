@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
-use crate::event::Held;
+use crate::event::{Held, Recalls};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
-use crate::scheduler::{Client, Scheduler, Ticket};
+use crate::order::Given;
+use crate::scheduler::{Client, Scheduler, Ticket, Waiter};
 
 /// The state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub struct Snapshot {
     pub reservations: Vec<ReservationSnapshot>,
     /// Clients from before a restart that have not come back.
     pub expected: Vec<Expected>,
+    /// The tenants that are configured, or have or had clients.
+    pub tenants: Vec<TenantSnapshot>,
+    /// The queues, the one without a name included.
+    pub queues: Vec<QueueSnapshot>,
+    /// Leases that have been asked back.
+    pub recalls: Recalls,
 }
 
 impl Snapshot {
@@ -129,6 +136,28 @@ pub struct ReservationSnapshot {
     pub bypassed: u32,
 }
 
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantSnapshot {
+    /// Its name.
+    pub name: String,
+    /// GPUs that it gets whenever it wants them.
+    pub guarantee: u32,
+    /// GPUs that it holds; what is beyond the guarantee is borrowed.
+    pub held: u32,
+}
+
+/// A queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Clients in it, whatever they do.
+    pub clients: u32,
+    /// GPUs that they hold.
+    pub held: u32,
+}
+
 impl Scheduler {
     /// When the lease that a client holds was to be granted at the latest, if that had been promised.
     #[must_use]
@@ -178,10 +207,20 @@ impl Scheduler {
         });
         let mut clients: Vec<ClientSnapshot> =
             self.clients.iter().map(|(id, client)| self.client(*id, client, now)).collect();
-        for (position, waiter) in (1..).zip(self.queue.values()) {
-            let at = clients.binary_search_by_key(&waiter.client, |client| client.client);
+        for (position, waiting) in (1..).zip(self.in_order()) {
+            let at = clients.binary_search_by_key(&waiting, |client| client.client);
             clients[at.expect("a waiting client is known")].position = Some(position);
         }
+        let tenants = self.tenants.iter().map(|(_, tenant)| TenantSnapshot {
+            name: tenant.name.clone(),
+            guarantee: tenant.guarantee,
+            held: tenant.held,
+        });
+        let queues = self.queues.iter().map(|(_, queue)| QueueSnapshot {
+            name: queue.name.clone(),
+            clients: queue.clients,
+            held: queue.held,
+        });
         Snapshot {
             at: now,
             policy: self.config.policy,
@@ -194,7 +233,22 @@ impl Scheduler {
                 .iter()
                 .map(|(client, held)| Expected { client: *client, held: held.clone() })
                 .collect(),
+            tenants: tenants.collect(),
+            queues: queues.collect(),
+            recalls: self.recalls,
         }
+    }
+
+    /// Who waits, in the order of this moment; those whose gang is not ready last.
+    fn in_order(&self) -> Vec<ClientId> {
+        let given = Given::default();
+        let mut walk = self.walk((0..).map(Gpu).take(self.gpus.len()));
+        let ordered = std::iter::from_fn(|| self.next_of(&mut walk, &given));
+        let mut ordered: Vec<ClientId> =
+            ordered.map(|(_, ticket)| self.queue[&ticket].client).collect();
+        let held_back = |waiter: &&Waiter| !self.clients[&waiter.client].let_go;
+        ordered.extend(self.queue.values().filter(held_back).map(|waiter| waiter.client));
+        ordered
     }
 
     fn client(&self, id: ClientId, client: &Client, now: Time) -> ClientSnapshot {

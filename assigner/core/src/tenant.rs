@@ -1,9 +1,17 @@
 //! Tenants: whose quota and whose share of the GPUs a client counts for.
 //!
-//! Owns: what a tenant is told to the scheduler as. Does not own: where the names come from (a Slurm account, a
-//! user, `tenant=`).
+//! Owns: what a tenant is told to the scheduler as, what it holds, and the GPU time that it has used. Does not own:
+//! where the names come from (a Slurm account, a user, `tenant=`), and what follows from the counts (`order`, `recall`).
+//!
+//! Used time decays by half in every half-life. Instead of making all old amounts smaller, new ones are made larger
+//! (`Shares::worth`), so that amounts of waiting clients do not change while they wait.
 
+use std::cmp::Ordering;
 use std::time::Duration;
+
+use crate::ids::Time;
+use crate::order::Given;
+use crate::scheduler::Scheduler;
 
 /// A tenant with a quota or a weight of its own. The tenant without a name (`""`) is everybody who names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,5 +46,221 @@ pub struct FairShare {
 impl Default for FairShare {
     fn default() -> Self {
         FairShare { half_life: Duration::from_secs(3600), credit: Duration::ZERO }
+    }
+}
+
+/// A tenant, by its position in [`Tenants`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TenantId(u32);
+
+/// GPU time that was used, in seconds at the worth of some moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Used(pub(crate) f64);
+
+impl Eq for Used {}
+
+impl PartialOrd for Used {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Used {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// A tenant and what it holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) guarantee: u32,
+    pub(crate) limit: Option<u32>,
+    pub(crate) weight: u32,
+    /// GPUs of its clients' leases…
+    pub(crate) held: u32,
+    /// …and of those, what has been asked back.
+    pub(crate) leaving: u32,
+    /// Its clients that wait for or hold a lease.
+    pub(crate) active: u32,
+    /// What its leases that are over have used, by weight.
+    pub(crate) used: Used,
+}
+
+impl Tenant {
+    /// True if what it holds decides what it may do.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.guarantee > 0 || self.limit.is_some()
+    }
+
+    /// True if nobody may take a GPU from it, once `taken` are taken.
+    pub(crate) fn is_protected(&self, taken: u32) -> bool {
+        self.guarantee > 0 && (self.held - self.leaving).saturating_sub(taken) <= self.guarantee
+    }
+}
+
+/// All tenants; the one without a name is always there, and the first.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenants {
+    list: Vec<Tenant>,
+    /// Only the configured ones are known.
+    closed: bool,
+}
+
+/// Names beyond this many are nobody in particular: they are told by clients, and kept for ever.
+const MOST_NAMES: usize = 1000;
+
+impl Tenants {
+    pub(crate) fn new(configured: &[TenantConfig]) -> Tenants {
+        let mut tenants = Tenants { list: Vec::new(), closed: !configured.is_empty() };
+        let nameless = configured.iter().find(|tenant| tenant.name.is_empty());
+        tenants.add(nameless.unwrap_or(&TenantConfig::new("")));
+        for tenant in configured.iter().filter(|tenant| !tenant.name.is_empty()) {
+            tenants.add(tenant);
+        }
+        tenants
+    }
+
+    fn add(&mut self, config: &TenantConfig) -> TenantId {
+        let id = TenantId(u32::try_from(self.list.len()).expect("their number is limited"));
+        self.list.push(Tenant {
+            name: config.name.clone(),
+            guarantee: config.guarantee,
+            limit: config.limit,
+            weight: config.weight,
+            held: 0,
+            leaving: 0,
+            active: 0,
+            used: Used::default(),
+        });
+        id
+    }
+
+    /// The tenant of this name, if there is or can be one.
+    pub(crate) fn find(&mut self, name: &str) -> Option<TenantId> {
+        match self.list.iter().position(|tenant| tenant.name == name) {
+            Some(at) => u32::try_from(at).ok().map(TenantId),
+            None if self.closed => None,
+            None if self.list.len() > MOST_NAMES => Some(TenantId(0)),
+            None => Some(self.add(&TenantConfig::new(name))),
+        }
+    }
+
+    pub(crate) fn of(&self, id: TenantId) -> &Tenant {
+        &self.list[id.0 as usize]
+    }
+
+    pub(crate) fn of_mut(&mut self, id: TenantId) -> &mut Tenant {
+        &mut self.list[id.0 as usize]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (TenantId, &Tenant)> {
+        (0..).map(TenantId).zip(&self.list)
+    }
+}
+
+/// The decay of used time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    config: FairShare,
+    /// When a second was worth one.
+    origin: Time,
+}
+
+/// After so many half-lives all amounts are made smaller: their exponents are limited.
+const REBASE: f64 = 400.0;
+
+impl Shares {
+    pub(crate) fn new(config: FairShare) -> Shares {
+        Shares { config, origin: Time(0) }
+    }
+
+    fn age(&self, now: Time) -> f64 {
+        now.since(self.origin).as_secs_f64() / self.config.half_life.as_secs_f64()
+    }
+
+    /// What a second used now is worth.
+    fn worth(&self, now: Time) -> f64 {
+        self.age(now).min(1000.0).exp2()
+    }
+}
+
+impl Scheduler {
+    /// What `span` on `gpus` GPUs counts now.
+    pub(crate) fn counts(&self, span: Duration, gpus: usize) -> f64 {
+        self.shares.map_or(0.0, |shares| span.as_secs_f64() * gpus as f64 * shares.worth(self.now))
+    }
+
+    /// What counts against a tenant at this point of a plan: a lease that has begun, or will, counts for its quantum.
+    pub(crate) fn tenant_used(&self, id: TenantId, given: &Given) -> Used {
+        if self.shares.is_none() {
+            return Used::default();
+        }
+        let tenant = self.tenants.of(id);
+        let quantum = self.config.quantum;
+        let mut used = self.counts(quantum, given.to_tenant(id) as usize);
+        if tenant.held > 0 {
+            used += self.running(id, |span| span.max(quantum));
+        }
+        Used(tenant.used.0 + used / f64::from(tenant.weight))
+    }
+
+    /// What the leases of a tenant that are not over count.
+    fn running(&self, id: TenantId, count: impl Fn(Duration) -> Duration) -> f64 {
+        let holders = self.gpus.iter().flat_map(|gpu| &gpu.holders).map(|id| &self.clients[id]);
+        let leases = holders.filter(|client| client.tenant == id).filter_map(|c| c.lease.as_ref());
+        leases.map(|lease| self.counts(count(self.now.since(lease.granted)), 1)).sum()
+    }
+
+    /// A client is going to wait: neither it nor its tenant is owed more than the credit for the time when it did not.
+    pub(crate) fn come_back(&mut self, id: TenantId, used: Used) -> Used {
+        let Some(shares) = self.shares else { return used };
+        self.rebase(shares);
+        let credit = self.counts(shares.config.credit, 1);
+        let is_back = self.tenants.of(id).active == 0;
+        if is_back {
+            let active = self.tenants.iter().filter(|(_, tenant)| tenant.active > 0);
+            let least = active
+                .map(|(id, tenant)| {
+                    Used(tenant.used.0 + self.running(id, |span| span) / f64::from(tenant.weight))
+                })
+                .min();
+            let tenant = self.tenants.of_mut(id);
+            tenant.used =
+                least.map_or(tenant.used, |least| Used(least.0 - credit).max(tenant.used));
+            return used;
+        }
+        let waiting = std::iter::once(&self.floating).chain(self.gpus.iter().map(|gpu| &gpu.line));
+        let waiting = waiting.flat_map(|line| line.heads()).filter(|(lane, _)| lane.tenant == id);
+        let holders = self.gpus.iter().flat_map(|gpu| &gpu.holders).map(|id| &self.clients[id]);
+        let holding = holders.filter(|client| client.tenant == id).map(|client| {
+            let lease = client.lease.as_ref().expect("holders have leases");
+            let span = self.now.since(lease.granted);
+            Used(client.used.0 + self.counts(span, lease.gpus.len()))
+        });
+        let least = waiting.map(|(_, place)| place.used).chain(holding).min();
+        least.map_or(used, |least| Used(least.0 - credit).max(used))
+    }
+
+    /// Makes all amounts smaller before they become too large to be numbers.
+    fn rebase(&mut self, mut shares: Shares) {
+        if shares.age(self.now) < REBASE {
+            return;
+        }
+        let factor = 1.0 / shares.worth(self.now);
+        shares.origin = self.now;
+        self.shares = Some(shares);
+        for tenant in &mut self.tenants.list {
+            tenant.used.0 *= factor;
+        }
+        let mut waiting = Vec::new();
+        for (id, client) in &mut self.clients {
+            client.used.0 *= factor;
+            waiting.extend(client.waiting.map(|_| *id));
+        }
+        for id in waiting {
+            self.replace(id, |place| place.used.0 *= factor);
+        }
     }
 }

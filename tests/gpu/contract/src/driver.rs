@@ -56,6 +56,10 @@ macro_rules! functions {
     };
 }
 
+// SAFETY: addresses of functions that any thread may call, and the library's handle,
+// which is only asked for symbols.
+unsafe impl Sync for Driver {}
+
 fn find(handle: *mut c_void, name: &str) -> Result<*mut c_void, String> {
     let symbol = CString::new(name).map_err(|error| error.to_string())?;
     // SAFETY: an open library and a string that ends.
@@ -128,4 +132,46 @@ functions! {
     cuEventSynchronize(event: Handle);
     cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle);
     cuLaunchKernel(function: Handle, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: Handle, parameters: *mut *mut c_void, extra: *mut *mut c_void);
+    cuStreamDestroy_v2(stream: Handle);
+    cuStreamBeginCapture_v2(stream: Handle, mode: c_uint);
+    cuStreamEndCapture(stream: Handle, graph: *mut Handle);
+    cuStreamIsCapturing(stream: Handle, status: *mut c_uint);
+    cuStreamGetCaptureInfo_v2(stream: Handle, status: *mut c_uint, id: *mut u64, graph: *mut Handle, dependencies: *mut *const Handle, count: *mut usize);
+    cuStreamUpdateCaptureDependencies(stream: Handle, dependencies: *mut Handle, count: usize, flags: c_uint);
+    cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
+    cuGraphCreate(graph: *mut Handle, flags: c_uint);
+    cuGraphDestroy(graph: Handle);
+    cuGraphClone(copy: *mut Handle, graph: Handle);
+    cuGraphNodeFindInClone(node: *mut Handle, original: Handle, copy: Handle);
+    cuGraphAddKernelNode_v2(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *const c_void);
+    cuGraphAddMemcpyNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, shape: *const c_void, context: Handle);
+    cuGraphAddMemsetNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *const c_void, context: Handle);
+    cuGraphAddHostNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *const c_void);
+    cuGraphAddEmptyNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize);
+    cuGraphAddChildGraphNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, child: Handle);
+    cuGraphAddEventRecordNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, event: Handle);
+    cuGraphAddMemAllocNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *mut c_void);
+    cuGraphAddMemFreeNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, pointer: Address);
+    cuGraphAddDependencies(graph: Handle, from: *const Handle, to: *const Handle, count: usize);
+    cuGraphDestroyNode(node: Handle);
+    cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize);
+    cuGraphGetRootNodes(graph: Handle, nodes: *mut Handle, count: *mut usize);
+    cuGraphGetEdges(graph: Handle, from: *mut Handle, to: *mut Handle, count: *mut usize);
+    cuGraphNodeGetType(node: Handle, kind: *mut c_uint);
+    cuGraphNodeGetDependencies(node: Handle, dependencies: *mut Handle, count: *mut usize);
+    cuGraphKernelNodeGetParams_v2(node: Handle, parameters: *mut c_void);
+    cuGraphKernelNodeSetParams_v2(node: Handle, parameters: *const c_void);
+    cuGraphMemcpyNodeGetParams(node: Handle, shape: *mut c_void);
+    cuGraphMemsetNodeGetParams(node: Handle, parameters: *mut c_void);
+    cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64);
+    cuGraphInstantiateWithParams(executable: *mut Handle, graph: Handle, parameters: *mut c_void);
+    cuGraphExecKernelNodeSetParams_v2(executable: Handle, node: Handle, parameters: *const c_void);
+    cuGraphExecUpdate_v2(executable: Handle, graph: Handle, info: *mut c_void);
+    cuGraphNodeSetEnabled(executable: Handle, node: Handle, enabled: c_uint);
+    cuGraphUpload(executable: Handle, stream: Handle);
+    cuGraphLaunch(executable: Handle, stream: Handle);
+    cuGraphExecDestroy(executable: Handle);
+    cuGraphDebugDotPrint(graph: Handle, path: *const c_char, flags: c_uint);
+    cuDeviceGetGraphMemAttribute(device: c_int, attribute: c_uint, value: *mut u64);
+    cuDeviceGraphMemTrim(device: c_int);
 }

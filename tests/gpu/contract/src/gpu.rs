@@ -24,6 +24,16 @@ pub(crate) mod code {
     pub(crate) const ALREADY_REGISTERED: u32 = 712;
     pub(crate) const NOT_REGISTERED: u32 = 713;
     pub(crate) const MISALIGNED_ADDRESS: u32 = 716;
+    pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
+    pub(crate) const CAPTURE_INVALIDATED: u32 = 901;
+    pub(crate) const CAPTURE_MERGE: u32 = 902;
+    pub(crate) const CAPTURE_UNMATCHED: u32 = 903;
+    pub(crate) const CAPTURE_UNJOINED: u32 = 904;
+    pub(crate) const CAPTURE_ISOLATION: u32 = 905;
+    pub(crate) const CAPTURE_IMPLICIT: u32 = 906;
+    pub(crate) const CAPTURED_EVENT: u32 = 907;
+    pub(crate) const CAPTURE_WRONG_THREAD: u32 = 908;
+    pub(crate) const UPDATE_FAILURE: u32 = 910;
 }
 
 /// The kernels, as text that ends with a zero.
@@ -36,7 +46,7 @@ pub(crate) struct Gpu {
     pub(crate) module: Handle,
 }
 
-fn check(code: u32) -> Answer {
+pub(crate) fn check(code: u32) -> Answer {
     if code == 0 { Ok(()) } else { Err(code) }
 }
 
@@ -134,6 +144,35 @@ impl Gpu {
 
     pub(crate) fn record(&self, event: Handle, stream: Handle) -> Answer {
         check(self.driver.cuEventRecord(event, stream))
+    }
+
+    pub(crate) fn begin(&self, stream: Handle, mode: u32) -> Answer {
+        check(self.driver.cuStreamBeginCapture_v2(stream, mode))
+    }
+
+    pub(crate) fn end(&self, stream: Handle) -> Answer<Handle> {
+        let mut graph = 0;
+        check(self.driver.cuStreamEndCapture(stream, &raw mut graph)).map(|()| graph)
+    }
+
+    /// None (0), active (1) or invalidated (2).
+    pub(crate) fn captures(&self, stream: Handle) -> Answer<u32> {
+        let mut status = 0;
+        check(self.driver.cuStreamIsCapturing(stream, &raw mut status)).map(|()| status)
+    }
+
+    pub(crate) fn wait_event(&self, stream: Handle, event: Handle) -> Answer {
+        check(self.driver.cuStreamWaitEvent(stream, event, 0))
+    }
+
+    pub(crate) fn instantiate(&self, graph: Handle, flags: u64) -> Answer<Handle> {
+        let mut executable = 0;
+        check(self.driver.cuGraphInstantiateWithFlags(&raw mut executable, graph, flags))
+            .map(|()| executable)
+    }
+
+    pub(crate) fn replay(&self, executable: Handle, stream: Handle) -> Answer {
+        check(self.driver.cuGraphLaunch(executable, stream))
     }
 
     pub(crate) fn elapsed(&self, start: Handle, end: Handle) -> Answer<f32> {

@@ -14,10 +14,12 @@ use acb_cuda_abi::StreamForm;
 use simcuda_device::fault::Faults;
 use simcuda_device::{Charge, Config, GpuConfig, Nanos, State, clock, visible};
 
+use crate::capture::{Caller, Mode};
 use crate::code::{
     CONTEXT_IS_DESTROYED, DEINITIALIZED, INVALID_CONTEXT, INVALID_DEVICE, INVALID_HANDLE,
     NO_DEVICE, NOT_INITIALIZED, OPERATING_SYSTEM, Outcome,
 };
+use crate::graph::Task;
 use crate::handles::Handle;
 use crate::objects::{Context, Stream, Tables};
 use crate::timeline::{Engines, Op, Submission};
@@ -58,7 +60,7 @@ const DOWN: u8 = 3;
 thread_local! {
     static CURRENT: RefCell<Vec<Handle<Context>>> = const { RefCell::new(Vec::new()) };
     static THREAD: Cell<u64> = const { Cell::new(0) };
-    static CAPTURE_MODE: Cell<u32> = const { Cell::new(0) };
+    static CAPTURE_MODE: Cell<Mode> = const { Cell::new(Mode::Global) };
 }
 
 /// The driver, if `cuInit` brought it up in this process.
@@ -186,9 +188,14 @@ pub(crate) fn with_stack<T>(use_it: impl FnOnce(&mut Vec<Handle<Context>>) -> T)
     CURRENT.with_borrow_mut(use_it)
 }
 
-/// The calling thread's capture mode; it is kept, and means nothing here.
-pub(crate) fn exchange_capture_mode(mode: u32) -> u32 {
+/// Sets the calling thread's capture mode; what it was.
+pub(crate) fn exchange_capture_mode(mode: Mode) -> Mode {
     CAPTURE_MODE.replace(mode)
+}
+
+/// The calling thread, to captures.
+pub(crate) fn caller() -> Caller {
+    Caller { thread: thread(), mode: CAPTURE_MODE.get() }
 }
 
 /// What calls work with while they hold the lock.
@@ -250,7 +257,8 @@ impl Driver {
         }
     }
 
-    /// Hands work in and lets it run by itself.
+    /// Hands work in and lets it run by itself; in a stream that captures it
+    /// becomes a node.
     pub(crate) fn submit<'a>(
         &'a self,
         mut tables: Locked<'a>,
@@ -258,6 +266,12 @@ impl Driver {
         submission: Submission,
         others: &[Handle<Op>],
     ) -> Outcome<Option<Handle<Op>>> {
+        if tables.captures.any() {
+            tables.check_legacy(stream)?;
+            if let Some(capture) = tables.recording(stream)? {
+                return tables.record(stream, capture, Task::Run(submission)).map(|_| None);
+            }
+        }
         if tables.streams.get(stream).is_some_and(|stream| stream.pending >= QUEUE_DEPTH) {
             tables = self.wait(tables, |tables| {
                 tables.streams.get(stream).is_none_or(|stream| stream.pending < QUEUE_DEPTH)
@@ -278,6 +292,7 @@ impl Driver {
         submission: Submission,
     ) -> Outcome {
         let context = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
+        tables.check_waitable(stream)?;
         let op = tables.submit(&self.engines(), stream, submission, &[], clock::now())?;
         if let Some(op) = op {
             tables = self.wait(tables, |tables| !tables.timeline.is_pending(op));

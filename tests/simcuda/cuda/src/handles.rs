@@ -17,6 +17,10 @@ pub(crate) enum Tag {
     Physical,
     Pool,
     Op,
+    Graph,
+    Node,
+    Executable,
+    Capture,
 }
 
 /// A handle to a `T`.

@@ -3,9 +3,12 @@
 //! take, and what they do.
 #![allow(unsafe_code)] // reads and writes simulated device memory through pointers
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use acb_cuda_abi::hash;
+use simcuda_device::fault::{FaultKind, Faults};
 use simcuda_device::{GpuConfig, Nanos, engine};
 
 use crate::code::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS, Outcome};
@@ -22,6 +25,7 @@ pub(crate) enum Kernel {
     Step,
     Sum,
     Endless,
+    Hash,
     Unknown,
 }
 
@@ -35,6 +39,7 @@ impl Kernel {
             "acb_step" => (Kernel::Step, 4),
             "acb_sum" => (Kernel::Sum, 3),
             "acb_endless" => (Kernel::Endless, 1),
+            hash::KERNEL => (Kernel::Hash, 4),
             _ => return Kernel::Unknown,
         };
         if parameters.len() == count && parameters.iter().all(|parameter| parameter.size == 8) {
@@ -51,8 +56,41 @@ pub(crate) struct KernelCall {
     pub(crate) kernel: Kernel,
     pub(crate) name: Arc<str>,
     pub(crate) arguments: [u64; 4],
+    /// How many blocks lie above each other.
+    pub(crate) rows: u32,
     /// A scripted fault.
     pub(crate) fault: LaunchFault,
+    /// As the program asked for it; kept for nodes of graphs only.
+    pub(crate) asked: Option<Arc<Asked>>,
+}
+
+/// A launch as the program asked for it, to be told again.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The function's handle, or the kernel's.
+    pub(crate) function: u64,
+    pub(crate) shape: [u32; 6],
+    pub(crate) shared: u32,
+    values: Vec<Box<[u8]>>,
+    /// Where the values lie, as programs list them.
+    pointers: Vec<usize>,
+}
+
+impl Asked {
+    pub(crate) fn new(
+        function: u64,
+        shape: [u32; 6],
+        shared: u32,
+        values: Vec<Box<[u8]>>,
+    ) -> Asked {
+        let pointers = values.iter().map(|value| value.as_ptr() as usize).collect();
+        Asked { function, shape, shared, values, pointers }
+    }
+
+    /// The list of pointers to the arguments; it lives as long as this does.
+    pub(crate) fn list(&self) -> *const usize {
+        if self.values.is_empty() { std::ptr::null() } else { self.pointers.as_ptr() }
+    }
 }
 
 /// What goes wrong with a launch.
@@ -71,6 +109,19 @@ pub(crate) struct Need {
 }
 
 impl KernelCall {
+    /// What befalls it this time. People are told of kernels that are not known.
+    pub(crate) fn meet_faults(&mut self, faults: &Faults) {
+        if faults.strikes(FaultKind::LaunchFails, Some(&self.name)) {
+            self.fault = LaunchFault::Fails;
+        }
+        if faults.strikes(FaultKind::Endless, Some(&self.name)) {
+            self.fault = LaunchFault::Endless;
+        }
+        if self.kernel == Kernel::Unknown {
+            name_once(&self.name);
+        }
+    }
+
     /// How long it has the compute engine.
     pub(crate) fn length(&self, gpu: &GpuConfig) -> Nanos {
         if self.fault == LaunchFault::Endless {
@@ -83,9 +134,15 @@ impl KernelCall {
             Kernel::Fill | Kernel::Sum => bytes(self.arguments[1]),
             Kernel::Step => self.arguments[3].min(engine::ENDLESS / 2),
             Kernel::Endless => return engine::ENDLESS,
+            Kernel::Hash => bytes(self.pairs().saturating_mul(2)),
             Kernel::Unknown => gpu.unknown_kernel_ns,
         };
         own + gpu.launch_ns
+    }
+
+    /// How many pairs of words are hashed, in all chunks.
+    fn pairs(&self) -> u64 {
+        self.arguments[1].saturating_mul(u64::from(self.rows))
     }
 
     /// The memory that it touches, or how it fails.
@@ -110,6 +167,15 @@ impl KernelCall {
                 Ok(vec![words(self.arguments[2], 1, Access::Write)?, words(p, n, Access::Read)?])
             }
             Kernel::Endless => Ok(vec![words(p, 1, Access::Read)?]),
+            Kernel::Hash => {
+                let out = words(self.arguments[3], 2 * u64::from(self.rows), Access::Write)?;
+                if !p.is_multiple_of(16) {
+                    // It loads pairs.
+                    return Err(MISALIGNED_ADDRESS);
+                }
+                let count = self.pairs().checked_mul(2).ok_or(ILLEGAL_ADDRESS)?;
+                if n == 0 { Ok(vec![out]) } else { Ok(vec![out, words(p, count, Access::Read)?]) }
+            }
         }
     }
 
@@ -148,8 +214,31 @@ impl KernelCall {
                     word.fetch_add(sum, Ordering::Relaxed);
                 });
             }
+            Kernel::Hash => {
+                let mut sums = vec![[0_u64; 2]; self.rows as usize];
+                each_pair(&runs[1], |at, pair| {
+                    let sum = &mut sums[(at / n) as usize];
+                    let hash::Hash128([low, high]) = hash::hash_pair(pair, at % n, third);
+                    *sum = [sum[0].wrapping_add(low), sum[1].wrapping_add(high)];
+                });
+                each_word(&runs[0], |at, word| {
+                    word.fetch_add(sums[at as usize / 2][at as usize % 2], Ordering::Relaxed);
+                });
+            }
             Kernel::Nop | Kernel::Spin | Kernel::Endless | Kernel::Unknown => {}
         }
+    }
+}
+
+/// Kernels that are not known take their time and write nothing; people are told,
+/// once for each name.
+fn name_once(name: &Arc<str>) {
+    static NAMED: Mutex<Option<HashSet<Arc<str>>>> = Mutex::new(None);
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if named.get_or_insert_default().insert(Arc::clone(name)) {
+        crate::driver::say(&format!(
+            "simcuda: kernel {name} is not known to the software GPU: it takes its modelled time and writes nothing"
+        ));
     }
 }
 
@@ -177,6 +266,21 @@ fn each_word(run: &[Segment], mut one: impl FnMut(u64, &AtomicU64)) {
             // 8, which `needs` checked, and mappings at multiples of 512.
             let word = unsafe { &*words.add(word) };
             one(at, word);
+            at += 1;
+        }
+    }
+}
+
+/// Calls `one` for every pair of 64-bit words of a run.
+fn each_pair(run: &[Segment], mut one: impl FnMut(u64, [u64; 2])) {
+    let mut at = 0;
+    for segment in run {
+        // Segments end at multiples of 512 bytes or with the run, so no pair is cut.
+        let words = segment.pointer().cast::<AtomicU64>();
+        for pair in 0..segment.len() / 16 {
+            // SAFETY: inside a live segment; `needs` checked the alignment.
+            let pair = unsafe { [&*words.add(2 * pair), &*words.add(2 * pair + 1)] };
+            one(at, pair.map(|word| word.load(Ordering::Relaxed)));
             at += 1;
         }
     }

@@ -8,9 +8,12 @@
 #![allow(non_snake_case)] // the driver's functions keep their names
 
 mod calls;
+mod capture;
 mod code;
 mod driver;
 mod exports;
+mod graph;
+mod graph_memory;
 mod handles;
 mod host_time;
 mod kernels;
@@ -19,6 +22,7 @@ mod objects;
 mod physical;
 mod pool;
 mod ptx;
+mod replay;
 mod space;
 mod timeline;
 mod work;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use acb_cuda_abi::CuResult;
 use simcuda_device::Nanos;
 
+use crate::capture::{Capture, Captures, Part};
 use crate::code::{INVALID_CONTEXT, INVALID_HANDLE, Outcome};
+use crate::graph::{Executable, Graph, Node};
+use crate::graph_memory::GraphMemory;
 use crate::handles::{Handle, Slab, Tag};
 use crate::kernels::Kernel;
 use crate::physical::Physical;
@@ -57,6 +60,8 @@ pub(crate) struct Stream {
     pub(crate) tail: Option<Handle<Op>>,
     /// Work handed in and not over.
     pub(crate) pending: usize,
+    /// The capture that it takes part in.
+    pub(crate) part: Option<Part>,
 }
 
 /// An event.
@@ -72,6 +77,8 @@ pub(crate) enum EventState {
     Unrecorded,
     Pending(Handle<Op>),
     At(Nanos),
+    /// Recorded in a stream that captured: behind these nodes.
+    Captured(Handle<Capture>, Vec<Handle<Node>>),
 }
 
 /// A module, or a library as one of its contexts sees it.
@@ -150,6 +157,11 @@ pub(crate) struct Tables {
     pub(crate) mapped: Slab<Mapped>,
     pub(crate) pools: Slab<Pool>,
     pub(crate) device_pools: Vec<(Handle<Pool>, Handle<Pool>)>,
+    pub(crate) graphs: Slab<Graph>,
+    pub(crate) nodes: Slab<Node>,
+    pub(crate) executables: Slab<Executable>,
+    pub(crate) captures: Captures,
+    pub(crate) graph_memory: GraphMemory,
     pub(crate) space: Space,
     pub(crate) timeline: Timeline,
     pub(crate) last_id: u64,
@@ -171,6 +183,11 @@ impl Tables {
             mapped: Slab::new(Tag::Physical),
             pools: Slab::new(Tag::Pool),
             device_pools: Vec::new(),
+            graphs: Slab::new(Tag::Graph),
+            nodes: Slab::new(Tag::Node),
+            executables: Slab::new(Tag::Executable),
+            captures: Captures::new(),
+            graph_memory: GraphMemory::default(),
             space: Space::default(),
             timeline: Timeline::new(),
             last_id: 0,

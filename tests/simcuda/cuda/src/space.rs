@@ -28,6 +28,8 @@ pub(crate) enum RegionKind {
     Allocation { context: Handle<Context>, gpu: usize },
     /// An allocation of a pool.
     Pooled { pool: Handle<Pool>, gpu: usize },
+    /// An allocation of a graph's, with memory behind it while the graph says so.
+    Graph { gpu: usize },
     /// A program's own reservation.
     Reservation,
     /// A module's variable.

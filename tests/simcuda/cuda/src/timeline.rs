@@ -46,6 +46,15 @@ pub(crate) struct Op {
     dependents: Vec<Handle<Op>>,
 }
 
+/// How work stands to what follows it in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// What follows waits for it.
+    Behind,
+    /// A part of a graph: what follows waits for the graph's end.
+    Within,
+}
+
 #[derive(Default)]
 struct Queue {
     waiting: BinaryHeap<Reverse<(Nanos, u64, Handle<Op>)>>,
@@ -136,6 +145,20 @@ impl Tables {
             }
         }
         before.extend(others);
+        self.enter(engines, (stream, Seat::Behind), context, submission, before, now)
+    }
+
+    /// Hands in work that waits for `before` and nothing else. None: it is over
+    /// already.
+    pub(crate) fn enter(
+        &mut self,
+        engines: &Engines<'_>,
+        (stream, seat): (Handle<Stream>, Seat),
+        context: Handle<Context>,
+        submission: Submission,
+        mut before: Vec<Handle<Op>>,
+        now: Nanos,
+    ) -> Outcome<Option<Handle<Op>>> {
         before.retain(|&op| self.timeline.is_pending(op));
         if before.is_empty() && self.runs_at_once(engines, &submission) {
             return self.run_at_once(context, submission, now).map(|()| None);
@@ -150,7 +173,9 @@ impl Tables {
             }
         }
         if let Some(stream) = self.streams.get_mut(stream) {
-            stream.tail = Some(op);
+            if seat == Seat::Behind {
+                stream.tail = Some(op);
+            }
             stream.pending += 1;
         }
         if let Some(context) = self.contexts.get_mut(context) {
@@ -208,7 +233,8 @@ impl Tables {
                     event.state = EventState::At(now);
                 }
             }
-            Work::Free(address) => self.free_pooled(address),
+            Work::Free(address) => self.free_later(address),
+            Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Kernel(ref call) if call.touches_nothing() => {}
             work => match work.prepare(&self.space, submission.gpu) {
                 Ok(ready) => ready.run(),
@@ -339,7 +365,8 @@ impl Tables {
                     event.state = EventState::At(end);
                 }
             }
-            Work::Free(address) => self.free_pooled(address),
+            Work::Free(address) => self.free_later(address),
+            Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Host(call) => {
                 self.timeline.hosts.push_back((handle, call));
                 return;

@@ -8,7 +8,7 @@ use crate::code::{ILLEGAL_ADDRESS, Outcome};
 use crate::handles::Handle;
 use crate::kernels::KernelCall;
 use crate::objects::Event;
-use crate::physical::Segment;
+use crate::physical::{Physical, Segment};
 use crate::space::{Access, Space};
 
 /// What an operation does.
@@ -26,8 +26,10 @@ pub(crate) enum Work {
     Set(Box<SetShape>),
     /// Calls the program back.
     Host(HostCall),
-    /// Frees an allocation of a pool.
+    /// Frees an allocation of a pool or of a graph.
     Free(u64),
+    /// Puts memory behind a graph's allocation.
+    Map(u64, Arc<Physical>),
 }
 
 /// A function of the program's.
@@ -167,7 +169,9 @@ impl Work {
                 let span = shape.extent.span(shape.pitch);
                 Ok(vec![find(shape.gpu, shape.address, span, Access::Write)?])
             }
-            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) => Ok(Vec::new()),
+            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) | Work::Map(..) => {
+                Ok(Vec::new())
+            }
         };
         Ok(Ready { runs: runs?, work: self })
     }
@@ -194,7 +198,7 @@ impl Ready {
                     set(&self.runs[0], start, shape.extent.bytes, shape.value, shape.width);
                 }
             }
-            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) => {}
+            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) | Work::Map(..) => {}
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::ffi::c_void;
 use std::path::Path;
 
+use acb_cuda_abi::hash;
+
 use super::{any_of, open, same, why};
 use crate::gpu::{KERNELS, code};
 
@@ -115,6 +117,30 @@ pub(super) fn libraries_have_kernels(path: &Path) -> Result<(), String> {
     gpu.launch_shaped(kernel, 0, [1, 1, 1, 64, 1, 1], &[a, 100, 3]).map_err(why("launch"))?;
     let words = gpu.read(a, 100).map_err(why("read"))?;
     same("last word", words[99], super::splitmix64(3 + 99))
+}
+
+pub(super) fn chunks_are_hashed(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let (mut module, mut kernel) = (0, 0);
+    let loaded = gpu.driver.cuModuleLoadData(&raw mut module, hash::PTX.as_ptr().cast());
+    same("load", loaded, 0)?;
+    let name = std::ffi::CString::new(hash::KERNEL).map_err(|error| error.to_string())?;
+    let found = gpu.driver.cuModuleGetFunction(&raw mut kernel, module, name.as_ptr());
+    same("find", found, 0)?;
+    let (chunks, pairs, seed) = (3_u64, 1000_u64, 77);
+    let words: Vec<u64> = (0..chunks * pairs * 2).map(super::splitmix64).collect();
+    let data = gpu.alloc(words.len() * 8).map_err(why("allocate"))?;
+    let out = gpu.alloc(48).map_err(why("allocate"))?;
+    gpu.write(data, &words).map_err(why("write"))?;
+    gpu.write(out, &[5; 6]).map_err(why("write"))?;
+    let shape = [4, chunks as u32, 1, hash::THREADS, 1, 1];
+    gpu.launch_shaped(kernel, 0, shape, &[data, pairs, seed, out]).map_err(why("launch"))?;
+    // To what was there it adds.
+    let wanted: Vec<u64> = words
+        .chunks(pairs as usize * 2)
+        .flat_map(|chunk| hash::hash128(chunk, 0, seed).plus(hash::Hash128([5, 5])).0)
+        .collect();
+    same("hashes", gpu.read(out, 6), Ok(wanted))
 }
 
 pub(super) fn an_endless_kernel_ends_by_its_flag(path: &Path) -> Result<(), String> {

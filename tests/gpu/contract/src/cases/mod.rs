@@ -1,6 +1,10 @@
 //! The cases. Each starts with a fresh process and leaves it; what it returns
 //! says what was not as expected.
+#![allow(unsafe_code)] // reads what drivers give pointers to
 
+mod capturing;
+mod graph_memory;
+mod graphs;
 mod launching;
 mod memory;
 mod order;
@@ -63,6 +67,7 @@ cases! {
         arguments_in_a_buffer
         a_bad_address_breaks_the_context
         libraries_have_kernels
+        chunks_are_hashed
         an_endless_kernel_ends_by_its_flag;
     virtual_memory:
         mapped_memory_is_used
@@ -70,6 +75,42 @@ cases! {
         data_moves_with_its_handle
         sizes_are_checked
         ranges_in_use_are_kept;
+    capturing:
+        what_is_captured_does_not_run
+        events_lead_from_stream_to_stream
+        what_is_not_joined_makes_no_graph
+        a_capture_ends_where_it_began
+        waiting_spoils_a_capture
+        other_threads_may_not_allocate_meanwhile
+        a_capture_of_one_thread_leaves_the_others_alone
+        a_relaxed_capture_forbids_nothing
+        the_legacy_stream_cannot_wait_for_a_capture
+        events_from_outside_are_refused
+        two_captures_do_not_merge
+        captured_events_are_no_moments
+        a_capture_tells_about_itself
+        dependencies_can_be_set
+        a_stream_that_goes_ends_its_capture;
+    graphs:
+        nodes_run_in_the_order_of_their_edges
+        nodes_tell_what_they_are
+        a_graph_runs_in_the_order_of_its_stream
+        a_thousand_runs_lose_nothing
+        instances_outlive_their_graph
+        instances_record_events
+        instances_are_changed
+        instances_follow_graphs_of_their_shape
+        graphs_are_copied
+        graphs_lie_in_graphs
+        circles_are_refused
+        nodes_can_be_left_out
+        graphs_are_drawn;
+    graph_memory:
+        it_is_there_while_its_graph_runs
+        it_counts_until_it_is_trimmed
+        what_a_run_leaves_is_the_programs
+        instances_can_free_what_was_left
+        captured_allocations_become_nodes;
 }
 
 /// Compares.
@@ -100,4 +141,24 @@ fn splitmix64(seed: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ z >> 31
+}
+
+/// An atomic of a case's, as a function that the driver calls is given it.
+fn atomic<'a>(at: *mut std::sync::atomic::AtomicU64) -> &'a std::sync::atomic::AtomicU64 {
+    // SAFETY: cases pass an atomic that outlives the work that it is passed to.
+    unsafe { &*at }
+}
+
+/// A structure for the driver to fill in.
+fn zeroed<T>() -> T {
+    // SAFETY: used for structures of numbers and pointers, for which zeroes are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+/// The 64-bit arguments in a list that the driver gave.
+fn arguments<const N: usize>(list: *mut *mut std::ffi::c_void) -> [u64; N] {
+    std::array::from_fn(|at| {
+        // SAFETY: the kernel has that many, each of 64 bits, and the node lives.
+        unsafe { list.add(at).read().cast::<u64>().read() }
+    })
 }

@@ -344,8 +344,9 @@ fn or_current(context: sys::CUcontext) -> Outcome<(&'static Driver, Handle<Conte
 
 fn synchronize(context: sys::CUcontext) -> Outcome {
     let (driver, context) = or_current(context)?;
-    let tables = driver.lock();
+    let mut tables = driver.lock();
     tables.context(context)?;
+    tables.check_context_waitable(context)?;
     let tables = driver.wait(tables, |tables| tables.is_drained(context));
     tables.context(context).map(drop)
 }
@@ -472,6 +473,7 @@ impl Tables {
             id,
             tail: None,
             pending: 0,
+            part: None,
         });
         if let Some(context) = self.contexts.get_mut(context) {
             context.streams.push(stream);

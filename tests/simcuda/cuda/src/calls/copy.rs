@@ -13,7 +13,7 @@ use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::kernels::span;
 use crate::objects::Stream;
-use crate::space::{Access, Space};
+use crate::space::{Access, RegionKind, Space};
 use crate::timeline::Submission;
 use crate::work::{CopyShape, Extent, Pitch, Side, Work};
 
@@ -295,6 +295,17 @@ fn place(space: &Space, end: End, span: usize, gpu: usize, access: Access) -> Ou
     if space.region_of(address).is_none() {
         return if must_be_device { Err(INVALID_VALUE) } else { Ok(Place::Pageable(address)) };
     }
+    if let Some((start, region)) = space.region_of(address)
+        && let RegionKind::Graph { gpu } = region.kind
+    {
+        // What lies behind it comes when its graph runs.
+        let end = address.checked_add(span as u64).ok_or(INVALID_VALUE)?;
+        return if end <= start + region.length as u64 {
+            Ok(Place::Device { address, gpu })
+        } else {
+            Err(INVALID_VALUE)
+        };
+    }
     let own = space.memory_at(address).ok_or(INVALID_VALUE)?.gpu();
     let reached_by = if space.segments(gpu, address, span, access).is_some() { gpu } else { own };
     space.segments(reached_by, address, span, access).ok_or(INVALID_VALUE)?;
@@ -306,15 +317,24 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
     let mut tables = driver.lock();
     let stream = driver.stream(&mut tables, stream, form)?;
     let gpu = tables.gpu_of(stream)?;
-    let extent = request.extent;
-    if extent.total() == 0 {
+    if request.extent.total() == 0 {
         return Ok(());
     }
-    let space = &tables.space;
-    let to_span = extent.span(request.to_pitch);
-    let from_span = extent.span(request.from_pitch);
-    let to = place(space, request.to, to_span, gpu, Access::Write)?;
-    let from = place(space, request.from, from_span, gpu, Access::Read)?;
+    let mut captures = false;
+    if tables.captures.any() {
+        tables.check_legacy(stream)?;
+        captures = tables.recording(stream)?.is_some();
+        if when == When::Now {
+            tables.check_waitable(stream)?;
+            tables.check_unsafe(driver::caller())?;
+        }
+    }
+    let (to, from) = places(&tables.space, &request, gpu)?;
+    if captures {
+        // What the host's memory holds counts when the graph runs.
+        let submission = shaped(driver, &request, gpu, (to, from), None);
+        return driver.submit(tables, stream, submission, &[]).map(drop);
+    }
     if matches!((&to, &from), (Place::Pageable(_), Place::Pageable(_) | Place::Pinned(_)))
         || matches!((&to, &from), (Place::Pinned(_), Place::Pageable(_)))
     {
@@ -327,44 +347,79 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
         tables = driver
             .wait(tables, |tables| tails.iter().all(|&tail| !tables.timeline.is_pending(tail)));
     }
-    let (engine, length) = cost(driver, gpu, &to, &from, extent.total());
-    let mut waits = when == When::Now;
-    let from_side = match from {
-        Place::Device { address, gpu } => Side::Device { address, gpu },
-        Place::Pinned(address) => Side::Host(address),
-        Place::Pageable(address) if waits => Side::Host(address),
-        Place::Pageable(address) if from_span <= STAGED => {
-            let mut bytes = vec![0_u8; from_span];
+    let mut waits = when == When::Now || matches!(to, Place::Pageable(_));
+    let mut staged = None;
+    if let Place::Pageable(address) = from
+        && !waits
+    {
+        let span = request.extent.span(request.from_pitch);
+        if span <= STAGED {
+            let mut bytes = vec![0_u8; span];
             // SAFETY: the program vouches for its own memory, of this length.
             unsafe {
-                std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), from_span);
+                std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), span);
             }
-            Side::Staged(Arc::from(bytes))
-        }
-        Place::Pageable(address) => {
+            staged = Some(Arc::from(bytes));
+        } else {
             waits = true;
-            Side::Host(address)
         }
-    };
-    let to_side = match to {
+    }
+    let mut submission = shaped(driver, &request, gpu, (to, from), staged);
+    if let Work::Copy(shape) = &mut submission.work {
+        shape.fails = driver.faults.strikes(FaultKind::CopyFails, None);
+    }
+    hand_in(driver, tables, stream, submission, waits)
+}
+
+/// Where a copy goes to, and where it comes from.
+fn places(space: &Space, request: &Request, gpu: usize) -> Outcome<(Place, Place)> {
+    let to_span = request.extent.span(request.to_pitch);
+    let from_span = request.extent.span(request.from_pitch);
+    let to = place(space, request.to, to_span, gpu, Access::Write)?;
+    Ok((to, place(space, request.from, from_span, gpu, Access::Read)?))
+}
+
+/// The copy as work.
+fn shaped(
+    driver: &Driver,
+    request: &Request,
+    gpu: usize,
+    (to, from): (Place, Place),
+    staged: Option<Arc<[u8]>>,
+) -> Submission {
+    let (engine, length) = cost(driver, gpu, &to, &from, request.extent.total());
+    let side = |place: Place| match place {
         Place::Device { address, gpu } => Side::Device { address, gpu },
-        Place::Pinned(address) => Side::Host(address),
-        Place::Pageable(address) => {
-            waits = true;
-            Side::Host(address)
-        }
+        Place::Pinned(address) | Place::Pageable(address) => Side::Host(address),
     };
     let shape = CopyShape {
-        from: from_side,
-        to: to_side,
+        from: staged.map_or_else(|| side(from), Side::Staged),
+        to: side(to),
         from_pitch: request.from_pitch,
         to_pitch: request.to_pitch,
-        extent,
-        fails: driver.faults.strikes(FaultKind::CopyFails, None),
+        extent: request.extent,
+        fails: false,
     };
-    let work = Work::Copy(Box::new(shape));
-    let submission = Submission { engine, gpu, length, work };
-    hand_in(driver, tables, stream, submission, waits)
+    Submission { engine, gpu, length, work: Work::Copy(Box::new(shape)) }
+}
+
+/// A copy as a node of a graph.
+///
+/// # Safety
+/// `shape` is null or the structure that it should be.
+pub(super) unsafe fn node(
+    driver: &Driver,
+    space: &Space,
+    gpu: usize,
+    shape: *const sys::CUDA_MEMCPY3D,
+) -> Outcome<Submission> {
+    // SAFETY: the caller vouches for it.
+    let request = unsafe { deep(shape) }?;
+    if request.extent.total() == 0 {
+        return Err(INVALID_VALUE);
+    }
+    let places = places(space, &request, gpu)?;
+    Ok(shaped(driver, &request, gpu, places, None))
 }
 
 /// Hands a copy or fill in; waits for it where the call does.

@@ -6,8 +6,11 @@ use std::ffi::c_uint;
 use acb_cuda_abi::sys;
 
 use super::put;
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_READY, Outcome};
+use crate::code::{
+    CAPTURED_EVENT, ILLEGAL_STATE, INVALID_HANDLE, INVALID_VALUE, NOT_READY, Outcome,
+};
 use crate::driver;
+use crate::graph::Task;
 use crate::handles::Handle;
 use crate::objects::{Event, EventState, Tables};
 use crate::timeline::Submission;
@@ -17,6 +20,8 @@ use simcuda_device::Nanos;
 const BLOCKING_SYNC: c_uint = 1;
 const DISABLE_TIMING: c_uint = 2;
 const INTERPROCESS: c_uint = 4;
+/// `CU_EVENT_RECORD_EXTERNAL`
+const EXTERNAL: c_uint = 1;
 
 calls! {
     fn cuEventCreate(event: *mut sys::CUevent, flags: c_uint) {
@@ -46,11 +51,14 @@ calls! {
     fn cuEventQuery(event: sys::CUevent) {
         let driver = driver::get()?;
         let handle = Handle::from_bits(event as u64);
-        let tables = driver.look(driver.lock());
+        let mut tables = driver.look(driver.lock());
+        tables.check_event(handle)?;
+        tables.check_unsafe(driver::caller())?;
         let event = tables.event(handle)?;
         tables.context(event.context)?;
         match event.state {
             EventState::Pending(_) => Err(NOT_READY),
+            EventState::Captured(..) => Err(CAPTURED_EVENT),
             EventState::Unrecorded | EventState::At(_) => Ok(()),
         }
     }
@@ -59,12 +67,14 @@ calls! {
         let driver = driver::get()?;
         let handle = Handle::from_bits(event as u64);
         let mut tables = driver.lock();
+        tables.check_event(handle)?;
+        tables.check_unsafe(driver::caller())?;
         let context = tables.event(handle)?.context;
         match tables.event(handle)?.state {
             EventState::Pending(op) => {
                 tables = driver.wait(tables, |tables| !tables.timeline.is_pending(op));
             }
-            EventState::Unrecorded | EventState::At(_) => {}
+            EventState::Captured(..) | EventState::Unrecorded | EventState::At(_) => {}
         }
         tables.context(context).map(drop)
     }
@@ -85,26 +95,7 @@ calls! {
 
 stream_calls! {
     fn cuEventRecord cuEventRecord_ptsz [form] (event: sys::CUevent, stream: sys::CUstream) {
-        let driver = driver::get()?;
-        let mut tables = driver.lock();
-        let event = Handle::from_bits(event as u64);
-        let stream = driver.stream(&mut tables, stream as u64, form)?;
-        let owner = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
-        if tables.event(event)?.context != owner {
-            return Err(INVALID_HANDLE);
-        }
-        let gpu = tables.gpu_of(stream)?;
-        let submission = Submission { engine: None, gpu, length: 0, work: Work::Event(event) };
-        let now = simcuda_device::clock::now();
-        let op = tables.submit(&driver.engines(), stream, submission, &[], now)?;
-        if let Some(op) = op {
-            // It cannot end before the lock is given back.
-            if let Some(event) = tables.events.get_mut(event) {
-                event.state = EventState::Pending(op);
-            }
-            driver.stir(&tables);
-        }
-        Ok(())
+        record(event as u64, stream as u64, form, 0)
     }
 
     fn cuEventRecordWithFlags cuEventRecordWithFlags_ptsz [form] (
@@ -112,15 +103,46 @@ stream_calls! {
         stream: sys::CUstream,
         flags: c_uint,
     ) {
-        if flags > 1 {
-            return Err(INVALID_VALUE);
-        }
-        if form == acb_cuda_abi::StreamForm::Legacy {
-            cuEventRecord(event, stream)
-        } else {
-            cuEventRecord_ptsz(event, stream)
-        }
+        record(event as u64, stream as u64, form, flags)
     }
+}
+
+fn record(event: u64, stream: u64, form: acb_cuda_abi::StreamForm, flags: c_uint) -> Outcome {
+    let driver = driver::get()?;
+    if flags > EXTERNAL {
+        return Err(INVALID_VALUE);
+    }
+    let mut tables = driver.lock();
+    let event = Handle::from_bits(event);
+    let stream = driver.stream(&mut tables, stream, form)?;
+    let owner = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
+    if tables.event(event)?.context != owner {
+        return Err(INVALID_HANDLE);
+    }
+    tables.check_legacy(stream)?;
+    match (tables.recording(stream)?, flags) {
+        (Some(capture), EXTERNAL) => {
+            return tables.record(stream, capture, Task::Record(event)).map(drop);
+        }
+        (Some(capture), _) => {
+            tables.capture_event(stream, capture, event);
+            return Ok(());
+        }
+        (None, EXTERNAL) => return Err(ILLEGAL_STATE),
+        (None, _) => {}
+    }
+    let gpu = tables.gpu_of(stream)?;
+    let submission = Submission { engine: None, gpu, length: 0, work: Work::Event(event) };
+    let now = simcuda_device::clock::now();
+    let op = tables.submit(&driver.engines(), stream, submission, &[], now)?;
+    if let Some(op) = op {
+        // It cannot end before the lock is given back.
+        if let Some(event) = tables.events.get_mut(event) {
+            event.state = EventState::Pending(op);
+        }
+        driver.stir(&tables);
+    }
+    Ok(())
 }
 
 /// When a timed event was reached; none: not yet.
@@ -132,6 +154,7 @@ fn moment(tables: &Tables, handle: Handle<Event>) -> Outcome<Option<Nanos>> {
     }
     match event.state {
         EventState::Unrecorded => Err(INVALID_HANDLE),
+        EventState::Captured(..) => Err(CAPTURED_EVENT),
         EventState::Pending(_) => Ok(None),
         EventState::At(moment) => Ok(Some(moment)),
     }

@@ -1,18 +1,18 @@
 //! Launching kernels.
 #![allow(unsafe_code)] // C pointers
 
-use std::collections::HashSet;
 use std::ffi::{c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use acb_cuda_abi::sys;
-use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
 use super::function::LARGEST_SHARED;
 use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
 use crate::driver::{self, Driver};
-use crate::kernels::{Kernel, KernelCall, LaunchFault};
+use crate::handles::Handle;
+use crate::kernels::{Asked, KernelCall, LaunchFault};
+use crate::objects::{Function, Tables};
 use crate::ptx::Parameter;
 use crate::timeline::Submission;
 use crate::work::Work;
@@ -78,6 +78,17 @@ stream_calls! {
     }
 }
 
+/// A launch as a program asks for it.
+pub(super) struct Launch {
+    /// A function, or a library's kernel.
+    pub(super) function: u64,
+    /// Blocks and threads, three of each.
+    pub(super) shape: [c_uint; 6],
+    pub(super) shared: c_uint,
+    pub(super) list: *mut *mut c_void,
+    pub(super) extra: *mut *mut c_void,
+}
+
 /// # Safety
 /// The two lists are null or what the documentation of `cuLaunchKernel` says.
 #[allow(clippy::too_many_arguments)]
@@ -85,7 +96,7 @@ unsafe fn launch(
     driver: &'static Driver,
     form: acb_cuda_abi::StreamForm,
     function: u64,
-    [grid_x, grid_y, grid_z, block_x, block_y, block_z]: [c_uint; 6],
+    shape: [c_uint; 6],
     shared: c_uint,
     stream: u64,
     list: *mut *mut c_void,
@@ -94,42 +105,74 @@ unsafe fn launch(
     let mut tables = driver.lock();
     let handle = tables.launched(driver, function)?;
     let stream = driver.stream(&mut tables, stream, form)?;
-    let gpu = tables.gpu_of(stream)?;
-    let function = tables.functions.get(handle).ok_or(INVALID_HANDLE)?;
-    if tables.streams.get(stream).is_none_or(|stream| stream.context != function.context) {
+    let context = tables.functions.get(handle).ok_or(INVALID_HANDLE)?.context;
+    let (own, captures) = tables
+        .streams
+        .get(stream)
+        .map(|stream| (stream.context, stream.part.is_some()))
+        .ok_or(INVALID_HANDLE)?;
+    if own != context {
         return Err(INVALID_HANDLE);
     }
+    let keep = if captures { Keep::Arguments } else { Keep::Nothing };
+    let asked = Launch { function, shape, shared, list, extra };
+    // SAFETY: the caller vouches for both lists.
+    let mut submission = unsafe { prepare(driver, &tables, handle, &asked, keep) }?;
+    if !captures && let Work::Kernel(call) = &mut submission.work {
+        call.meet_faults(&driver.faults);
+        submission.length = call.length(&driver.config.gpus[submission.gpu]);
+    }
+    driver.submit(tables, stream, submission, &[]).map(drop)
+}
+
+/// Whether the program may ask later what it launched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    Nothing,
+    Arguments,
+}
+
+/// Checks a launch, and makes work of it.
+///
+/// # Safety
+/// As for `launch`.
+pub(super) unsafe fn prepare(
+    driver: &Driver,
+    tables: &Tables,
+    handle: Handle<Function>,
+    asked: &Launch,
+    keep: Keep,
+) -> Outcome<Submission> {
+    let function = tables.functions.get(handle).ok_or(INVALID_HANDLE)?;
+    let gpu = tables.context(function.context)?.gpu;
+    let [grid_x, grid_y, grid_z, block_x, block_y, block_z] = asked.shape;
     let grid_fits = (1..=i32::MAX as u32).contains(&grid_x)
         && (1..=65535).contains(&grid_y)
         && (1..=65535).contains(&grid_z);
     let threads =
         [block_x, block_y, block_z].iter().try_fold(1_u32, |all, &one| all.checked_mul(one));
     let block_fits = threads.is_some_and(|threads| (1..=1024).contains(&threads)) && block_z <= 64;
-    if !grid_fits || !block_fits || shared > function.dynamic_shared.clamp(48 << 10, LARGEST_SHARED)
-    {
+    let shared_fits = asked.shared <= function.dynamic_shared.clamp(48 << 10, LARGEST_SHARED);
+    if !grid_fits || !block_fits || !shared_fits {
         return Err(INVALID_VALUE);
     }
+    let mut values = Vec::new();
+    let kept = (keep == Keep::Arguments).then_some(&mut values);
     // SAFETY: the caller vouches for both lists.
-    let arguments = unsafe { arguments(&function.parameters, list, extra) }?;
-    let mut call = KernelCall {
+    let arguments = unsafe { arguments(&function.parameters, asked.list, asked.extra, kept) }?;
+    let kept = (keep == Keep::Arguments)
+        .then(|| Arc::new(Asked::new(asked.function, asked.shape, asked.shared, values)));
+    let call = KernelCall {
         kernel: function.kernel,
         name: Arc::clone(&function.name),
         arguments,
+        rows: grid_y,
         fault: LaunchFault::None,
+        asked: kept,
     };
-    if driver.faults.strikes(FaultKind::LaunchFails, Some(&call.name)) {
-        call.fault = LaunchFault::Fails;
-    }
-    if driver.faults.strikes(FaultKind::Endless, Some(&call.name)) {
-        call.fault = LaunchFault::Endless;
-    }
-    if call.kernel == Kernel::Unknown {
-        name_once(&call.name);
-    }
     let length = call.length(&driver.config.gpus[gpu]);
     let engine = Some(EngineKind::Compute);
-    let submission = Submission { engine, gpu, length, work: Work::Kernel(call) };
-    driver.submit(tables, stream, submission, &[]).map(drop)
+    Ok(Submission { engine, gpu, length, work: Work::Kernel(call) })
 }
 
 /// Reads the first arguments, and checks that all are there.
@@ -140,6 +183,7 @@ unsafe fn arguments(
     parameters: &[Parameter],
     list: *mut *mut c_void,
     extra: *mut *mut c_void,
+    mut kept: Option<&mut Vec<Box<[u8]>>>,
 ) -> Outcome<[u64; 4]> {
     let mut arguments = [0; 4];
     if parameters.is_empty() {
@@ -167,6 +211,12 @@ unsafe fn arguments(
         };
         if from.is_null() {
             return Err(INVALID_VALUE);
+        }
+        if let Some(kept) = &mut kept {
+            let mut bytes = vec![0; parameter.size].into_boxed_slice();
+            // SAFETY: the argument has the size that the kernel declares.
+            unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), parameter.size) };
+            kept.push(bytes);
         }
         if let Some(argument) = arguments.get_mut(at) {
             let mut bytes = [0; 8];
@@ -199,16 +249,4 @@ unsafe fn buffer_of(extra: *mut *mut c_void) -> Outcome<(*mut u8, usize)> {
         }
     }
     Err(INVALID_VALUE)
-}
-
-/// Kernels that are not known take their time and write nothing; people are told,
-/// once for each name.
-fn name_once(name: &Arc<str>) {
-    static NAMED: Mutex<Option<HashSet<Arc<str>>>> = Mutex::new(None);
-    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
-    if named.get_or_insert_default().insert(Arc::clone(name)) {
-        driver::say(&format!(
-            "simcuda: kernel {name} is not known to the software GPU: it takes its modelled time and writes nothing"
-        ));
-    }
 }

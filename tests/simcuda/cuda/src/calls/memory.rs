@@ -32,6 +32,7 @@ calls! {
         if bytes == 0 || pointer.is_null() {
             return Err(INVALID_VALUE);
         }
+        tables.check_unsafe(driver::caller())?;
         if driver.faults.strikes(FaultKind::OutOfMemory, None) {
             return Err(OUT_OF_MEMORY);
         }
@@ -64,11 +65,12 @@ calls! {
 
     fn cuMemFree_v2(pointer: u64) {
         let driver = driver::get()?;
-        let tables = driver.lock();
+        let mut tables = driver.lock();
         driver.current(&tables)?;
         if pointer == 0 {
             return Ok(());
         }
+        tables.check_unsafe(driver::caller())?;
         if matches!(tables.space.host(pointer), Ok(range) if matches!(range.kind, HostKind::Managed(_))) {
             drop(tables);
             return free_host(driver, pointer, |kind| matches!(kind, HostKind::Managed(_)));
@@ -86,6 +88,14 @@ calls! {
                 let context = driver.current(&tables)?;
                 let mut tables = driver.wait(tables, |tables| tables.is_drained(context));
                 tables.free_pooled(pointer);
+                Ok(())
+            }
+            RegionKind::Graph { .. } => {
+                tables.graph_memory_is_let_go(pointer)?;
+                let context = driver.current(&tables)?;
+                let mut tables = driver.wait(tables, |tables| tables.is_drained(context));
+                tables.free_later(pointer);
+                tables.sweep_graph_memory();
                 Ok(())
             }
             RegionKind::Reservation | RegionKind::Global => Err(INVALID_VALUE),
@@ -126,6 +136,7 @@ calls! {
         if bytes == 0 || pointer.is_null() || !matches!(flags, 1 | 2) {
             return Err(INVALID_VALUE);
         }
+        tables.check_unsafe(driver::caller())?;
         let gpu = tables.context(context)?.gpu;
         let length = bytes.checked_next_multiple_of(4096).ok_or(OUT_OF_MEMORY)?;
         driver.state.take(driver.charge, gpu, length as u64).map_err(|_| OUT_OF_MEMORY)?;
@@ -186,8 +197,9 @@ calls! {
 
     fn cuMemHostUnregister(pointer: *mut c_void) {
         let driver = driver::get()?;
-        let tables = driver.lock();
+        let mut tables = driver.lock();
         driver.current(&tables)?;
+        tables.check_unsafe(driver::caller())?;
         let range = tables.space.host(pointer as u64).map_err(|_| HOST_MEMORY_NOT_REGISTERED)?;
         if !matches!(range.kind, HostKind::Registered) {
             return Err(HOST_MEMORY_NOT_REGISTERED);
@@ -407,6 +419,12 @@ stream_calls! {
         }
         match tables.space.region(pointer).map(|region| region.kind) {
             Some(RegionKind::Pooled { .. }) => {}
+            Some(RegionKind::Graph { .. }) => {
+                // In a capture it becomes a node, and counts when that runs.
+                if tables.recording(stream)?.is_none() {
+                    tables.graph_memory_is_let_go(pointer)?;
+                }
+            }
             Some(RegionKind::Allocation { .. }) => {
                 drop(tables);
                 return cuMemFree_v2(pointer);
@@ -466,11 +484,29 @@ unsafe fn allocate_later(
     if bytes == 0 || pointer.is_null() {
         return Err(INVALID_VALUE);
     }
+    let context = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
+    let (ordinal, gpu) = {
+        let context = tables.context(context)?;
+        (context.ordinal, context.gpu)
+    };
+    if tables.captures.any() {
+        tables.check_legacy(stream)?;
+        if let Some(capture) = tables.recording(stream)? {
+            let allocation = match pool {
+                Some(pool) => {
+                    let ordinal = tables.pools.get(pool).ok_or(INVALID_VALUE)?.ordinal;
+                    tables.graph_allocation(bytes, ordinal, driver.devices[ordinal])?
+                }
+                None => tables.graph_allocation(bytes, ordinal, gpu)?,
+            };
+            tables.record(stream, capture, crate::graph::Task::Allocate(allocation))?;
+            // SAFETY: the caller vouches for it.
+            return unsafe { put(pointer, allocation.address) };
+        }
+    }
     if driver.faults.strikes(FaultKind::OutOfMemory, None) {
         return Err(OUT_OF_MEMORY);
     }
-    let context = tables.streams.get(stream).ok_or(INVALID_HANDLE)?.context;
-    let ordinal = tables.context(context)?.ordinal;
     let pool = pool.unwrap_or_else(|| tables.device_pool(ordinal).1);
     tables = driver.look(tables);
     let start = match tables.allocate_pooled(driver, pool, bytes) {
@@ -487,6 +523,7 @@ unsafe fn allocate_later(
 
 /// The time that pinning takes, or its failure.
 fn pin(driver: &Driver, context: Handle<Context>, bytes: usize) -> Outcome {
+    driver.lock().check_unsafe(driver::caller())?;
     if driver.faults.strikes(FaultKind::PinFails, None) {
         return Err(OUT_OF_MEMORY);
     }
@@ -497,8 +534,9 @@ fn pin(driver: &Driver, context: Handle<Context>, bytes: usize) -> Outcome {
 }
 
 fn free_host(driver: &Driver, pointer: u64, fits: impl Fn(&HostKind) -> bool) -> Outcome {
-    let tables = driver.lock();
+    let mut tables = driver.lock();
     driver.current(&tables)?;
+    tables.check_unsafe(driver::caller())?;
     let range = tables.space.host(pointer).map_err(|_| INVALID_VALUE)?;
     if !fits(&range.kind) {
         return Err(INVALID_VALUE);
@@ -525,7 +563,10 @@ unsafe fn pointer_attribute(
         if let Some((start, region)) = space.region_of(pointer) {
             let context = match region.kind {
                 RegionKind::Allocation { context, .. } => context.bits(),
-                RegionKind::Pooled { .. } | RegionKind::Reservation | RegionKind::Global => 0,
+                RegionKind::Pooled { .. }
+                | RegionKind::Graph { .. }
+                | RegionKind::Reservation
+                | RegionKind::Global => 0,
             };
             (start, region.length, context, DEVICE, None)
         } else if let Some((start, range)) = space.host_of(pointer) {

@@ -39,11 +39,14 @@ mod copy;
 mod device;
 mod event;
 mod function;
+mod graph;
 mod init;
 mod launch;
 mod library;
 mod memory;
 mod module;
+mod node;
+mod replay;
 mod set;
 mod stream;
 mod vmm;
@@ -56,11 +59,14 @@ pub(crate) mod all {
     pub(crate) use super::device::*;
     pub(crate) use super::event::*;
     pub(crate) use super::function::*;
+    pub(crate) use super::graph::*;
     pub(crate) use super::init::*;
     pub(crate) use super::launch::*;
     pub(crate) use super::library::*;
     pub(crate) use super::memory::*;
     pub(crate) use super::module::*;
+    pub(crate) use super::node::*;
+    pub(crate) use super::replay::*;
     pub(crate) use super::set::*;
     pub(crate) use super::stream::*;
     pub(crate) use super::vmm::*;
@@ -96,6 +102,25 @@ unsafe fn put_wanted<T>(to: *mut T, value: T) {
         // SAFETY: not null, so the caller vouches for it.
         unsafe { to.write_unaligned(value) };
     }
+}
+
+/// A list of nodes that a program passes in.
+///
+/// # Safety
+/// `list` is null or has `count` elements.
+unsafe fn nodes_of(
+    list: *const acb_cuda_abi::sys::CUgraphNode,
+    count: usize,
+) -> Outcome<Vec<crate::handles::Handle<crate::graph::Node>>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if list.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: the caller vouches for the list.
+    let all = (0..count).map(|at| unsafe { list.add(at).read_unaligned() } as u64);
+    Ok(all.map(crate::handles::Handle::from_bits).collect())
 }
 
 /// A C string's text.

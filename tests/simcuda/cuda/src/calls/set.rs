@@ -7,9 +7,9 @@ use acb_cuda_abi::{StreamForm, sys};
 use simcuda_device::layout::EngineKind;
 
 use crate::code::{INVALID_VALUE, Outcome};
-use crate::driver;
+use crate::driver::{self, Driver};
 use crate::kernels::span;
-use crate::space::Access;
+use crate::space::{Access, RegionKind, Space};
 use crate::timeline::Submission;
 use crate::work::{Extent, Pitch, SetShape, Work};
 
@@ -68,18 +68,36 @@ fn set(
     if extent.total() == 0 {
         return Ok(());
     }
+    let pitch = Pitch { row: pitch, layer: 0 };
+    let shape = SetShape { address, gpu, value, width, pitch, extent };
+    let submission = shaped(driver, &tables.space, shape)?;
+    // Fills of device memory do not wait for the host, whatever their name.
+    super::copy::hand_in(driver, tables, stream, submission, false)
+}
+
+/// Checks a fill, and makes work of it.
+pub(super) fn shaped(driver: &Driver, space: &Space, shape: SetShape) -> Outcome<Submission> {
+    let SetShape { address, gpu, width, pitch, extent, .. } = shape;
     if !address.is_multiple_of(width as u64)
-        || (rows > 1 && (pitch < bytes || !pitch.is_multiple_of(width)))
+        || (extent.rows > 1 && (pitch.row < extent.bytes || !pitch.row.is_multiple_of(width)))
     {
         return Err(INVALID_VALUE);
     }
-    let pitch = Pitch { row: pitch, layer: 0 };
-    let known = tables.space.segments(gpu, address, extent.span(pitch), Access::Write);
-    known.ok_or(INVALID_VALUE)?;
+    let span_of_it = extent.span(pitch);
+    match space.region_of(address) {
+        Some((start, region)) if matches!(region.kind, RegionKind::Graph { .. }) => {
+            // What lies behind it comes when its graph runs.
+            let end = address.checked_add(span_of_it as u64).ok_or(INVALID_VALUE)?;
+            if end > start + region.length as u64 {
+                return Err(INVALID_VALUE);
+            }
+        }
+        _ => {
+            space.segments(gpu, address, span_of_it, Access::Write).ok_or(INVALID_VALUE)?;
+        }
+    }
     let config = &driver.config.gpus[gpu];
     let length = span(extent.total() as u64, config.memory_bandwidth) + config.launch_ns;
-    let work = Work::Set(Box::new(SetShape { address, gpu, value, width, pitch, extent }));
-    let submission = Submission { engine: Some(EngineKind::Compute), gpu, length, work };
-    // Fills of device memory do not wait for the host, whatever their name.
-    super::copy::hand_in(driver, tables, stream, submission, false)
+    let work = Work::Set(Box::new(shape));
+    Ok(Submission { engine: Some(EngineKind::Compute), gpu, length, work })
 }

@@ -6,14 +6,17 @@ use std::ffi::{c_int, c_uint, c_void};
 use acb_cuda_abi::sys;
 
 use super::put;
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_READY};
+use crate::code::{ILLEGAL_STATE, INVALID_HANDLE, INVALID_VALUE, NOT_READY};
 use crate::driver;
+use crate::graph::Task;
 use crate::handles::Handle;
 use crate::objects::{EventState, StreamKind, Tables};
 use crate::timeline::Submission;
 use crate::work::{HostCall, HostFunction, Work};
 
 const NON_BLOCKING: c_uint = 1;
+/// `CU_EVENT_WAIT_EXTERNAL`
+const EXTERNAL: c_uint = 1;
 const GREATEST_PRIORITY: c_int = -5;
 
 calls! {
@@ -47,6 +50,7 @@ calls! {
         let mut tables = driver.lock();
         let handle = Handle::from_bits(stream as u64);
         let context = tables.streams.get(handle).ok_or(INVALID_HANDLE)?.context;
+        tables.leave_capture(handle);
         // Its work goes on; nothing can follow it.
         tables.streams.remove(handle);
         if let Some(context) = tables.contexts.get_mut(context) {
@@ -65,6 +69,7 @@ stream_calls! {
             let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
             (stream.context, stream.kind)
         };
+        tables.check_waitable(handle)?;
         let tails = tables.tails(handle, context, kind);
         let tables = driver.wait(tables, |tables| {
             tails.iter().all(|&tail| !tables.timeline.is_pending(tail))
@@ -80,6 +85,7 @@ stream_calls! {
             let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
             (stream.context, stream.kind)
         };
+        tables.check_waitable(handle)?;
         let tables = driver.look(tables);
         let tails = tables.tails(handle, context, kind);
         tables.context(context)?;
@@ -95,12 +101,21 @@ stream_calls! {
         flags: c_uint,
     ) {
         let driver = driver::get()?;
-        if flags > 1 {
+        if flags > EXTERNAL {
             return Err(INVALID_VALUE);
         }
         let mut tables = driver.lock();
         let handle = driver.stream(&mut tables, stream as u64, form)?;
         let event = Handle::from_bits(event as u64);
+        tables.event(event)?;
+        tables.check_legacy(handle)?;
+        if flags == EXTERNAL {
+            let capture = tables.recording(handle)?.ok_or(ILLEGAL_STATE)?;
+            return tables.record(handle, capture, Task::Wait(event)).map(drop);
+        }
+        if tables.capture_wait(handle, event)? {
+            return Ok(());
+        }
         let state = tables.event(event)?.state.clone();
         let EventState::Pending(op) = state else { return Ok(()) };
         let gpu = tables.gpu_of(handle)?;
@@ -153,6 +168,8 @@ stream_calls! {
         }
         let mut tables = driver.lock();
         let handle = driver.stream(&mut tables, stream as u64, form)?;
+        // These are not captured; `cuLaunchHostFunc` is.
+        tables.check_waitable(handle)?;
         let gpu = tables.gpu_of(handle)?;
         let function = HostFunction::Callback(
             std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u64, u32, *mut c_void)>(
@@ -221,7 +238,9 @@ stream_calls! {
         _flags: c_uint,
     ) {
         let driver = driver::get()?;
-        driver.stream(&mut driver.lock(), stream as u64, form).map(drop)
+        let mut tables = driver.lock();
+        let handle = driver.stream(&mut tables, stream as u64, form)?;
+        tables.check_waitable(handle)
     }
 }
 

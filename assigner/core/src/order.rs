@@ -1,0 +1,227 @@
+//! The order in which waiting clients are looked at.
+//!
+//! Owns: the order, and the lines that make it cheap: a plan looks at the first few of a line, never at all. Does not
+//! own: what becomes of a client when it is its turn (`plan`).
+//!
+//! Compared in this order, the first difference decides:
+//!
+//! 1. within its tenant's guarantee, before what is borrowed;
+//! 2. the priority of its queue, then its own;
+//! 3. a promised start, before what has none;
+//! 4. the GPU time that its tenant has used, by weight, then what it has used itself (with fair share);
+//! 5. arrival.
+//!
+//! What is the same for many clients (1, 2 and 4's tenant) is a property of a lane, and read anew in every plan; the
+//! rest does not change while a client waits, so that a lane is a sorted set.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use crate::ids::{Gpu, Priority};
+use crate::queue::QueueId;
+use crate::scheduler::{Scheduler, Ticket};
+use crate::tenant::{TenantId, Used};
+
+/// What a request is worth: the priority of its queue, then its own. The higher takes GPUs from the lower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Level {
+    pub(crate) queue: Priority,
+    pub(crate) own: Priority,
+}
+
+/// Clients between which only their own places decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LaneKey {
+    pub(crate) level: Level,
+    pub(crate) tenant: TenantId,
+    pub(crate) queue: QueueId,
+    /// GPUs that each of them wants: whether they are within a guarantee depends on it.
+    pub(crate) width: u32,
+}
+
+/// The place of a client in its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) unpromised: bool,
+    pub(crate) used: Used,
+    pub(crate) ticket: Ticket,
+}
+
+/// Clients that wait for the same GPU, or for any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Line {
+    lanes: Vec<(LaneKey, BTreeSet<Place>)>,
+}
+
+impl Line {
+    pub(crate) fn insert(&mut self, key: LaneKey, place: Place) {
+        match self.lanes.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, places)) => _ = places.insert(place),
+            None => {
+                // Lanes that have run empty stay until now, as a plan may stand in one.
+                self.lanes.retain(|(_, places)| !places.is_empty());
+                self.lanes.push((key, BTreeSet::from([place])));
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: LaneKey, place: &Place) {
+        if let Some((_, places)) = self.lanes.iter_mut().find(|(known, _)| *known == key) {
+            places.remove(place);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lanes.iter().all(|(_, places)| places.is_empty())
+    }
+
+    pub(crate) fn contains(&self, key: LaneKey, place: &Place) -> bool {
+        self.lanes.iter().any(|(known, places)| *known == key && places.contains(place))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lanes.iter().map(|(_, places)| places.len()).sum()
+    }
+
+    /// The lanes in which somebody waits, with the first of each.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (LaneKey, Place)> {
+        self.lanes.iter().filter_map(|(key, places)| Some((*key, *places.first()?)))
+    }
+
+    fn after(&self, key: LaneKey, place: Place) -> Option<Place> {
+        let (_, places) = self.lanes.iter().find(|(known, _)| *known == key)?;
+        places.range((Bound::Excluded(place), Bound::Unbounded)).next().copied()
+    }
+}
+
+/// Several lines, walked in the one order of all.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    heads: Vec<Head>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    /// The line of this GPU; `None`: of those that wait for any.
+    line: Option<Gpu>,
+    lane: LaneKey,
+    place: Place,
+}
+
+/// What a plan has given out so far without it being held yet.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// GPUs kept for waiting clients, by tenant.
+    tenants: Vec<(TenantId, u32)>,
+    /// The same by queue.
+    queues: Vec<(QueueId, u32)>,
+}
+
+impl Given {
+    pub(crate) fn add(&mut self, lane: LaneKey, gpus: u32) {
+        match self.tenants.iter_mut().find(|(tenant, _)| *tenant == lane.tenant) {
+            Some((_, kept)) => *kept += gpus,
+            None => self.tenants.push((lane.tenant, gpus)),
+        }
+        match self.queues.iter_mut().find(|(queue, _)| *queue == lane.queue) {
+            Some((_, kept)) => *kept += gpus,
+            None => self.queues.push((lane.queue, gpus)),
+        }
+    }
+
+    pub(crate) fn to_tenant(&self, tenant: TenantId) -> u32 {
+        self.tenants.iter().find(|(known, _)| *known == tenant).map_or(0, |(_, kept)| *kept)
+    }
+
+    pub(crate) fn to_queue(&self, queue: QueueId) -> u32 {
+        self.queues.iter().find(|(known, _)| *known == queue).map_or(0, |(_, kept)| *kept)
+    }
+}
+
+impl Walk {
+    /// Nobody of this lane is looked at any more, of those that wait for any GPU.
+    pub(crate) fn close_lane(&mut self, lane: LaneKey) {
+        self.heads.retain(|head| head.line.is_some() || head.lane != lane);
+    }
+
+    /// Nobody that waits for this GPU alone is looked at any more.
+    pub(crate) fn close_line(&mut self, gpu: Gpu) {
+        self.heads.retain(|head| head.line != Some(gpu) || head.lane.width > 1);
+    }
+}
+
+/// The order, as one value: the least is the first.
+type Rank = (bool, Reverse<Level>, bool, Used, Used, Ticket);
+
+impl Scheduler {
+    /// Begins a walk over those who wait for one of `gpus`, or for any.
+    pub(crate) fn walk(&self, gpus: impl Iterator<Item = Gpu>) -> Walk {
+        let mut heads = Vec::with_capacity(16);
+        let mut add = |line: Option<Gpu>, lanes: &Line| {
+            heads.extend(lanes.heads().map(|(lane, place)| Head { line, lane, place }));
+        };
+        add(None, &self.floating);
+        for gpu in gpus {
+            add(Some(gpu), &self.gpus[gpu.index()].line);
+        }
+        Walk { heads }
+    }
+
+    /// The next client of a walk.
+    pub(crate) fn next_of(&self, walk: &mut Walk, given: &Given) -> Option<(LaneKey, Ticket)> {
+        let first = match &walk.heads[..] {
+            [] => return None,
+            [only] => *only,
+            heads => *heads.iter().min_by_key(|head| self.rank(head, given))?,
+        };
+        let ticket = first.place.ticket;
+        // Who waits for several GPUs stands in several lines.
+        let wide = first.lane.width > 1;
+        let mut at = 0;
+        while at < walk.heads.len() {
+            let head = &mut walk.heads[at];
+            if head.place.ticket != ticket {
+                at += 1;
+                continue;
+            }
+            let line = head.line.map_or(&self.floating, |gpu| &self.gpus[gpu.index()].line);
+            match line.after(head.lane, head.place) {
+                Some(next) => {
+                    head.place = next;
+                    at += 1;
+                }
+                None => _ = walk.heads.swap_remove(at),
+            }
+            if !wide {
+                break;
+            }
+        }
+        Some((first.lane, ticket))
+    }
+
+    fn rank(&self, head: &Head, given: &Given) -> Rank {
+        let Head { lane, place, .. } = head;
+        let entitled = self.is_entitled(*lane, given);
+        let used = self.tenant_used(lane.tenant, given);
+        (!entitled, Reverse(lane.level), place.unpromised, used, place.used, place.ticket)
+    }
+
+    /// True if a client of this lane would be within its tenant's guarantee.
+    pub(crate) fn is_entitled(&self, lane: LaneKey, given: &Given) -> bool {
+        let tenant = self.tenants.of(lane.tenant);
+        tenant.guarantee > 0
+            && tenant.held + given.to_tenant(lane.tenant) + lane.width <= tenant.guarantee
+    }
+
+    /// True if a client of this lane would exceed what its tenant or its queue may hold.
+    pub(crate) fn is_limited(&self, lane: LaneKey, given: &Given) -> bool {
+        let tenant = self.tenants.of(lane.tenant);
+        let queue = self.queues.of(lane.queue);
+        let beyond = |held: u32, given: u32, limit: Option<u32>| {
+            limit.is_some_and(|limit| held + given + lane.width > limit)
+        };
+        beyond(tenant.held, given.to_tenant(lane.tenant), tenant.limit)
+            || beyond(queue.held, given.to_queue(lane.queue), queue.max_gpus)
+    }
+}

@@ -1,0 +1,290 @@
+//! Taking GPUs back: who may have whose lease recalled, and when.
+//!
+//! Owns: claims of waiting clients on held GPUs, the quantum, the timers. Does not own: for whom a GPU is kept (`plan`).
+//!
+//! What a waiting client may do about a lease that is in its way (the first line that fits decides):
+//!
+//! | the holder | then |
+//! | --- | --- |
+//! | is of the same tenant | the higher level takes it at once; the same one when the quantum is over |
+//! | is of a tenant within its guarantee | only who is within a guarantee, too, when the quantum is over |
+//! | has borrowed, and who waits is within its guarantee | at once |
+//! | has borrowed or has no guarantee | the higher level at once; the same one when the quantum is over |
+//!
+//! In all other cases the holder is only told that somebody waits, and gives back when it is idle. Nothing else takes a
+//! GPU from a client; it is asked to stop between two kernels, and never killed.
+//!
+//! No livelock: each recall *at once* either lowers what is borrowed while somebody is below its guarantee, or hands
+//! a GPU to a higher level within the same bounds; neither can be undone by the one that gave way.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::event::{Action, Cause};
+use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::order::LaneKey;
+use crate::scheduler::{Lease, Scheduler};
+
+/// What a waiting client may do about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Have it recalled now, for this reason.
+    Now(Cause),
+    /// Have it recalled when its quantum is over.
+    AtQuantum,
+    /// Wait until it is given back.
+    Never,
+}
+
+/// Who wants a GPU, as far as others must give way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Claimant {
+    pub(crate) client: ClientId,
+    pub(crate) lane: LaneKey,
+    pub(crate) entitled: bool,
+}
+
+impl Outlook {
+    /// When both are back.
+    pub(crate) fn with(self, other: Outlook) -> Outlook {
+        Outlook {
+            back: self.back.max(other.back),
+            expected: self.expected.max(other.expected),
+            recalled: self.recalled.max(other.recalled),
+        }
+    }
+}
+
+/// When a GPU comes back, for somebody who waits for it. The order is that of preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Outlook {
+    pub(crate) back: Back,
+    /// If the estimates are right.
+    pub(crate) expected: Time,
+    /// Its last holder is recalled by then, however wrong they are; the end of time: nobody is.
+    pub(crate) recalled: Time,
+}
+
+/// How a GPU comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Back {
+    /// It is free.
+    Free,
+    /// All that hold it have been recalled, the last one then.
+    Leaving(Time),
+    /// All that hold it can be recalled now; the level of the highest.
+    Now(crate::order::Level),
+    /// Later.
+    Later,
+}
+
+pub(crate) const NEVER: Time = Time(u64::MAX);
+
+impl Lease {
+    /// How long it lasts when it is contended: the quantum, or as long as its switch is worth.
+    fn span(&self, quantum: Duration) -> Duration {
+        quantum.max(self.least).saturating_sub(self.spent)
+    }
+
+    /// When it is recalled if somebody waits for it.
+    pub(crate) fn latest_recall(&self, quantum: Duration) -> Time {
+        let end = self.started.after(self.span(quantum));
+        self.yields.map_or(end, |yields| yields.min(end))
+    }
+}
+
+impl Scheduler {
+    /// What a waiting client may do about the lease of another.
+    /// `taken`: what else would be taken with it.
+    pub(crate) fn claim(&self, who: &Claimant, holder: ClientId, taken: &[ClientId]) -> Claim {
+        let id = holder;
+        let holder = &self.clients[&id];
+        if let (Some(ticket), Some(lease)) = (self.clients[&who.client].waiting, &holder.lease)
+            && lease.passed.contains(&ticket)
+        {
+            return Claim::Now(Cause::Promise);
+        }
+        let by_level = match who.lane.level.cmp(&holder.level) {
+            std::cmp::Ordering::Greater => Claim::Now(Cause::Priority),
+            std::cmp::Ordering::Equal => Claim::AtQuantum,
+            std::cmp::Ordering::Less => Claim::Never,
+        };
+        if who.lane.tenant == holder.tenant {
+            return by_level;
+        }
+        let others = taken.iter().filter(|other| **other != id).map(|other| &self.clients[other]);
+        let others = others.filter(|other| {
+            other.tenant == holder.tenant
+                && other.lease.as_ref().is_some_and(|lease| lease.recalled.is_none())
+        });
+        let taken = others.map(|other| other.width).sum();
+        match (self.tenants.of(holder.tenant).is_protected(taken), who.entitled) {
+            (true, true) => Claim::AtQuantum,
+            (true, false) => Claim::Never,
+            (false, true) => Claim::Now(Cause::Quota),
+            (false, false) => by_level,
+        }
+    }
+
+    /// When a GPU comes back to somebody who waits for it.
+    pub(crate) fn outlook(&self, who: &Claimant, gpu: Gpu, taken: &[ClientId]) -> Outlook {
+        let now = self.now;
+        let state = &self.gpus[gpu.index()];
+        if self.is_free(gpu, &self.clients[&who.client]) {
+            return Outlook { back: Back::Free, expected: now, recalled: now };
+        }
+        let mut outlook = Outlook { back: Back::Leaving(Time(0)), expected: now, recalled: now };
+        if !state.claimed.is_empty() {
+            // Who is expected back may come at the last moment, and then has a quantum.
+            let settled = self.config.settle.until.after(self.config.quantum);
+            outlook = Outlook { back: Back::Later, expected: settled, recalled: settled };
+        }
+        for holder in &state.holders {
+            let client = &self.clients[holder];
+            let lease = client.lease.as_ref().expect("a holder has a lease");
+            let (back, expected, recalled) = match (lease.recalled, self.claim(who, *holder, taken))
+            {
+                (Some(since), _) => (Back::Leaving(since), now, now),
+                (None, Claim::Now(_)) => (Back::Now(client.level), now, now),
+                (None, claim) => {
+                    let recalled = match claim {
+                        Claim::Never => NEVER,
+                        _ => lease.latest_recall(self.config.quantum),
+                    };
+                    // A holder beyond its estimate may be done at any moment.
+                    let expected = lease.ends.map_or(recalled, |ends| ends.min(recalled));
+                    (Back::Later, expected.max(now), recalled.max(now))
+                }
+            };
+            outlook = outlook.with(Outlook { back, expected, recalled });
+        }
+        outlook
+    }
+
+    pub(crate) fn lease(&self, holder: ClientId) -> &Lease {
+        self.clients[&holder].lease.as_ref().expect("a holder has a lease")
+    }
+
+    fn lease_mut(&mut self, holder: ClientId) -> &mut Lease {
+        let client = self.clients.get_mut(&holder).expect("a holder is known");
+        client.lease.as_mut().expect("a holder has a lease")
+    }
+
+    /// Tells the holders of GPUs that somebody waits for them, and sees to their recall.
+    pub(crate) fn tell_holders(&mut self, gpus: &BTreeSet<Gpu>) {
+        let leases = gpus.iter().flat_map(|gpu| {
+            self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
+        });
+        let leases: BTreeSet<(Epoch, ClientId)> = leases.collect();
+        for (_, id) in leases {
+            let lease = self.lease(id);
+            if lease.recalled.is_some() {
+                continue;
+            }
+            let waiting = lease.gpus.iter().any(|gpu| self.gpus[gpu.index()].reserved.is_some());
+            let recall_at = if waiting { self.recall_time(id) } else { None };
+            if waiting {
+                self.tell_wanted(id);
+            }
+            self.set_timer(id, recall_at);
+        }
+    }
+
+    fn tell_wanted(&mut self, id: ClientId) {
+        let lease = self.lease_mut(id);
+        if !lease.wanted {
+            lease.wanted = true;
+            let epoch = lease.epoch;
+            self.actions.push_back(Action::Wanted { client: id, epoch });
+        }
+    }
+
+    /// When a lease must be recalled for those who wait for its GPUs; `None`: only when it is idle.
+    fn recall_time(&self, holder: ClientId) -> Option<Time> {
+        let lease = self.lease(holder);
+        let quantum = self.config.quantum;
+        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
+        let times = kept.filter_map(|ticket| {
+            let waiter = &self.queue[&ticket];
+            let lane = self.clients[&waiter.client].lane();
+            let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
+            let promised = waiter.reservation.and_then(|reservation| reservation.promised);
+            let end = lease.latest_recall(quantum);
+            match self.claim(&who, holder, &[]) {
+                Claim::Never => self.rotates(holder).then_some(end),
+                _ => Some(promised.map_or(end, |promised| promised.min(end))),
+            }
+        });
+        times.min()
+    }
+
+    /// True if clients of the holder's own tenant wait for its GPUs: then the quantum counts between them, although
+    /// the one that a GPU is kept for cannot have it recalled.
+    fn rotates(&self, holder: ClientId) -> bool {
+        let holder = &self.clients[&holder];
+        let lease = holder.lease.as_ref().expect("a holder has a lease");
+        let lines = lease.gpus.iter().map(|gpu| &self.gpus[gpu.index()].line);
+        let mut heads = lines.chain([&self.floating]).flat_map(|line| line.heads());
+        heads.any(|(lane, _)| lane.tenant == holder.tenant && lane.level >= holder.level)
+    }
+
+    fn set_timer(&mut self, holder: ClientId, at: Option<Time>) {
+        let lease = self.lease_mut(holder);
+        let (before, epoch) = (std::mem::replace(&mut lease.timer, at), lease.epoch);
+        if before != at {
+            if let Some(before) = before {
+                self.timers.remove(&(before, epoch, holder));
+            }
+            self.timers.extend(at.map(|at| (at, epoch, holder)));
+        }
+    }
+
+    /// Asks for a lease back.
+    pub(crate) fn recall(&mut self, id: ClientId, cause: Cause) {
+        self.tell_wanted(id);
+        let now = self.now;
+        let lease = self.lease_mut(id);
+        lease.recalled = Some(now);
+        lease.cause = Some(cause);
+        let (epoch, width) = (lease.epoch, lease.width());
+        let tenant = self.clients[&id].tenant;
+        self.tenants.of_mut(tenant).leaving += width;
+        self.recalls.count(cause);
+        self.actions.push_back(Action::Recall { client: id, epoch });
+        self.set_timer(id, Some(now.after(self.config.drain)));
+    }
+
+    /// Recalls the contended leases whose time is over, and gives up on those recalled long ago.
+    pub(crate) fn fire_timers(&mut self) {
+        while let Some(&(at, _, id)) = self.timers.first() {
+            if at > self.now {
+                return;
+            }
+            let lease = self.lease_mut(id);
+            if lease.recalled.is_some() {
+                lease.stuck = true;
+                let gpus = lease.gpus.clone();
+                self.dirty.gpus.extend(gpus);
+                self.set_timer(id, None);
+            } else {
+                let lease = self.lease(id);
+                let early = at < lease.started.after(lease.span(self.config.quantum));
+                let backfilled = lease.yields.is_some();
+                self.recall(id, if early && backfilled { Cause::Promise } else { Cause::Quantum });
+            }
+        }
+    }
+
+    /// All memory of a holder is on its GPUs: now its quantum begins. It lasts so long that the switch costs no more than
+    /// the configured share of the time.
+    pub(crate) fn begin_quantum(&mut self, id: ClientId, epoch: Epoch, switch: Duration) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(lease) = client.lease.as_mut().filter(|lease| lease.epoch == epoch) else {
+            return;
+        };
+        let share = self.config.switch_share;
+        lease.started = self.now;
+        lease.least = switch.mul_f64((1.0 - share) / share);
+        self.dirty.gpus.extend(lease.gpus.iter().copied());
+    }
+}

@@ -1,0 +1,240 @@
+//! Runs what was instantiated of graphs: each node becomes work in the timeline
+//! that waits for what its node waits for, and the whole stands in the stream
+//! like one operation.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use simcuda_device::clock;
+use simcuda_device::fault::FaultKind;
+
+use crate::code::{INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
+use crate::driver::{Driver, Locked};
+use crate::graph::{Executable, Graph, Node, Task};
+use crate::handles::Handle;
+use crate::objects::{EventState, Stream, Tables};
+use crate::physical::Physical;
+use crate::timeline::{Op, Seat, Submission};
+use crate::work::Work;
+
+/// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`
+const FREES_ON_LAUNCH: u64 = 1;
+
+/// A node as it is run: what it does, and which steps it follows.
+struct Step {
+    task: Task,
+    after: Vec<usize>,
+}
+
+impl Driver {
+    /// Launches an instance into a stream; into one that captures, as a node.
+    pub(crate) fn launch_graph(
+        &self,
+        mut tables: Locked<'_>,
+        handle: Handle<Executable>,
+        stream: Handle<Stream>,
+    ) -> Outcome {
+        let graph = tables.executables.get(handle).ok_or(INVALID_VALUE)?.graph;
+        tables.check_legacy(stream)?;
+        if let Some(capture) = tables.recording(stream)? {
+            if tables.has_memory(graph) {
+                tables.spoil(capture);
+                return Err(NOT_SUPPORTED);
+            }
+            let inside = tables.copy_graph(graph, true)?;
+            return tables.record(stream, capture, Task::Child(inside)).map(drop);
+        }
+        let mut steps = Vec::new();
+        tables.flatten(graph, &[], &mut steps);
+        tables.take_graph_memory(handle, &steps)?;
+        let freed = tables.settle_graph_memory(handle, &steps)?;
+        for step in &mut steps {
+            self.strike(step);
+        }
+        self.run(&mut tables, handle, stream, steps, freed)?;
+        self.stir(&tables);
+        Ok(())
+    }
+
+    /// Scripted faults, and the word about kernels that are not known.
+    fn strike(&self, step: &mut Step) {
+        let Task::Run(submission) = &mut step.task else { return };
+        match &mut submission.work {
+            Work::Kernel(call) => {
+                call.meet_faults(&self.faults);
+                submission.length = call.length(&self.config.gpus[submission.gpu]);
+            }
+            Work::Copy(shape) => shape.fails = self.faults.strikes(FaultKind::CopyFails, None),
+            _ => {}
+        }
+    }
+
+    fn run(
+        &self,
+        tables: &mut Tables,
+        handle: Handle<Executable>,
+        stream: Handle<Stream>,
+        steps: Vec<Step>,
+        freed: Vec<u64>,
+    ) -> Outcome {
+        let engines = self.engines();
+        let now = clock::now();
+        let gpu = tables.gpu_of(stream)?;
+        let context = tables.streams.get(stream).ok_or(INVALID_VALUE)?.context;
+        let nothing = |work| Submission { engine: None, gpu, length: 0, work };
+        for address in freed {
+            tables.submit(&engines, stream, nothing(Work::Free(address)), &[], now)?;
+        }
+        let last = tables.executables.get(handle).ok_or(INVALID_VALUE)?.last;
+        let before: Vec<Handle<Op>> = last.into_iter().collect();
+        let head = tables.submit(&engines, stream, nothing(Work::Nothing), &before, now)?;
+        let memory = tables.executables.get(handle).map(|one| one.memory.clone());
+        let memory = memory.unwrap_or_default();
+        let mut ops: Vec<Option<Handle<Op>>> = Vec::with_capacity(steps.len());
+        for step in steps {
+            let mut before: Vec<Handle<Op>> =
+                step.after.iter().filter_map(|&other| ops[other]).collect();
+            // After what has ended already, the head still is what to wait for.
+            before.extend(head);
+            let mut record = None;
+            let submission = match step.task {
+                Task::Run(submission) => submission,
+                Task::Record(event) => {
+                    record = Some(event);
+                    nothing(Work::Event(event))
+                }
+                Task::Wait(event) => {
+                    if let Some(EventState::Pending(op)) =
+                        tables.events.get(event).map(|e| &e.state)
+                    {
+                        before.push(*op);
+                    }
+                    nothing(Work::Nothing)
+                }
+                Task::Allocate(allocation) => match memory.get(&allocation.address) {
+                    Some(memory) => nothing(Work::Map(allocation.address, Arc::clone(memory))),
+                    None => nothing(Work::Nothing),
+                },
+                Task::Empty | Task::Child(_) => nothing(Work::Nothing),
+            };
+            let seat = (stream, Seat::Within);
+            let op = tables.enter(&engines, seat, context, submission, before, now)?;
+            if let (Some(op), Some(event)) = (op, record)
+                && let Some(event) = tables.events.get_mut(event)
+            {
+                event.state = EventState::Pending(op);
+            }
+            ops.push(op);
+        }
+        let all: Vec<Handle<Op>> = ops.into_iter().flatten().collect();
+        let end = tables.submit(&engines, stream, nothing(Work::Nothing), &all, now)?;
+        if let Some(executable) = tables.executables.get_mut(handle) {
+            executable.last = end;
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    /// Adds a graph's nodes as steps that follow the steps `entry`; the steps
+    /// that its end is made of.
+    fn flatten(&self, graph: Handle<Graph>, entry: &[usize], steps: &mut Vec<Step>) -> Vec<usize> {
+        let mut ends: HashMap<Handle<Node>, Vec<usize>> = HashMap::new();
+        let mut last: Vec<usize> = entry.to_vec();
+        for handle in self.ordered(graph).unwrap_or_default() {
+            let Some(node) = self.nodes.get(handle) else { continue };
+            let mut after: Vec<usize> =
+                node.after.iter().filter_map(|other| ends.get(other)).flatten().copied().collect();
+            if node.after.is_empty() {
+                after = entry.to_vec();
+            }
+            last.retain(|step| !after.contains(step));
+            let end = match &node.task {
+                Task::Child(child) => self.flatten(*child, &after, steps),
+                task => {
+                    let task = if node.enabled { task.clone() } else { Task::Empty };
+                    steps.push(Step { task, after });
+                    vec![steps.len() - 1]
+                }
+            };
+            last.extend(&end);
+            ends.insert(handle, end);
+        }
+        last
+    }
+
+    /// Makes sure that there is memory behind all that a run allocates.
+    fn take_graph_memory(&mut self, handle: Handle<Executable>, steps: &[Step]) -> Outcome {
+        for step in steps {
+            let Task::Allocate(allocation) = &step.task else { continue };
+            let executable = self.executables.get(handle).ok_or(INVALID_VALUE)?;
+            if executable.memory.contains_key(&allocation.address) {
+                continue;
+            }
+            let (gpu, length) = (allocation.gpu, allocation.length());
+            let memory = match Physical::new(gpu, length) {
+                Err(OUT_OF_MEMORY) => {
+                    // What pools keep for others may make room.
+                    for (pool, _) in self.device_pools.clone() {
+                        self.trim_pool(pool, 0);
+                    }
+                    Physical::new(gpu, length)?
+                }
+                other => other?,
+            };
+            if let Some(executable) = self.executables.get_mut(handle) {
+                executable.memory.insert(allocation.address, memory);
+            }
+            self.note_graph_memory(gpu);
+        }
+        Ok(())
+    }
+
+    /// Keeps account of what a run leaves allocated; what it must free first.
+    fn settle_graph_memory(
+        &mut self,
+        handle: Handle<Executable>,
+        steps: &[Step],
+    ) -> Outcome<Vec<u64>> {
+        let flags = self.executables.get(handle).ok_or(INVALID_VALUE)?.flags;
+        let allocated: Vec<u64> = steps
+            .iter()
+            .filter_map(|step| match &step.task {
+                Task::Allocate(allocation) => Some(allocation.address),
+                _ => None,
+            })
+            .collect();
+        let left: Vec<u64> =
+            allocated.iter().copied().filter(|&at| self.graph_memory.is_live(at)).collect();
+        if !left.is_empty() && flags & FREES_ON_LAUNCH == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let frees: Vec<u64> = steps
+            .iter()
+            .filter_map(|step| match &step.task {
+                Task::Run(Submission { work: Work::Free(address), .. }) => Some(*address),
+                _ => None,
+            })
+            .collect();
+        // What another graph's run left must be there.
+        if frees.iter().any(|at| {
+            let foreign = matches!(
+                self.space.region(*at).map(|region| region.kind),
+                Some(crate::space::RegionKind::Graph { .. })
+            ) && !allocated.contains(at);
+            foreign && !self.graph_memory.is_live(*at)
+        }) {
+            return Err(INVALID_VALUE);
+        }
+        for at in &left {
+            self.graph_memory.let_go(*at);
+        }
+        for at in &frees {
+            self.graph_memory.let_go(*at);
+        }
+        for at in allocated.into_iter().filter(|at| !frees.contains(at)) {
+            self.graph_memory.keep(at);
+        }
+        Ok(left)
+    }
+}
