@@ -189,7 +189,7 @@ pub enum Cause {
     Priority,
     /// It is on a borrowed GPU, and a tenant below its guarantee waits.
     Quota,
-    /// It was let go before another, whose start it would delay now.
+    /// Somebody's promised start would be late otherwise: it was let go before (backfill), or is in the way alone.
     Promise,
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Compared in this order, the first difference decides:
 //!
-//! 1. within its tenant's guarantee, before what is borrowed;
+//! 1. within its tenant's guarantee, before what is borrowed; a guarantee is for the tenant's own first request, and if
+//!    that does not fit, for none behind it (else small requests would starve the tenant's own big one);
 //! 2. the priority of its queue, then its own;
 //! 3. a promised start, before what has none;
 //! 4. the GPU time that its tenant has used, by weight, then what it has used itself (with fair share);
@@ -101,6 +102,15 @@ pub(crate) struct Walk {
     heads: Vec<Head>,
 }
 
+/// Whose turn it is in a walk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    pub(crate) ticket: Ticket,
+    pub(crate) lane: LaneKey,
+    /// Whether it is within its tenant's guarantee.
+    pub(crate) entitled: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Head {
     /// The line of this GPU; `None`: of those that wait for any.
@@ -169,12 +179,13 @@ impl Scheduler {
     }
 
     /// The next client of a walk.
-    pub(crate) fn next_of(&self, walk: &mut Walk, given: &Given) -> Option<(LaneKey, Ticket)> {
+    pub(crate) fn next_of(&self, walk: &mut Walk, given: &Given) -> Option<Next> {
         let first = match &walk.heads[..] {
             [] => return None,
             [only] => *only,
-            heads => *heads.iter().min_by_key(|head| self.rank(head, given))?,
+            heads => *heads.iter().min_by_key(|head| self.rank(head, heads, given))?,
         };
+        let entitled = self.is_entitled(&first, &walk.heads, given);
         let ticket = first.place.ticket;
         // Who waits for several GPUs stands in several lines.
         let wide = first.lane.width > 1;
@@ -197,21 +208,24 @@ impl Scheduler {
                 break;
             }
         }
-        Some((first.lane, ticket))
+        Some(Next { ticket, lane: first.lane, entitled })
     }
 
-    fn rank(&self, head: &Head, given: &Given) -> Rank {
+    fn rank(&self, head: &Head, heads: &[Head], given: &Given) -> Rank {
         let Head { lane, place, .. } = head;
-        let entitled = self.is_entitled(*lane, given);
+        let entitled = self.is_entitled(head, heads, given);
         let used = self.tenant_used(lane.tenant, given);
         (!entitled, Reverse(lane.level), place.unpromised, used, place.used, place.ticket)
     }
 
-    /// True if a client of this lane would be within its tenant's guarantee.
-    pub(crate) fn is_entitled(&self, lane: LaneKey, given: &Given) -> bool {
+    /// True if a client is the first of its tenant, and within the guarantee.
+    fn is_entitled(&self, head: &Head, heads: &[Head], given: &Given) -> bool {
+        let lane = head.lane;
         let tenant = self.tenants.of(lane.tenant);
+        let own = |head: &Head| (Reverse(head.lane.level), head.place);
         tenant.guarantee > 0
             && tenant.held + given.to_tenant(lane.tenant) + lane.width <= tenant.guarantee
+            && heads.iter().all(|other| other.lane.tenant != lane.tenant || own(other) >= own(head))
     }
 
     /// True if a client of this lane would exceed what its tenant or its queue may hold.

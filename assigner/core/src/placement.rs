@@ -54,43 +54,67 @@ impl Scheduler {
         usable.sort_by_cached_key(|&gpu| {
             (self.gpus[gpu.index()].reserved.is_some(), self.preference(client, gpu))
         });
+        if width > 1 {
+            let kept = |gpu: Gpu| usize::from(self.gpus[gpu.index()].reserved.is_some());
+            return self.close_together(&usable, width, kept);
+        }
+        usable.truncate(width);
+        usable
+    }
+
+    /// Of GPUs in an order of preference so many that are close to each other; first comes a low `rating`.
+    fn close_together(
+        &self,
+        gpus: &[Gpu],
+        width: usize,
+        rating: impl Fn(Gpu) -> usize,
+    ) -> Vec<Gpu> {
         let topology = &self.config.topology;
-        if width == 1 || usable.len() == width || topology.distances.is_empty() {
-            usable.truncate(width);
-            return usable;
+        if gpus.len() == width || topology.distances.is_empty() {
+            return gpus[..width].to_vec();
         }
         // From each GPU on, always the next closest: the best of these.
-        let grown = (0..usable.len()).map(|seed| {
-            let mut rest: Vec<usize> = (0..usable.len()).filter(|at| *at != seed).collect();
-            let mut chosen = vec![seed];
-            let mut far = 0;
+        let grown = (0..gpus.len()).map(|seed| {
+            let mut rest: Vec<usize> = (0..gpus.len()).filter(|at| *at != seed).collect();
+            let (mut chosen, mut far) = (vec![seed], 0);
             while chosen.len() < width {
                 let reach = |at: usize| -> u32 {
-                    chosen.iter().map(|c| topology.distance(usable[*c], usable[at])).sum()
+                    chosen.iter().map(|c| topology.distance(gpus[*c], gpus[at])).sum()
                 };
-                let kept = |at: usize| self.gpus[usable[at].index()].reserved.is_some();
-                let next =
-                    (0..rest.len()).min_by_key(|i| (kept(rest[*i]), reach(rest[*i]), rest[*i]));
+                let key = |at: usize| (rating(gpus[at]), reach(at), at);
+                let next = (0..rest.len()).min_by_key(|i| key(rest[*i]));
                 let next = rest.swap_remove(next.expect("there are more than are wanted"));
                 far += reach(next);
                 chosen.push(next);
             }
             chosen.sort_unstable();
-            let kept =
-                chosen.iter().filter(|at| self.gpus[usable[**at].index()].reserved.is_some());
-            (kept.count(), far, chosen)
+            (chosen.iter().map(|at| rating(gpus[*at])).sum::<usize>(), far, chosen)
         });
         let (.., chosen) = grown.min().expect("there is at least one GPU");
-        chosen.into_iter().map(|at| usable[at]).collect()
+        chosen.into_iter().map(|at| gpus[at]).collect()
     }
 
     /// Chooses the GPUs that a client is bound to: the least loaded.
     pub(crate) fn place(&self, client: &Client) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.candidates(client).collect();
-        gpus.sort_by_key(|&gpu| self.load(gpu));
-        gpus.truncate(client.width as usize);
+        gpus.sort_by_cached_key(|&gpu| (self.fellows(client, gpu), self.load(gpu)));
+        let width = client.width as usize;
+        if width > 1 {
+            gpus = self.close_together(&gpus, width, |gpu| self.load(gpu).0);
+        }
+        gpus.truncate(width);
         gpus.sort();
         gpus
+    }
+
+    /// Clients of the same tenant that are bound to a GPU: one with a guarantee uses it on several GPUs only if its
+    /// clients are spread over them.
+    fn fellows(&self, client: &Client, gpu: Gpu) -> usize {
+        if self.tenants.of(client.tenant).guarantee == 0 {
+            return 0;
+        }
+        let bound = self.gpus[gpu.index()].bound.iter().filter_map(|id| self.clients.get(id));
+        bound.filter(|other| other.tenant == client.tenant).count()
     }
 
     /// How loaded a GPU is: clients that are bound to it or hold it, time the bound ones have used

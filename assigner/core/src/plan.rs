@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use crate::config::{Backfill, Policy};
 use crate::event::{Action, Cause, Eligible};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
-use crate::order::{Given, LaneKey, Walk};
+use crate::order::{Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
 use crate::scheduler::{Lease, Reservation, Scheduler, Ticket, Waiter};
 
@@ -98,9 +98,8 @@ impl Scheduler {
     }
 
     fn plan_island(&mut self, island: &BTreeSet<Gpu>) {
-        for gpu in island {
-            self.gpus[gpu.index()].reserved = None;
-        }
+        let before = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved.take());
+        let before: BTreeSet<Ticket> = before.collect();
         let fresh = island.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
         let mut open = Open { fresh, lent: 0, tries: 0 };
         let mut ahead = Ahead::default();
@@ -108,7 +107,8 @@ impl Scheduler {
         let mut promises = Vec::new();
         let mut walk = self.walk(island.iter().copied());
         while !open.is_over() {
-            let Some((lane, ticket)) = self.next_of(&mut walk, &given) else { break };
+            let Some(next) = self.next_of(&mut walk, &given) else { break };
+            let Next { ticket, lane, entitled } = next;
             let client = self.queue[&ticket].client;
             let too_wide = lane.width as usize > open.fresh + open.lent;
             if too_wide && self.clients[&client].bound.is_empty() {
@@ -125,7 +125,7 @@ impl Scheduler {
                 self.grant(ticket, start);
                 continue;
             }
-            let who = Claimant { client, lane, entitled: self.is_entitled(lane, &given) };
+            let who = Claimant { client, lane, entitled };
             let kept = self.reserve(&who, ticket, &ahead, limited);
             if !kept.is_empty() {
                 given.add(lane, lane.width);
@@ -139,7 +139,24 @@ impl Scheduler {
         for client in promises {
             self.place_by_promise(client);
         }
+        self.withdraw(&before, island);
         self.tell_holders(island);
+    }
+
+    /// Takes promises back from those for whom nothing is kept any more: others of a higher rank have come.
+    fn withdraw(&mut self, before: &BTreeSet<Ticket>, island: &BTreeSet<Gpu>) {
+        for ticket in before {
+            let mut kept = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
+            if kept.any(|kept| kept == *ticket) {
+                continue;
+            }
+            let Some(waiter) = self.queue.get_mut(ticket) else { continue };
+            if let Some(reservation) = &mut waiter.reservation {
+                reservation.promised = None;
+            }
+            let client = waiter.client;
+            self.place_by_promise(client);
+        }
     }
 
     /// GPUs that are kept are not open any more, unless they are free and others may go before.

@@ -267,12 +267,28 @@ impl Scheduler {
                 self.dirty.gpus.extend(gpus);
                 self.set_timer(id, None);
             } else {
-                let lease = self.lease(id);
-                let early = at < lease.started.after(lease.span(self.config.quantum));
-                let backfilled = lease.yields.is_some();
-                self.recall(id, if early && backfilled { Cause::Promise } else { Cause::Quantum });
+                self.recall(id, self.cause(id, at));
             }
         }
+    }
+
+    /// Why a lease is recalled whose timer has come.
+    fn cause(&self, holder: ClientId, at: Time) -> Cause {
+        let lease = self.lease(holder);
+        if at >= lease.started.after(lease.span(self.config.quantum)) {
+            return Cause::Quantum;
+        }
+        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
+        let mut causes = kept.filter_map(|ticket| {
+            let waiter = &self.queue[&ticket];
+            let lane = self.clients[&waiter.client].lane();
+            let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
+            match self.claim(&who, holder, &[]) {
+                Claim::Now(cause) => Some(cause),
+                Claim::AtQuantum | Claim::Never => None,
+            }
+        });
+        causes.next().unwrap_or(Cause::Promise)
     }
 
     /// All memory of a holder is on its GPUs: now its quantum begins. It lasts so long that the switch costs no more than

@@ -228,7 +228,7 @@ impl Scheduler {
 
     /// Work conservation, that whoever is in the way knows, and that nobody has a GPU kept before a higher one.
     fn check_waiting(&self) -> Result<(), SanityError> {
-        let given = Given::default();
+        let reserved: BTreeSet<Ticket> = self.gpus.iter().filter_map(|gpu| gpu.reserved).collect();
         let kept_for = |ticket: Ticket| {
             (0..).map(Gpu).zip(&self.gpus).filter(move |(_, state)| state.reserved == Some(ticket))
         };
@@ -247,6 +247,12 @@ impl Scheduler {
                 self.is_free(**gpu, client) && kept.is_none_or(|kept| kept == *ticket)
             };
             let width = client.width as usize;
+            // What is kept for others counts against their limits: they came first.
+            let mut given = Given::default();
+            for other in reserved.iter().filter(|other| *other != ticket) {
+                let other = self.clients[&self.queue[other].client].lane();
+                given.add(other, other.width);
+            }
             let limited = self.is_limited(lane, &given);
             if !limited && candidates.iter().filter(idle).count() >= width {
                 return Err(SanityError::Idle(waiter.client));

@@ -413,11 +413,12 @@ impl Scheduler {
                 (ticket, Duration::ZERO)
             }
         };
+        let used = self.come_back(id);
+        let client = self.clients.get_mut(&id).expect("it was just there");
+        client.used = used;
         client.waiting = Some(ticket);
         client.since = self.now;
-        let (tenant, used) = (client.tenant, client.used);
-        let used = self.come_back(tenant, used);
-        self.clients.get_mut(&id).expect("it was just there").used = used;
+        let tenant = client.tenant;
         self.tenants.of_mut(tenant).active += 1;
         let place = Place { unpromised: true, used, ticket };
         let waiter = Waiter {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
-use crate::event::{Held, Recalls};
+use crate::event::{Cause, Held, Recalls};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
 use crate::scheduler::{Client, Scheduler, Ticket, Waiter};
@@ -109,6 +109,8 @@ pub struct ClientSnapshot {
     pub epoch: Option<Epoch>,
     /// True if it has been told that somebody waits for its lease.
     pub wanted: bool,
+    /// Why its lease has been asked back.
+    pub recalled_for: Option<Cause>,
     /// Its room on each GPU that it is bound to, in the order of `gpus`.
     pub room: Vec<(Gpu, u64)>,
     /// Its place in the queue, from 1.
@@ -245,7 +247,7 @@ impl Scheduler {
         let mut walk = self.walk((0..).map(Gpu).take(self.gpus.len()));
         let ordered = std::iter::from_fn(|| self.next_of(&mut walk, &given));
         let mut ordered: Vec<ClientId> =
-            ordered.map(|(_, ticket)| self.queue[&ticket].client).collect();
+            ordered.map(|next| self.queue[&next.ticket].client).collect();
         let held_back = |waiter: &&Waiter| !self.clients[&waiter.client].let_go;
         ordered.extend(self.queue.values().filter(held_back).map(|waiter| waiter.client));
         ordered
@@ -276,6 +278,7 @@ impl Scheduler {
             bound: !client.bound.is_empty(),
             epoch: lease.map(|lease| lease.epoch),
             wanted: lease.is_some_and(|lease| lease.wanted),
+            recalled_for: lease.and_then(|lease| lease.cause),
             room: client.bound.iter().map(|gpu| (*gpu, self.rooms.of(id, *gpu))).collect(),
             position: None,
             grants: client.grants,

@@ -9,7 +9,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use crate::ids::Time;
+use crate::ids::{ClientId, Time};
 use crate::order::Given;
 use crate::scheduler::Scheduler;
 
@@ -214,9 +214,13 @@ impl Scheduler {
     }
 
     /// A client is going to wait: neither it nor its tenant is owed more than the credit for the time when it did not.
-    pub(crate) fn come_back(&mut self, id: TenantId, used: Used) -> Used {
+    pub(crate) fn come_back(&mut self, client: ClientId) -> Used {
+        if let Some(shares) = self.shares {
+            self.rebase(shares);
+        }
+        let client = &self.clients[&client];
+        let (id, used) = (client.tenant, client.used);
         let Some(shares) = self.shares else { return used };
-        self.rebase(shares);
         let credit = self.counts(shares.config.credit, 1);
         let is_back = self.tenants.of(id).active == 0;
         if is_back {

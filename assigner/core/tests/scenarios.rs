@@ -6,7 +6,10 @@
 //! ```text
 //! # a comment
 //! node gpus=2 memory=100 policy=gpu-affinity quantum=10s     starts a scheduler; keys can be left out
+//!      tenants=NAME:GUARANTEE[/LIMIT][*WEIGHT];…              tenants, queues, the half-life of fair share
+//!      queues=NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY];… fair=60s distances=0,1;1,0
 //! 0s join 1 gpus=2 on=0,1 held=0:40,1:40 lease=7             an event: when, what, of which client
+//! 0s join 2 prio=5 tenant=a queue=q gang=1
 //!     1 refused: …                                           indented: the actions that follow
 //! 5s show                                                    what a snapshot shows
 //! ```
@@ -133,16 +136,13 @@ fn config(line: &Line<'_>) -> Result<Config> {
     for (key, _) in &line.keys {
         let known =
             ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
-        if !known.contains(key) && !["settle", "expect", "start-count", "drain"].contains(key) {
+        let more = ["settle", "expect", "start-count", "drain"];
+        let tenancy = ["tenants", "queues", "fair", "credit", "distances"];
+        if !known.contains(key) && !more.contains(key) && !tenancy.contains(key) {
             bail!("unknown key {key}");
         }
     }
-    let policy = match line.key("policy").unwrap_or("gpu-affinity") {
-        "simple" => Policy::Simple,
-        "gpu-sharing" => Policy::GpuSharing,
-        "gpu-affinity" => Policy::GpuAffinity,
-        other => bail!("unknown policy {other}"),
-    };
+    let policy = policy(line.key("policy").unwrap_or("gpu-affinity"))?;
     let count = usize::try_from(line.number("gpus", 1)?)?;
     let mut config =
         Config::new(vec![GpuConfig { memory: line.number("memory", 100)? }; count], policy);
@@ -164,6 +164,16 @@ fn config(line: &Line<'_>) -> Result<Config> {
     if let Some(settle) = line.key("settle") {
         config.settle.until = Time(0).after(span(settle)?);
     }
+    let listed = |key| line.key(key).map_or(Vec::new(), |list| list.split(';').collect());
+    config.tenants = listed("tenants").into_iter().map(tenant).collect::<Result<_>>()?;
+    config.queues = listed("queues").into_iter().map(queue).collect::<Result<_>>()?;
+    if let Some(half_life) = line.key("fair") {
+        let credit = line.key("credit").map(span).transpose()?.unwrap_or_default();
+        config.fair_share = Some(FairShare { half_life: span(half_life)?, credit });
+    }
+    let row = |row: &str| row.split(',').map(|distance| Ok(distance.parse()?)).collect();
+    config.topology.distances =
+        listed("distances").into_iter().map(row).collect::<Result<Vec<Vec<u32>>>>()?;
     // expect=CLIENT/EPOCH/GPU:ROOM,GPU:ROOM;…
     for expected in line.key("expect").iter().flat_map(|list| list.split(';')) {
         let mut parts = expected.split('/');
@@ -174,6 +184,48 @@ fn config(line: &Line<'_>) -> Result<Config> {
         config.settle.expected.push(Expected { client, held });
     }
     Ok(config)
+}
+
+fn policy(name: &str) -> Result<Policy> {
+    Ok(match name {
+        "simple" => Policy::Simple,
+        "gpu-sharing" => Policy::GpuSharing,
+        "gpu-affinity" => Policy::GpuAffinity,
+        other => bail!("unknown policy {other}"),
+    })
+}
+
+/// `NAME:GUARANTEE[/LIMIT][*WEIGHT]`
+fn tenant(text: &str) -> Result<TenantConfig> {
+    let (name, rest) = text.split_once(':').context("NAME:GUARANTEE[/LIMIT][*WEIGHT]")?;
+    let (rest, weight) = rest.split_once('*').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let (guarantee, limit) = rest.split_once('/').map_or((rest, None), |(a, b)| (a, Some(b)));
+    Ok(TenantConfig {
+        guarantee: guarantee.parse()?,
+        limit: limit.map(str::parse).transpose()?,
+        weight: weight.map_or(Ok(1), str::parse)?,
+        ..TenantConfig::new(name)
+    })
+}
+
+/// `NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY]`
+fn queue(text: &str) -> Result<QueueConfig> {
+    let cut = |text: &'_ str, at: char| -> (String, Option<String>) {
+        let parts = text.split_once(at);
+        parts.map_or((text.to_owned(), None), |(a, b)| (a.to_owned(), Some(b.to_owned())))
+    };
+    let (rest, named) = cut(text, ':');
+    let (rest, clients) = cut(&rest, '#');
+    let (rest, gpus) = cut(&rest, '/');
+    let (name, priority) = cut(&rest, '@');
+    let number = priority.map_or(Ok(0), |number| number.parse())?;
+    Ok(QueueConfig {
+        priority: Priority::new(number).context("a priority is from -100 to 100")?,
+        policy: named.as_deref().map(policy).transpose()?,
+        max_gpus: gpus.map(|number| number.parse()).transpose()?,
+        max_clients: clients.map(|number| number.parse()).transpose()?,
+        ..QueueConfig::new(name)
+    })
 }
 
 fn rooms(text: &str) -> Result<Vec<(Gpu, u64)>> {
@@ -206,11 +258,16 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             let held = (bound.is_some() || lease.is_some())
                 .then(|| Held { bound: bound.unwrap_or_default(), lease });
             let gpus = u32::try_from(line.number("gpus", 1)?)?;
-            Event::Join {
-                client,
-                spec: ClientSpec { gpus, eligible, held, ..ClientSpec::default() },
-            }
+            let priority = line.key("prio").map_or(Ok(0), str::parse)?;
+            let priority = Priority::new(priority).context("a priority is from -100 to 100")?;
+            let name = |key| line.key(key).unwrap_or_default().to_owned();
+            let (tenant, queue) = (name("tenant"), name("queue"));
+            let gang = line.key("gang").map(str::parse).transpose()?.map(GangId);
+            let spec = ClientSpec { gpus, eligible, held, priority, tenant, queue, gang };
+            Event::Join { client, spec }
         }
+        "let-go" => Event::LetGo { client },
+        "hold-back" => Event::HoldBack { client },
         "bind" => Event::Bind { client },
         "acquire" => Event::Acquire { client, expected: line.key("for").map(span).transpose()? },
         "cancel" => Event::Cancel { client },
@@ -306,10 +363,26 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
             "kept {} for {}: expected {}{} bypassed {}",
             list(&kept.gpus),
             kept.client.0,
-            seconds(kept.expected.since(Time(0))),
+            match kept.expected {
+                Time(u64::MAX) => "unknown".to_owned(),
+                expected => seconds(expected.since(Time(0))),
+            },
             kept.promised
                 .map_or(String::new(), |at| format!(" promised {}", seconds(at.since(Time(0))))),
             kept.bypassed,
+        ));
+    }
+    for tenant in snapshot.tenants.iter().filter(|tenant| !tenant.name.is_empty()) {
+        lines
+            .push(format!("tenant {}: holds {} of {}", tenant.name, tenant.held, tenant.guarantee));
+    }
+    for queue in snapshot.queues.iter().filter(|queue| !queue.name.is_empty()) {
+        lines.push(format!("queue {}: {} clients hold {}", queue.name, queue.clients, queue.held));
+    }
+    let Recalls { quantum, priority, quota, promise } = snapshot.recalls;
+    if priority + quota + promise > 0 {
+        lines.push(format!(
+            "recalls: quantum {quantum} priority {priority} quota {quota} promise {promise}"
         ));
     }
     if let Some(deadline) = scheduler.poll_deadline() {

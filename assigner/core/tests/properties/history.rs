@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use acb_core::{Backfill, Config, Gpu, GpuConfig, Policy};
+use acb_core::{
+    Backfill, Config, FairShare, Gpu, GpuConfig, Policy, Priority, QueueConfig, TenantConfig,
+};
 use proptest::prelude::*;
 
 /// Clients that can be there at the same time.
@@ -16,10 +18,37 @@ pub(crate) struct Setup {
     pub(crate) backfill: Backfill,
     pub(crate) quantum_ms: u64,
     pub(crate) max_bypass: u32,
+    /// Guarantee, limit beyond it, and weight of each tenant; none: any name is a tenant.
+    pub(crate) tenants: Vec<(u32, Option<u32>, u32)>,
+    /// Priority, GPUs and clients at once of each queue.
+    pub(crate) queues: Vec<(i32, Option<u32>, Option<u32>)>,
+    pub(crate) half_life_ms: Option<u64>,
+}
+
+/// What a client says of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Who {
+    pub(crate) gpus: u32,
+    pub(crate) eligible: Option<Vec<Gpu>>,
+    pub(crate) priority: i32,
+    /// Position in [`Setup::tenants`] and [`Setup::queues`]; beyond them: nobody in particular.
+    pub(crate) tenant: usize,
+    pub(crate) queue: usize,
 }
 
 impl Setup {
-    pub(crate) fn config(&self) -> Config {
+    /// What a tenant may hold at once, and what it is guaranteed.
+    pub(crate) fn quota(&self, tenant: usize) -> (u32, Option<u32>) {
+        let (guarantee, beyond, _) = self.tenants.get(tenant).copied().unwrap_or((0, None, 1));
+        (guarantee, beyond.map(|beyond| guarantee + beyond))
+    }
+
+    pub(crate) fn queue_name(&self, queue: usize) -> String {
+        if queue < self.queues.len() { format!("q{queue}") } else { String::new() }
+    }
+
+    /// `name` gives the tenants their names, in whatever order.
+    pub(crate) fn config(&self, name: impl Fn(usize) -> String) -> Config {
         let gpus = vec![GpuConfig { memory: 100 }; self.gpus as usize];
         let mut config = Config::new(gpus, self.policy);
         config.backfill = self.backfill;
@@ -29,6 +58,23 @@ impl Setup {
         config.max_bypass_time = Duration::from_millis(500);
         config.estimator.start_count = 2;
         config.estimator.interval = 1;
+        let tenants = self.tenants.iter().enumerate().map(|(at, (guarantee, _, weight))| {
+            let limit = self.quota(at).1;
+            let guarantee = *guarantee;
+            TenantConfig { guarantee, limit, weight: *weight, ..TenantConfig::new(name(at)) }
+        });
+        config.tenants = tenants.collect();
+        config.tenants.sort_by(|one, other| one.name.cmp(&other.name));
+        let queues = self.queues.iter().enumerate().map(|(at, (priority, max_gpus, clients))| {
+            let priority = Priority::new(*priority).expect("drawn within the bounds");
+            let (max_gpus, max_clients) = (*max_gpus, *clients);
+            QueueConfig { priority, max_gpus, max_clients, ..QueueConfig::new(self.queue_name(at)) }
+        });
+        config.queues = queues.collect();
+        config.fair_share = self.half_life_ms.map(|half_life| FairShare {
+            half_life: Duration::from_millis(half_life),
+            credit: Duration::from_millis(half_life / 8),
+        });
         config
     }
 }
@@ -44,8 +90,7 @@ pub(crate) struct Step {
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     Join {
-        gpus: u32,
-        eligible: Option<Vec<Gpu>>,
+        who: Who,
     },
     Bind,
     Acquire {
@@ -81,15 +126,46 @@ pub(crate) fn setups() -> impl Strategy<Value = Setup> {
         4 => Just(Policy::GpuAffinity),
     ];
     let backfill = prop_oneof![1 => Just(Backfill::Off), 3 => Just(Backfill::ByEstimate)];
-    (1..5u32, policy, backfill, 1..300u64, 0..4u32).prop_map(
-        |(gpus, policy, backfill, quantum_ms, max_bypass)| Setup {
-            gpus,
-            policy,
-            backfill,
-            quantum_ms,
-            max_bypass,
+    (1..5u32, policy, backfill, 1..300u64, 0..4u32, tenancies()).prop_map(
+        |(gpus, policy, backfill, quantum_ms, max_bypass, (tenants, queues, half_life_ms))| {
+            let mut left = gpus;
+            let tenants = tenants.into_iter().map(|(guarantee, beyond, weight)| {
+                let guarantee = guarantee.min(left);
+                left -= guarantee;
+                let beyond = beyond.filter(|beyond| guarantee + beyond > 0);
+                (guarantee, beyond, weight)
+            });
+            Setup {
+                gpus,
+                policy,
+                backfill,
+                quantum_ms,
+                max_bypass,
+                tenants: tenants.collect(),
+                queues,
+                half_life_ms,
+            }
         },
     )
+}
+
+type Tenants = Vec<(u32, Option<u32>, u32)>;
+type Queues = Vec<(i32, Option<u32>, Option<u32>)>;
+
+/// A third of all nodes has neither tenants nor queues.
+fn tenancies() -> impl Strategy<Value = (Tenants, Queues, Option<u64>)> {
+    let tenant = (0..3u32, prop::option::weighted(0.3, 0..3u32), 1..4u32);
+    let limit = || prop::option::weighted(0.3, 1..3u32);
+    let queue = (prop_oneof![Just(0), -3..4i32], limit(), limit());
+    let half_life = prop::option::of(prop_oneof![1..20u64, 100..100_000u64]);
+    prop_oneof![
+        1 => Just((Vec::new(), Vec::new(), None)),
+        2 => (
+            prop::collection::vec(tenant, 0..4),
+            prop::collection::vec(queue, 0..3),
+            half_life
+        ),
+    ]
 }
 
 pub(crate) fn histories() -> impl Strategy<Value = Vec<Step>> {
@@ -102,11 +178,9 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 fn whats() -> impl Strategy<Value = What> {
-    let eligible =
-        prop::option::weighted(0.4, prop::collection::vec((0..5u32).prop_map(Gpu), 0..4));
     let bytes = || prop_oneof![0..40u64, 40..130u64];
     prop_oneof![
-        20 => (1..4u32, eligible).prop_map(|(gpus, eligible)| What::Join { gpus, eligible }),
+        20 => people().prop_map(|who| What::Join { who }),
         12 => Just(What::Bind),
         30 => prop::option::of(prop_oneof![1..50u64, 50..2000u64])
             .prop_map(|expected_ms| What::Acquire { expected_ms }),
@@ -120,4 +194,13 @@ fn whats() -> impl Strategy<Value = What> {
         10 => Just(What::Timer),
         1 => Just(What::Restart),
     ]
+}
+
+fn people() -> impl Strategy<Value = Who> {
+    let eligible =
+        prop::option::weighted(0.4, prop::collection::vec((0..5u32).prop_map(Gpu), 0..4));
+    let priority = prop_oneof![3 => Just(0), 2 => -2..3i32, 1 => Just(100)];
+    (1..4u32, eligible, priority, 0..4usize, 0..3usize).prop_map(
+        |(gpus, eligible, priority, tenant, queue)| Who { gpus, eligible, priority, tenant, queue },
+    )
 }

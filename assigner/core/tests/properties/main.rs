@@ -37,6 +37,15 @@ proptest! {
     }
 
     #[test]
+    fn nobody_takes_gpus_back_and_forth(setup in setups(), history in histories()) {
+        let mut world = World::new(&setup, Names::Forward);
+        for step in &history {
+            world.step(step);
+        }
+        world.quarrel();
+    }
+
+    #[test]
     fn the_same_history_gives_the_same_actions(setup in setups(), history in histories()) {
         prop_assert_eq!(play(&setup, &history, Names::Forward), play(&setup, &history, Names::Forward));
     }

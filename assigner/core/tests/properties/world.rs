@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use acb_core::*;
 
-use crate::history::{SLOTS, Setup, Step, What};
+use crate::history::{SLOTS, Setup, Step, What, Who};
 
 /// How clients are numbered: the order of numbers must not matter.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +22,7 @@ struct Client {
     present: bool,
     /// The assigner has started again, and the client has not joined the new one.
     away: bool,
-    width: u32,
-    eligible: Option<Vec<Gpu>>,
+    who: Who,
     bound: Vec<Gpu>,
     waiting: bool,
     lease: Option<Lease>,
@@ -37,6 +36,7 @@ struct Client {
 struct Lease {
     epoch: Epoch,
     gpus: Vec<Gpu>,
+    granted: Time,
     wanted: bool,
     recalled: bool,
 }
@@ -50,6 +50,10 @@ pub(crate) struct World {
     latest_epoch: Epoch,
     next_id: u64,
     settled: Time,
+    /// Whose latest lease but one was cut short for others: the rest of its quantum is what counts.
+    gave_way: [bool; SLOTS],
+    /// What the latest event had asked back.
+    recalls: Vec<(usize, ClientId)>,
     /// All actions, with clients named by their slots.
     pub(crate) log: Vec<String>,
 }
@@ -59,12 +63,15 @@ impl World {
         World {
             setup: setup.clone(),
             names,
-            scheduler: Scheduler::new(setup.config()).expect("the configuration is valid"),
+            scheduler: Scheduler::new(setup.config(|tenant| tenant_name(names, tenant)))
+                .expect("the configuration is valid"),
             clients: vec![Client::default(); SLOTS],
             now: Time(0),
             latest_epoch: Epoch(0),
             next_id: 0,
             settled: Time(0),
+            gave_way: [false; SLOTS],
+            recalls: Vec::new(),
             log: Vec::new(),
         }
     }
@@ -96,9 +103,7 @@ impl World {
         }
         let client = self.name(self.clients[slot].id);
         match &step.what {
-            What::Join { gpus, eligible } if !self.clients[slot].present => {
-                self.join(slot, *gpus, eligible.clone());
-            }
+            What::Join { who } if !self.clients[slot].present => self.join(slot, who),
             _ if !self.clients[slot].present => {}
             What::Join { .. } => {} // it is there already
             What::Bind => self.tell(Event::Bind { client }),
@@ -162,25 +167,31 @@ impl World {
             bound: client.bound.iter().map(room).collect(),
             lease: client.lease.as_ref().map(|lease| lease.epoch),
         };
-        let eligible = client.eligible.clone().map_or(Eligible::All, Eligible::Only);
-        let spec =
-            ClientSpec { gpus: client.width, eligible, held: Some(held), ..ClientSpec::default() };
+        let who = client.who.clone();
+        let spec = ClientSpec { held: Some(held), ..self.spec(&who) };
         let is_late = self.now >= self.settled;
         self.tell(Event::Join { client: id, spec });
         assert!(self.clients[slot].present || is_late, "what it held had to be kept for it");
     }
 
-    fn join(&mut self, slot: usize, gpus: u32, eligible: Option<Vec<Gpu>>) {
+    fn spec(&self, who: &Who) -> ClientSpec {
+        let known = self.setup.tenants.is_empty() || who.tenant < self.setup.tenants.len();
+        ClientSpec {
+            gpus: who.gpus,
+            eligible: who.eligible.clone().map_or(Eligible::All, Eligible::Only),
+            priority: Priority::new(who.priority).expect("drawn within the bounds"),
+            tenant: if known { tenant_name(self.names, who.tenant) } else { String::new() },
+            queue: self.setup.queue_name(who.queue),
+            ..ClientSpec::default()
+        }
+    }
+
+    fn join(&mut self, slot: usize, who: &Who) {
         self.next_id += 1;
-        self.clients[slot] = Client {
-            id: self.next_id,
-            present: true,
-            width: gpus,
-            eligible: eligible.clone(),
-            ..Client::default()
-        };
-        let eligible = eligible.map_or(Eligible::All, Eligible::Only);
-        let spec = ClientSpec { gpus, eligible, ..ClientSpec::default() };
+        self.gave_way[slot] = false;
+        self.clients[slot] =
+            Client { id: self.next_id, present: true, who: who.clone(), ..Client::default() };
+        let spec = self.spec(who);
         self.tell(Event::Join { client: self.name(self.next_id), spec });
     }
 
@@ -212,7 +223,8 @@ impl World {
     /// The assigner dies, and a new one starts with what the old one had written down. Clients that
     /// wait ask again later; those that neither are bound nor hold are lost with it.
     fn restart(&mut self) {
-        let mut config = self.setup.config();
+        let names = self.names;
+        let mut config = self.setup.config(|tenant| tenant_name(names, tenant));
         let snapshot = self.scheduler.snapshot();
         config.first_epoch = snapshot.next_epoch;
         self.settled = self.now.after(Duration::from_secs(2));
@@ -248,6 +260,7 @@ impl World {
         while let Some(action) = self.scheduler.poll_action() {
             self.obey(action);
         }
+        self.judge_recalls();
         if let Err(error) = self.scheduler.sanity_check() {
             panic!("after {event:?} at {:?}: {error}", self.now);
         }
@@ -269,6 +282,7 @@ impl World {
                 // Whom a lease belongs to is a name, too.
                 let reason = match reason {
                     Refusal::HeldByAnother { gpu, .. } => format!("{gpu} is another's"),
+                    Refusal::BeyondTenant { wanted, most, .. } => format!("{wanted} beyond {most}"),
                     reason => reason.to_string(),
                 };
                 self.log.push(format!("{slot} refused {reason}"));
@@ -290,6 +304,7 @@ impl World {
                 assert_eq!(lease.epoch, epoch);
                 assert!(lease.wanted && !lease.recalled, "wanted first, and recalled once");
                 lease.recalled = true;
+                self.recalls.push((slot, client));
             }
             Action::Room { client, seq, verdict } => self.verdict(client, seq, verdict),
         }
@@ -312,7 +327,8 @@ impl World {
         check_gpus(client, &gpus);
         assert!(client.bound.is_empty() || client.bound == gpus, "a lease covers all bound GPUs");
         client.waiting = false;
-        client.lease = Some(Lease { epoch, gpus, wanted: false, recalled: false });
+        let granted = self.now;
+        client.lease = Some(Lease { epoch, gpus, granted, wanted: false, recalled: false });
     }
 
     fn verdict(&mut self, client: ClientId, seq: u64, verdict: RoomVerdict) {
@@ -341,6 +357,90 @@ impl World {
             verdict => format!("{verdict:?}"),
         };
         self.log.push(format!("{slot} room {seq} {verdict}"));
+    }
+
+    /// Whether what has been asked back may be: nobody takes from a tenant within its guarantee, and everything
+    /// else has its reason.
+    fn judge_recalls(&mut self) {
+        let recalls = std::mem::take(&mut self.recalls);
+        if recalls.is_empty() {
+            return;
+        }
+        let snapshot = self.scheduler.snapshot();
+        let cause = |client: ClientId| {
+            let found = snapshot.clients.iter().find(|other| other.client == client);
+            found.and_then(|client| client.recalled_for).expect("a recall has a cause")
+        };
+        for (at, (slot, client)) in recalls.iter().enumerate() {
+            let victim = &self.clients[*slot];
+            // What its tenant held just before: neither what was asked back earlier, nor before it by the same event.
+            let held: u32 = (0..SLOTS)
+                .filter(|other| self.tenant(*other) == self.tenant(*slot))
+                .filter(|other| !self.clients[*other].away)
+                .filter_map(|other| Some((other, self.clients[other].lease.as_ref()?)))
+                .filter(|(other, lease)| {
+                    !lease.recalled || recalls[at..].iter().any(|(slot, _)| slot == other)
+                })
+                .map(|(_, lease)| lease.gpus.len() as u32)
+                .sum();
+            let borrows = held > self.setup.quota(victim.who.tenant).0;
+            let mut waiting = (0..SLOTS)
+                .filter(|other| self.clients[*other].waiting && !self.clients[*other].away);
+            match cause(*client) {
+                Cause::Priority => assert!(
+                    waiting.any(|other| {
+                        let higher = self.level(&self.clients[other]) > self.level(victim);
+                        higher && (self.tenant(other) == self.tenant(*slot) || borrows)
+                    }),
+                    "a higher one waits, and the holder is not protected"
+                ),
+                Cause::Quota => {
+                    assert!(borrows, "a tenant within its guarantee is left alone");
+                    let guarantee = |slot: usize| self.setup.quota(self.clients[slot].who.tenant).0;
+                    assert!(waiting.any(|other| guarantee(other) > 0), "a guaranteed one waits");
+                }
+                Cause::Quantum => {
+                    let lease = victim.lease.as_ref().expect("it was just recalled");
+                    let had = self.now.since(lease.granted);
+                    let quantum = Duration::from_millis(self.setup.quantum_ms);
+                    assert!(had >= quantum || self.gave_way[*slot], "it had its quantum");
+                }
+                Cause::Promise => {}
+            }
+        }
+        for (slot, client) in recalls {
+            self.gave_way[slot] = matches!(cause(client), Cause::Priority | Cause::Quota);
+        }
+    }
+
+    /// Whose quota a client counts for; who names an unknown one counts for nobody's in particular.
+    fn tenant(&self, slot: usize) -> usize {
+        let tenant = self.clients[slot].who.tenant;
+        if self.setup.tenants.is_empty() { tenant } else { tenant.min(self.setup.tenants.len()) }
+    }
+
+    fn level(&self, client: &Client) -> (i32, i32) {
+        let queue = self.setup.queues.get(client.who.queue);
+        (queue.map_or(0, |(priority, ..)| *priority), client.who.priority)
+    }
+
+    /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.
+    pub(crate) fn quarrel(&mut self) {
+        let acquire = |slot| Step { wait_ms: 0, slot, what: What::Acquire { expected_ms: None } };
+        for slot in 0..SLOTS {
+            if self.clients[slot].present && !self.clients[slot].away {
+                self.step(&acquire(slot));
+            }
+        }
+        // In no time at all, so that no quantum ends: each recall is for a higher or an entitled request.
+        for _ in 0..SLOTS * SLOTS * SLOTS {
+            let recalled = |client: &Client| client.lease.as_ref().is_some_and(|it| it.recalled);
+            let obeys = |slot: &usize| !self.clients[*slot].away && recalled(&self.clients[*slot]);
+            let Some(slot) = (0..SLOTS).find(obeys) else { return };
+            self.release(slot);
+            self.step(&acquire(slot));
+        }
+        panic!("GPUs are taken back and forth");
     }
 
     /// What the scheduler says of its clients is what they think of themselves.
@@ -399,8 +499,16 @@ impl World {
 fn check_gpus(client: &Client, gpus: &[Gpu]) {
     let distinct: BTreeSet<&Gpu> = gpus.iter().collect();
     assert_eq!(distinct.len(), gpus.len(), "each GPU once");
-    assert_eq!(gpus.len(), client.width as usize, "all or none");
-    if let Some(eligible) = &client.eligible {
+    assert_eq!(gpus.len(), client.who.gpus as usize, "all or none");
+    if let Some(eligible) = &client.who.eligible {
         assert!(gpus.iter().all(|gpu| eligible.contains(gpu)), "only eligible GPUs");
+    }
+}
+
+/// The order of the names must not matter.
+fn tenant_name(names: Names, tenant: usize) -> String {
+    match names {
+        Names::Forward => format!("t{tenant}"),
+        Names::Backward => format!("x{}", 9 - tenant),
     }
 }
