@@ -40,6 +40,7 @@ mod snapshot;
 mod tenant;
 mod topology;
 
+pub mod gang;
 pub mod sim;
 
 pub use config::{

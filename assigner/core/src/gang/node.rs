@@ -1,0 +1,702 @@
+//! A node's part: the members of gangs here, and what they hold of a round.
+//!
+//! Owns: members and their stages, the gangs that are whole here. Does not own GPUs: the scheduler
+//! keeps, grants and recalls when a [`NodeAction`] says so, and says when it is done.
+//!
+//! Without a controller only gangs that are whole here begin a round. What is held in others goes on
+//! until the connection has been lost for [`Timing::lost`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::Timing;
+use super::arbiter::{Arbiter, Scope};
+use super::link::Link;
+use super::message::{
+    GangName, GangOrder, GangRefusal, GangSpec, NodeId, Order, Orders, Report, Round, Session,
+    Site, Stage, Standing, Step,
+};
+use crate::ids::{ClientId, Gpu, Time};
+
+/// The node's own number for its own arbiter.
+const HERE: NodeId = NodeId(0);
+
+/// What a node's part is told once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeConfig {
+    /// GPUs of the node.
+    pub gpus: u32,
+    /// A GPU has one holder at a time.
+    pub exclusive: bool,
+    /// The job has no other node: a gang is whole here or never.
+    pub alone: bool,
+    /// The spans.
+    pub timing: Timing,
+}
+
+/// A member as it joins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Newcomer {
+    /// Its number.
+    pub client: ClientId,
+    /// Its gang.
+    pub gang: GangSpec,
+    /// GPUs of its lease.
+    pub width: u32,
+    /// GPUs that it can be on.
+    pub gpus: BTreeSet<Gpu>,
+    /// Its own priority.
+    pub priority: i32,
+    /// It holds a lease from an earlier life of the assigner: of a round that nobody knows any more.
+    pub holds: bool,
+}
+
+/// What happens to a node's part.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NodeEvent {
+    /// A member appears. It may be answered by [`NodeAction::Refuse`].
+    Join(Newcomer),
+    /// A member is gone, with what it held.
+    Leave(ClientId),
+    /// A member is on these GPUs for good.
+    Bound(ClientId, BTreeSet<Gpu>),
+    /// A member waits for a lease.
+    Waits(ClientId),
+    /// A member has got its lease.
+    Granted(ClientId),
+    /// A member holds no lease and waits for none.
+    Idle(ClientId),
+    /// After [`NodeAction::Keep`]: every GPU of the gang here is free and kept, or lent and can be
+    /// recalled at once.
+    Reachable(GangName),
+    /// After [`NodeAction::Firm`]: every GPU of the gang here is free and kept.
+    Kept(GangName),
+    /// Somebody else waits for a GPU of the gang.
+    Wanted(GangName),
+    /// The time of the gang's leases is over here.
+    Recalled(GangName),
+    /// After [`NodeAction::End`]: nothing is kept or held for the gang here.
+    Freed(GangName),
+    /// There is a connection to the controller. It replaces an earlier one.
+    Connected(Session),
+    /// The connection is lost.
+    Disconnected,
+    /// The controller says something.
+    Order(Order),
+    /// The deadline of [`Node::poll_deadline`] has come.
+    Timer,
+}
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NodeAction {
+    /// Send to the controller.
+    Send(Report),
+    /// Keep GPUs for all members of a gang, as they come free. Until [`NodeAction::Firm`] they may be
+    /// lent to leases that can be recalled. Answered by [`NodeEvent::Reachable`].
+    Keep {
+        /// The gang.
+        gang: GangName,
+        /// Its members' common priority.
+        priority: i32,
+    },
+    /// Recall what is lent, lend no more. Answered by [`NodeEvent::Kept`].
+    Firm(GangName),
+    /// Grant to every member that waits, now and until [`NodeAction::End`]; for the others its GPUs
+    /// stay kept. Answered by [`NodeEvent::Granted`] for each.
+    Grant(GangName),
+    /// Tell members that hold a lease that somebody waits for it.
+    Want(GangName),
+    /// Keep nothing any more, and recall what is held. Answered by [`NodeEvent::Freed`].
+    End(GangName),
+    /// Tell a client that it cannot be a member. It is none any more.
+    Refuse {
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: GangRefusal,
+    },
+}
+
+/// A gang as people are shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GangSnapshot {
+    /// Its name.
+    pub name: GangName,
+    /// Members that it has on all nodes when it is whole.
+    pub size: u32,
+    /// Those on this node.
+    pub members: Vec<ClientId>,
+    /// The latest round.
+    pub round: Round,
+    /// How far it is.
+    pub stage: Stage,
+    /// It is whole on this node, and needs no controller.
+    pub is_local: bool,
+}
+
+/// A node's part. See the module's documentation for the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    config: NodeConfig,
+    gangs: BTreeMap<GangName, Local>,
+    clients: BTreeMap<ClientId, GangName>,
+    /// Who decides about gangs that are whole here.
+    arbiter: Arbiter,
+    /// Members joined so far.
+    joined: u64,
+    /// What the controller is told.
+    site: Site,
+    link: Option<Link<Site, Orders>>,
+    lost_at: Option<Time>,
+    /// Gangs that are to keep GPUs once those before them are done with keeping.
+    line: Vec<GangName>,
+    dirty: BTreeSet<GangName>,
+    actions: VecDeque<NodeAction>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Local {
+    size: u32,
+    members: BTreeMap<ClientId, Member>,
+    round: Round,
+    stage: InRound,
+    /// Whose decision the present round is.
+    route: Route,
+    /// Since when somebody else waits for it.
+    wanted: Option<Time>,
+    /// It should start though not all of its members ask.
+    urgent: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Member {
+    joined: u64,
+    width: u32,
+    gpus: BTreeSet<Gpu>,
+    priority: i32,
+    state: Claim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Claim {
+    Idle(Time),
+    Waits(Time),
+    Holds,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum InRound {
+    Out,
+    Keeping { firm: bool },
+    Reachable { firm: bool },
+    Kept,
+    Holding,
+    Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Route {
+    Here,
+    Controller,
+}
+
+impl Node {
+    /// A node without members and without a controller.
+    #[must_use]
+    pub fn new(config: NodeConfig) -> Node {
+        Node {
+            config,
+            gangs: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            arbiter: Arbiter::new(Scope::Node, config.timing, Time(0)),
+            joined: 0,
+            site: Site { gpus: config.exclusive.then_some(config.gpus), gangs: BTreeMap::new() },
+            link: None,
+            lost_at: None,
+            line: Vec::new(),
+            dirty: BTreeSet::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Applies an event. What is said of clients and gangs that are not known is ignored.
+    pub fn handle(&mut self, event: NodeEvent, now: Time) {
+        match event {
+            NodeEvent::Join(newcomer) => self.join(newcomer, now),
+            NodeEvent::Leave(client) => self.leave(client),
+            NodeEvent::Bound(client, gpus) => self.bound(client, gpus),
+            NodeEvent::Waits(client) => self.claim(client, Claim::Waits(now)),
+            NodeEvent::Granted(client) => self.claim(client, Claim::Holds),
+            NodeEvent::Idle(client) => self.claim(client, Claim::Idle(now)),
+            NodeEvent::Reachable(name) => self.in_round(name, |gang| {
+                if let InRound::Keeping { firm } = gang.stage {
+                    gang.stage = InRound::Reachable { firm };
+                }
+            }),
+            NodeEvent::Kept(name) => self.in_round(name, |gang| {
+                if let InRound::Keeping { firm: true } | InRound::Reachable { firm: true } =
+                    gang.stage
+                {
+                    gang.stage = InRound::Kept;
+                }
+            }),
+            NodeEvent::Wanted(name) => self.want(&name, now),
+            NodeEvent::Recalled(name) => self.end(&name),
+            NodeEvent::Freed(name) => self.in_round(name, |gang| {
+                if gang.stage == InRound::Ending {
+                    gang.stage = InRound::Out;
+                    gang.wanted = None;
+                }
+            }),
+            NodeEvent::Connected(session) => {
+                self.link = Some(Link::new(session, self.site.clone(), now));
+                self.lost_at = None;
+            }
+            NodeEvent::Disconnected => {
+                if self.link.take().is_some() {
+                    self.lost_at = Some(now.after(self.config.timing.lost));
+                }
+            }
+            NodeEvent::Order(order) => {
+                if self.link.as_mut().is_some_and(|link| link.receive(order)) {
+                    self.dirty.extend(self.gangs.keys().cloned());
+                }
+            }
+            NodeEvent::Timer => self.mark_due(now),
+        }
+        self.follow(now);
+    }
+
+    /// The next thing to do; `None` when all is done.
+    pub fn poll_action(&mut self) -> Option<NodeAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to send [`NodeEvent::Timer`], if nothing else happens before.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Time> {
+        let gangs = self.gangs.values().filter_map(|gang| gang.due(&self.config.timing));
+        let link = self.link.as_ref().and_then(Link::deadline);
+        let arbiter = self.arbiter.deadline();
+        gangs.chain(link).chain(arbiter).chain(self.lost_at).min()
+    }
+
+    /// The gang of a client.
+    #[must_use]
+    pub fn gang_of(&self, client: ClientId) -> Option<&GangName> {
+        self.clients.get(&client)
+    }
+
+    /// The members of a gang here.
+    pub fn members(&self, gang: &GangName) -> impl Iterator<Item = ClientId> {
+        self.gangs.get(gang).into_iter().flat_map(|gang| gang.members.keys().copied())
+    }
+
+    /// The gangs with members here.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<GangSnapshot> {
+        let gangs = self.gangs.iter().filter(|(_, gang)| !gang.members.is_empty());
+        let shown = gangs.map(|(name, gang)| GangSnapshot {
+            name: name.clone(),
+            size: gang.size,
+            members: gang.members.keys().copied().collect(),
+            round: gang.round,
+            stage: gang.stage(),
+            is_local: gang.route == Route::Here,
+        });
+        shown.collect()
+    }
+
+    fn join(&mut self, newcomer: Newcomer, now: Time) {
+        let Newcomer { client, gang: spec, width, gpus, priority, holds } = newcomer;
+        if self.clients.contains_key(&client) {
+            return;
+        }
+        let gang = self.gangs.entry(spec.name.clone()).or_insert_with(|| Local::new(spec.size));
+        if gang.members.is_empty() {
+            gang.size = spec.size;
+        }
+        self.joined += 1;
+        let state = if holds { Claim::Holds } else { Claim::Idle(now) };
+        let member = Member { joined: self.joined, width: width.max(1), gpus, priority, state };
+        let others = u32::try_from(gang.members.len()).unwrap_or(u32::MAX);
+        gang.members.insert(client, member);
+        let refusal = if gang.size != spec.size {
+            Some(GangRefusal::SizesDiffer { size: spec.size, others: gang.size })
+        } else if others >= spec.size {
+            Some(GangRefusal::Full { size: spec.size })
+        } else {
+            gang.impossible(&self.config)
+        };
+        self.dirty.insert(spec.name.clone());
+        self.clients.insert(client, spec.name.clone());
+        if let Some(reason) = refusal {
+            self.refuse(client, reason);
+        } else if holds {
+            // It cannot be known what its round was, nor who else is in it.
+            let gang = self.gangs.get_mut(&spec.name).expect("it was just joined");
+            if gang.stage == InRound::Out {
+                gang.stage = InRound::Holding;
+            }
+            self.end(&spec.name);
+        }
+    }
+
+    fn leave(&mut self, client: ClientId) {
+        let Some(name) = self.clients.remove(&client) else { return };
+        if let Some(gang) = self.gangs.get_mut(&name) {
+            gang.members.remove(&client);
+        }
+        // A gang holds together: with one gone, the others do not go on.
+        self.end(&name);
+        self.dirty.insert(name);
+    }
+
+    fn bound(&mut self, client: ClientId, gpus: BTreeSet<Gpu>) {
+        let Some(name) = self.clients.get(&client).cloned() else { return };
+        let Some(gang) = self.gangs.get_mut(&name) else { return };
+        if let Some(member) = gang.members.get_mut(&client) {
+            member.gpus = gpus;
+        }
+        let refusal = gang.impossible(&self.config);
+        self.dirty.insert(name);
+        if let Some(reason) = refusal {
+            self.refuse(client, reason);
+        }
+    }
+
+    fn refuse(&mut self, client: ClientId, reason: GangRefusal) {
+        self.actions.push_back(NodeAction::Refuse { client, reason });
+        if let Some(name) = self.clients.remove(&client) {
+            if let Some(gang) = self.gangs.get_mut(&name) {
+                gang.members.remove(&client);
+            }
+            self.dirty.insert(name);
+        }
+    }
+
+    fn claim(&mut self, client: ClientId, state: Claim) {
+        let Some(name) = self.clients.get(&client) else { return };
+        let member = self.gangs.get_mut(name).and_then(|gang| gang.members.get_mut(&client));
+        let Some(member) = member else { return };
+        let is_same = std::mem::discriminant(&member.state) == std::mem::discriminant(&state);
+        if !is_same {
+            member.state = state;
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    fn in_round(&mut self, name: GangName, change: impl FnOnce(&mut Local)) {
+        if let Some(gang) = self.gangs.get_mut(&name) {
+            change(gang);
+            self.dirty.insert(name);
+        }
+    }
+
+    fn want(&mut self, name: &GangName, now: Time) {
+        let Some(gang) = self.gangs.get_mut(name) else { return };
+        if gang.stage == InRound::Holding && gang.wanted.is_none() {
+            gang.wanted = Some(now);
+            self.actions.push_back(NodeAction::Want(name.clone()));
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    /// Ends a round here; the arbiter will hear of it and end it everywhere.
+    fn end(&mut self, name: &GangName) {
+        let Some(gang) = self.gangs.get_mut(name) else { return };
+        if !matches!(gang.stage, InRound::Out | InRound::Ending) {
+            gang.stage = InRound::Ending;
+            self.actions.push_back(NodeAction::End(name.clone()));
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    fn mark_due(&mut self, now: Time) {
+        let timing = &self.config.timing;
+        let due =
+            self.gangs.iter().filter(|(_, gang)| gang.due(timing).is_some_and(|at| at <= now));
+        self.dirty.extend(due.map(|(name, _)| name.clone()));
+    }
+
+    /// Does what follows from a change: tells the arbiters, and does what they say.
+    fn follow(&mut self, now: Time) {
+        if self.lost_at.is_some_and(|at| at <= now) {
+            self.lost_at = None;
+            let lost = self.gangs.iter().filter(|(_, gang)| gang.route == Route::Controller);
+            for name in lost.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+                self.end(&name);
+            }
+        }
+        self.arbiter.decide(now); // something may be due
+        loop {
+            while let Some(name) = self.dirty.pop_first() {
+                self.follow_one(&name, now);
+            }
+            self.arbiter.decide(now);
+            if let Some((_, orders)) = self.arbiter.poll_orders() {
+                self.dirty.extend(orders.keys().cloned());
+            } else if let Some(next) = self.line.iter().find(|name| !self.must_wait(name)) {
+                self.dirty.insert(next.clone());
+            } else {
+                break;
+            }
+        }
+        if let Some(link) = &mut self.link {
+            link.set(&self.site, now);
+            let report = link.poll(now, self.config.timing.retry);
+            self.actions.extend(report.map(NodeAction::Send));
+        }
+    }
+
+    fn follow_one(&mut self, name: &GangName, now: Time) {
+        let Some(gang) = self.gangs.get_mut(name) else { return };
+        if gang.members.is_empty() && gang.stage == InRound::Out {
+            self.gangs.remove(name);
+            self.line.retain(|waits| waits != name);
+            self.arbiter.hear_one(HERE, name.clone(), None);
+            self.site.gangs.remove(name);
+            return;
+        }
+        if gang.stage == InRound::Out {
+            let is_whole = gang.members.len() == gang.size as usize;
+            gang.route = if is_whole { Route::Here } else { Route::Controller };
+        }
+        let order = match gang.route {
+            Route::Here => self.arbiter.order(HERE, name).cloned(),
+            Route::Controller => {
+                self.link.as_ref().and_then(Link::theirs).and_then(|all| all.get(name)).cloned()
+            }
+        };
+        match order {
+            Some(order) => self.obey(name, &order, now),
+            None => self.line.retain(|waits| waits != name),
+        }
+        let Some(gang) = self.gangs.get_mut(name) else { return };
+        let is_due = gang.due(&self.config.timing).is_some_and(|at| at <= now);
+        if is_due && gang.stage == InRound::Holding {
+            self.end(name);
+        }
+        let gang = self.gangs.get_mut(name).expect("it was just there");
+        let is_waited_in = gang.members.values().any(Member::waits);
+        gang.urgent = gang.stage == InRound::Out && is_waited_in && (gang.urgent || is_due);
+        let standing = gang.standing();
+        match gang.route {
+            Route::Here => {
+                self.site.gangs.insert(name.clone(), standing.without_news());
+                self.arbiter.hear_one(HERE, name.clone(), Some(standing));
+            }
+            Route::Controller => {
+                self.site.gangs.insert(name.clone(), standing);
+                self.arbiter.hear_one(HERE, name.clone(), None);
+            }
+        }
+    }
+
+    /// True while another gang here keeps GPUs that this one needs, or is to do so first. Two that
+    /// keep at the same time could each get a part.
+    fn must_wait(&self, name: &GangName) -> bool {
+        let Some(gang) = self.gangs.get(name) else { return false };
+        let needs = gang.gpus();
+        let conflicts = |other: &Local| !needs.is_disjoint(&other.gpus());
+        let keeps = |other: &Local| {
+            matches!(
+                other.stage,
+                InRound::Keeping { .. } | InRound::Reachable { .. } | InRound::Kept
+            )
+        };
+        let mut others = self.gangs.iter().filter(|(other, _)| *other != name);
+        let mut before = self.line.iter().take_while(|other| *other != name);
+        others.any(|(_, other)| keeps(other) && conflicts(other))
+            || before.any(|other| self.gangs.get(other).is_some_and(conflicts))
+    }
+
+    fn obey(&mut self, name: &GangName, order: &GangOrder, now: Time) {
+        if let Some((most, reason)) = &order.most {
+            let gang = &self.gangs[name];
+            let mut members: Vec<_> =
+                gang.members.iter().map(|(client, member)| (member.joined, *client)).collect();
+            members.sort_unstable();
+            for (_, client) in members.into_iter().skip(*most as usize) {
+                self.refuse(client, reason.clone());
+            }
+        }
+        let gang = &self.gangs[name];
+        let is_called = gang.stage == InRound::Out
+            && !gang.members.is_empty()
+            && matches!(order.step, Some((round, Step::Keep)) if round > gang.round);
+        if is_called && self.must_wait(name) {
+            if !self.line.contains(name) {
+                self.line.push(name.clone());
+            }
+            return;
+        }
+        self.line.retain(|waits| waits != name);
+        let gang = self.gangs.get_mut(name).expect("the caller has looked it up");
+        let Some((round, step)) = order.step else { return };
+        let is_present = round == gang.round;
+        match (step, gang.stage) {
+            (Step::Keep, InRound::Out) if is_called => {
+                gang.round = round;
+                gang.stage = InRound::Keeping { firm: false };
+                let priority = order.priority;
+                self.actions.push_back(NodeAction::Keep { gang: name.clone(), priority });
+            }
+            (Step::Firm, InRound::Keeping { firm: false }) if is_present => {
+                gang.stage = InRound::Keeping { firm: true };
+                self.actions.push_back(NodeAction::Firm(name.clone()));
+            }
+            (Step::Firm, InRound::Reachable { firm: false }) if is_present => {
+                gang.stage = InRound::Reachable { firm: true };
+                self.actions.push_back(NodeAction::Firm(name.clone()));
+            }
+            (Step::Go { .. }, InRound::Kept) if is_present => {
+                gang.stage = InRound::Holding;
+                self.actions.push_back(NodeAction::Grant(name.clone()));
+            }
+            (Step::Go { wanted: true }, InRound::Holding) if is_present => self.want(name, now),
+            (Step::End, _) if round >= gang.round => {
+                gang.round = round;
+                self.end(name);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Local {
+    fn new(size: u32) -> Local {
+        Local {
+            size,
+            members: BTreeMap::new(),
+            round: Round(0),
+            stage: InRound::Out,
+            route: Route::Controller,
+            wanted: None,
+            urgent: false,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        match self.stage {
+            InRound::Out => Stage::Out,
+            InRound::Keeping { .. } => Stage::Keeping,
+            InRound::Reachable { .. } => Stage::Reachable,
+            InRound::Kept => Stage::Kept,
+            InRound::Holding => {
+                let is_busy = |member: &Member| !matches!(member.state, Claim::Idle(_));
+                let busy = self.members.values().any(is_busy);
+                Stage::Holding { busy, wanted: self.wanted.is_some() }
+            }
+            InRound::Ending => Stage::Ending,
+        }
+    }
+
+    /// When members have been apart for too long.
+    fn due(&self, timing: &Timing) -> Option<Time> {
+        let states = self.members.values().map(|member| member.state);
+        match (self.stage, self.wanted) {
+            (InRound::Out, _) if !self.urgent => states
+                .filter_map(|state| match state {
+                    Claim::Waits(since) => Some(since.after(timing.slack)),
+                    _ => None,
+                })
+                .min(),
+            (InRound::Holding, Some(wanted)) => states
+                .filter_map(|state| match state {
+                    Claim::Idle(since) => Some(since.max(wanted).after(timing.slack)),
+                    _ => None,
+                })
+                .min(),
+            _ => None,
+        }
+    }
+
+    fn gpus(&self) -> BTreeSet<Gpu> {
+        self.members.values().flat_map(|member| member.gpus.iter().copied()).collect()
+    }
+
+    fn standing(&self) -> Standing {
+        let members = || self.members.values();
+        // What does not matter in a round is not told: it would only make messages.
+        let is_out = self.stage == InRound::Out;
+        let waiting = if is_out { members().filter(|it| it.waits()).count() } else { 0 };
+        Standing {
+            size: self.size,
+            members: count(self.members.len()),
+            waiting: count(waiting),
+            urgent: self.urgent,
+            priority: members().map(|member| member.priority).max().unwrap_or(0),
+            width: members().map(|member| member.width).sum(),
+            gpus: self.gpus(),
+            round: self.round,
+            stage: self.stage(),
+        }
+    }
+
+    /// Why the gang can never hold its leases, as far as this node knows.
+    fn impossible(&self, config: &NodeConfig) -> Option<GangRefusal> {
+        if !config.exclusive {
+            return None;
+        }
+        let wanted: u32 = self.members.values().map(|member| member.width).sum();
+        let gpus = self.seats();
+        if gpus < wanted {
+            return Some(GangRefusal::LargerThanNode { wanted, gpus });
+        }
+        let missing = self.size.saturating_sub(count(self.members.len()));
+        let wanted = wanted.saturating_add(missing);
+        (config.alone && wanted > config.gpus)
+            .then_some(GangRefusal::LargerThanJob { wanted, gpus: config.gpus })
+    }
+
+    /// How many of the GPUs that its members need they can have at the same time.
+    fn seats(&self) -> u32 {
+        let wishes: Vec<&BTreeSet<Gpu>> = self
+            .members
+            .values()
+            .flat_map(|member| std::iter::repeat_n(&member.gpus, member.width as usize))
+            .collect();
+        let mut taken: BTreeMap<Gpu, usize> = BTreeMap::new();
+        let placed = (0..wishes.len())
+            .filter(|wish| place(*wish, &wishes, &mut taken, &mut BTreeSet::new()))
+            .count();
+        count(placed)
+    }
+}
+
+impl Member {
+    fn waits(&self) -> bool {
+        matches!(self.state, Claim::Waits(_))
+    }
+}
+
+impl Standing {
+    /// What the controller is told of a gang that it has nothing to do with.
+    fn without_news(&self) -> Standing {
+        Standing { waiting: 0, urgent: false, stage: Stage::Out, ..self.clone() }
+    }
+}
+
+/// Finds a GPU for a wish, moving earlier ones where it must (augmenting paths).
+fn place(
+    wish: usize,
+    wishes: &[&BTreeSet<Gpu>],
+    taken: &mut BTreeMap<Gpu, usize>,
+    tried: &mut BTreeSet<Gpu>,
+) -> bool {
+    for gpu in wishes[wish] {
+        if tried.insert(*gpu) {
+            let before = taken.get(gpu).copied();
+            if before.is_none_or(|before| place(before, wishes, taken, tried)) {
+                taken.insert(*gpu, wish);
+                return true;
+            }
+        }
+    }
+    false
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

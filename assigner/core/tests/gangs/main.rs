@@ -1,0 +1,5 @@
+//! Gangs: the real machines of nodes and controller, on GPUs and a network that the tests own.
+
+mod random;
+mod world;
+mod yard;
