@@ -4,13 +4,15 @@
 //! driver, time. `link` feeds it, under one lock, and does what it answers.
 //!
 //! ```text
-//!            want                 Granted              Wanted + idle, Recall
-//!   None ───────────> Asked ───────────────> Held ──────────────────────────> Closing
-//!    ▲                                        ▲                                 │ │
-//!    │                                        └──────── somebody came ──────────┘ │
-//!    └───────────────────────────────── drained: Release ─────────────────────────┘
+//!            want           Granted             filled         Wanted + idle, Recall
+//!   None ───────────> Asked ────────> Filling ──────────> Held ──────────────────────> Closing
+//!    ▲                                   │                 ▲                             │ │
+//!    │                                   └── Recall ───────│──────────────────────────>  │ │
+//!    │                                                     └────── somebody came ────────┘ │
+//!    └───────────────────────────────── drained: Release ──────────────────────────────────┘
 //!
-//!   any ── no assigner any more ──> Free (gate open for good) or Dead (every submission fails)
+//!   any ── no assigner any more ──> Regaining (memory comes back) ──> Free (gate open for good)
+//!                               └─> Dead (every submission fails)
 //! ```
 
 /// Number of a lease.
@@ -32,10 +34,14 @@ pub(crate) enum Lease {
     None,
     /// Nothing, and waits for its turn.
     Asked,
+    /// The lease, but memory is still on its way to the GPU.
+    Filling { epoch: Epoch, wanted: bool },
     /// The lease; `wanted`: somebody waits for it.
     Held { epoch: Epoch, wanted: bool },
     /// The lease still, behind a closed gate.
     Closing { epoch: Epoch, reason: Reason },
+    /// No assigner: no scheduling, as soon as all memory is back.
+    Regaining,
     /// No assigner: no scheduling.
     Free,
     /// No assigner: no submissions.
@@ -58,6 +64,7 @@ pub(crate) enum Entry {
 /// What a message of the assigner asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
+    /// Open the gate as soon as all memory is there; then [`Lease::filled`].
     OpenGate,
     /// Watch for idleness.
     Watch,
@@ -75,7 +82,9 @@ impl Lease {
                 *self = Lease::Asked;
                 Entry::AskAndWait
             }
-            Lease::Asked | Lease::Closing { .. } => Entry::Wait,
+            Lease::Asked | Lease::Filling { .. } | Lease::Closing { .. } | Lease::Regaining => {
+                Entry::Wait
+            }
             Lease::Held { .. } | Lease::Free => Entry::Retry,
             Lease::Dead => Entry::Fail,
         }
@@ -85,17 +94,26 @@ impl Lease {
     pub(crate) fn granted(&mut self, epoch: Epoch) -> Order {
         match self {
             Lease::None | Lease::Asked => {
-                *self = Lease::Held { epoch, wanted: false };
+                *self = Lease::Filling { epoch, wanted: false };
                 Order::OpenGate
             }
             _ => Order::Nothing,
         }
     }
 
+    /// All memory is there, and the gate opens.
+    pub(crate) fn filled(&mut self) {
+        match *self {
+            Lease::Filling { epoch, wanted } => *self = Lease::Held { epoch, wanted },
+            Lease::Regaining => *self = Lease::Free,
+            _ => {}
+        }
+    }
+
     /// Wanted.
     pub(crate) fn wanted(&mut self, of: Epoch) -> Order {
         match self {
-            Lease::Held { epoch, wanted } if *epoch == of => {
+            Lease::Held { epoch, wanted } | Lease::Filling { epoch, wanted } if *epoch == of => {
                 *wanted = true;
                 Order::Watch
             }
@@ -106,7 +124,7 @@ impl Lease {
     /// Recall.
     pub(crate) fn recalled(&mut self, of: Epoch) -> Order {
         match self {
-            Lease::Held { epoch, .. } if *epoch == of => {
+            Lease::Held { epoch, .. } | Lease::Filling { epoch, .. } if *epoch == of => {
                 *self = Lease::Closing { epoch: of, reason: Reason::Recalled };
                 Order::CloseGate
             }
@@ -143,14 +161,16 @@ impl Lease {
     /// Epoch to state when the client reconnects; 0: holds nothing.
     pub(crate) fn epoch(&self) -> Epoch {
         match *self {
-            Lease::Held { epoch, .. } | Lease::Closing { epoch, .. } => epoch,
+            Lease::Held { epoch, .. }
+            | Lease::Filling { epoch, .. }
+            | Lease::Closing { epoch, .. } => epoch,
             _ => 0,
         }
     }
 
     /// A new connection: what was asked of the old one is forgotten. True: Acquire must be sent.
     pub(crate) fn reconnected(&mut self) -> bool {
-        if let Lease::Held { wanted, .. } = self {
+        if let Lease::Held { wanted, .. } | Lease::Filling { wanted, .. } = self {
             *wanted = false;
         }
         *self == Lease::Asked
@@ -167,6 +187,8 @@ mod tests {
         assert_eq!(lease.want(), Entry::AskAndWait);
         assert_eq!(lease.want(), Entry::Wait, "one Acquire is enough");
         assert_eq!(lease.granted(7), Order::OpenGate);
+        assert_eq!(lease.want(), Entry::Wait, "memory is on its way");
+        lease.filled();
         assert_eq!(lease.want(), Entry::Retry);
         assert!(!lease.begin_idle_release(), "nobody wants it");
         assert_eq!(lease.wanted(6), Order::Nothing, "another lease");
@@ -175,6 +197,20 @@ mod tests {
         assert_eq!(lease.want(), Entry::Wait);
         assert_eq!(lease.drained(true), Some((7, Reason::Idle)));
         assert_eq!(lease, Lease::Asked, "the call at the gate is remembered");
+    }
+
+    #[test]
+    fn a_lease_may_be_wanted_and_recalled_before_its_memory_is_there() {
+        let mut lease = Lease::Asked;
+        assert_eq!(lease.granted(4), Order::OpenGate);
+        assert_eq!(lease.wanted(4), Order::Watch);
+        assert_eq!(lease.epoch(), 4);
+        lease.filled();
+        assert_eq!(lease, Lease::Held { epoch: 4, wanted: true });
+        let mut lease = Lease::Filling { epoch: 5, wanted: false };
+        assert_eq!(lease.recalled(5), Order::CloseGate);
+        lease.filled();
+        assert_eq!(lease, Lease::Closing { epoch: 5, reason: Reason::Recalled });
     }
 
     #[test]
@@ -203,6 +239,10 @@ mod tests {
     fn without_an_assigner_calls_pass_or_fail() {
         assert_eq!({ Lease::Free }.want(), Entry::Retry);
         assert_eq!({ Lease::Dead }.want(), Entry::Fail);
+        let mut regaining = Lease::Regaining;
+        assert_eq!(regaining.want(), Entry::Wait);
+        regaining.filled();
+        assert_eq!(regaining, Lease::Free);
         let mut free = Lease::Free;
         assert_eq!(free.recalled(1), Order::Nothing);
     }

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Owns: every exported symbol (`exports`, `table`), finding the real driver (`driver`), the start
-//! of a client (`process`), the gate, the link thread, the account of device memory (`memory`) and
-//! of what may still be running (`work`).
+//! of a client (`process`), the gate, the link thread, device memory that moves (`pager`),
+//! the account of what does not (`memory`) and of what may still be running (`work`).
 //! Does not own: who gets which GPU, and for how long. That is the assigner's.
 //!
 //! Rules of this crate: nothing happens when the library is loaded; no thread before `cuInit`; no
@@ -26,6 +26,7 @@ mod lease;
 mod link;
 mod log;
 mod memory;
+mod pager;
 mod process;
 mod settings;
 mod table;

@@ -1,4 +1,4 @@
-//! The account of device memory: what this client has, and the room it has been promised for it.
+//! The account of device memory that stays where it is: what this client has of it, and the room it has been promised.
 //!
 //! Owns: asking the assigner for room before memory is allocated, waiting for it, giving it back;
 //! what cuMemGetInfo answers.
@@ -7,9 +7,7 @@
 //! Room is asked for in slabs, so that a thousand small allocations cost one question, and given
 //! back with some slack kept, so that allocating and freeing in turns costs none.
 //!
-//! The pager will stand between the hooks and this account: an allocation will then be address
-//! space with chunks behind it, `reserve` will ask for what is to be resident rather than for what
-//! is allocated, and a room that must be waited for will be made by evicting others.
+//! Memory that can be moved is the pager's (`pager`), and counted there.
 
 use crate::link::LINK;
 use crate::log::warning;
@@ -17,7 +15,15 @@ use acb_wire::v1::{
     RoomKind, RoomReply, RoomRequest, RoomReturn, RoomVerdict, client_message::Kind,
 };
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Numbers of questions, the pager's too: an answer says no more than the number.
+static LAST_SEQ: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn next_seq() -> u64 {
+    LAST_SEQ.fetch_add(1, Ordering::Relaxed) + 1
+}
 
 /// What small requests are rounded up to.
 const SLAB: u64 = 32 << 20;
@@ -81,7 +87,6 @@ struct Books {
     /// The primary context of each device.
     primaries: BTreeMap<u32, usize>,
     requests: BTreeMap<u64, Request>,
-    last_seq: u64,
 }
 
 pub(crate) struct Ledger {
@@ -107,7 +112,6 @@ impl Ledger {
                 contexts: BTreeMap::new(),
                 primaries: BTreeMap::new(),
                 requests: BTreeMap::new(),
-                last_seq: 0,
             }),
             replied: Condvar::new(),
         }
@@ -398,10 +402,9 @@ pub(crate) struct Taken {
 
 impl Books {
     fn open(&mut self, device: u32, bytes: u64, kind: RoomKind) -> u64 {
-        self.last_seq += 1;
-        self.requests
-            .insert(self.last_seq, Request { device, bytes, kind, verdict: Verdict::Open });
-        self.last_seq
+        let seq = next_seq();
+        self.requests.insert(seq, Request { device, bytes, kind, verdict: Verdict::Open });
+        seq
     }
 
     fn message(&self, seq: u64) -> Kind {
@@ -416,7 +419,8 @@ impl Books {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// Bytes for people.
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),

@@ -12,7 +12,8 @@
 use crate::link::{self, Connection, ContactError, LINK, Terms};
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
-use crate::settings::{OnFailure, Settings};
+use crate::pager::{PAGER, Rules};
+use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
 use crate::{driver, environment, log, table};
@@ -194,6 +195,13 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
         LINK.abandon();
         return result;
     }
+    if settings.paging == Paging::On {
+        PAGER.start(Rules {
+            chunk_bytes: terms.chunk_bytes,
+            compare: terms.compare,
+            numa_nodes: gpus.iter().map(|gpu| gpu.numa_node).collect(),
+        });
+    }
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| environment::on_exit(exiting));
@@ -211,6 +219,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
             error!(
                 "cannot start the link thread: {cause}; raise the limit of processes (ulimit -u)"
             );
+            PAGER.stop();
             LEDGER.stop();
             LINK.abandon();
             CuResult::SYSTEM_NOT_READY
@@ -233,5 +242,6 @@ extern "C" fn forked() {
 extern "C" fn exiting() {
     if !DETACHED.load(Ordering::SeqCst) {
         WORK.end();
+        PAGER.end();
     }
 }

@@ -14,6 +14,13 @@ pub(crate) enum OnFailure {
     Fail,
 }
 
+/// Whether memory is moved to the host while others compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paging {
+    On,
+    Off,
+}
+
 /// A client's environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -25,6 +32,9 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     pub(crate) step: String,
     pub(crate) rank: u32,
+    pub(crate) paging: Paging,
+    /// Device memory that the client may have on each GPU; 0: all of it.
+    pub(crate) memory: u64,
 }
 
 /// A variable that cannot be understood.
@@ -76,6 +86,27 @@ impl Settings {
                 });
             }
         };
+        let paging = match variable("ACB_PAGER").as_deref() {
+            None | Some("" | "on") => Paging::On,
+            Some("off") => Paging::Off,
+            Some(other) => {
+                return Err(BadSetting {
+                    name: "ACB_PAGER",
+                    value: other.into(),
+                    expected: "on or off",
+                    default: "on",
+                });
+            }
+        };
+        let memory = match variable("ACB_MEMORY").filter(|text| !text.is_empty()) {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| BadSetting {
+                name: "ACB_MEMORY",
+                value: text,
+                expected: "a number of bytes",
+                default: "all of the GPU's",
+            })?,
+        };
         let grace = number("ACB_GRACE_MS", "a number of milliseconds", "10000")?.unwrap_or(10_000);
         Ok(Some(Settings {
             socket: socket.into(),
@@ -85,6 +116,8 @@ impl Settings {
             grace: Duration::from_millis(grace.into()),
             step: variable("ACB_STEP").unwrap_or_default(),
             rank: number("ACB_RANK", "a rank", "0")?.unwrap_or(0),
+            paging,
+            memory,
         }))
     }
 }
@@ -134,6 +167,8 @@ mod tests {
             ("ACB_GRACE_MS", "1s"),
             ("ACB_ON_FAILURE", "close"),
             ("ACB_RANK", "x"),
+            ("ACB_PAGER", "no"),
+            ("ACB_MEMORY", "10G"),
         ] {
             let message = read(&[("ACB_SOCKET", "/s"), (name, value)]).unwrap_err().to_string();
             assert!(message.starts_with(&format!("{name}={value}: ")), "{message}");

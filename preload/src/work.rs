@@ -430,7 +430,7 @@ fn event_after(context: Handle, stream: Handle) -> Option<Handle> {
 }
 
 /// Calls `ask` with a context current, and leaves this thread's stack of contexts as it was.
-fn with_context(context: Handle, ask: impl FnOnce() -> CuResult) -> CuResult {
+pub(crate) fn with_context(context: Handle, ask: impl FnOnce() -> CuResult) -> CuResult {
     // SAFETY: a context of the register, marked by the caller.
     let pushed = unsafe { real::cuCtxPushCurrent_v2(context as sys::CUcontext) };
     if !pushed.is_success() {

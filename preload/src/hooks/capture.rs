@@ -3,6 +3,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::{PER_THREAD, WORK};
 use acb_cuda_abi::{CuResult, StreamForm, sys};
@@ -31,6 +32,7 @@ macro_rules! end {
             let result = unsafe { real::$symbol($stream $(, $parameter)*) };
             let (stream, thread) = key($stream, StreamForm::$form);
             WORK.end_capture(stream, thread);
+            PAGER.capture_ended();
             result
         }
     )*};

@@ -3,6 +3,7 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use crate::memory::LEDGER;
+use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::WORK;
 use acb_cuda_abi::{CuResult, sys};
@@ -50,10 +51,17 @@ pub(crate) unsafe fn cuCtxDestroy_v2(ctx: sys::CUcontext) -> CuResult {
 
 fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult {
     let leaving = WORK.remove_context(context as usize);
+    PAGER.retire_context(context as usize);
     let result = call();
     match result.is_success() {
-        true => LEDGER.context_gone(context as usize),
-        false => leaving.restore(),
+        true => {
+            LEDGER.context_gone(context as usize);
+            PAGER.context_gone(context as usize);
+        }
+        false => {
+            leaving.restore();
+            PAGER.restore_context(context as usize);
+        }
     }
     result
 }
@@ -128,12 +136,19 @@ macro_rules! release {
                 return unsafe { real::$symbol(dev) };
             };
             let leaving = WORK.remove_context(context);
+            PAGER.retire_context(context);
             // SAFETY: the program's own argument.
             let result = unsafe { real::$symbol(dev) };
             // Retained elsewhere still, or the call failed: then it lives on.
             match primary_active(dev) {
-                true => leaving.restore(),
-                false => LEDGER.context_gone(context),
+                true => {
+                    leaving.restore();
+                    PAGER.restore_context(context);
+                }
+                false => {
+                    LEDGER.context_gone(context);
+                    PAGER.context_gone(context);
+                }
             }
             result
         }

@@ -9,9 +9,10 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use crate::memory::{Key, LEDGER};
+use crate::pager::{Freed, PAGER};
 use crate::table::real;
-use crate::work::current_context;
-use acb_cuda_abi::{CuResult, sys};
+use crate::work::{PER_THREAD, WORK, current_context};
+use acb_cuda_abi::{CuResult, StreamForm, sys};
 use std::ffi::*;
 
 /// Large allocations are made of such pieces, small ones are cut from shared ones.
@@ -75,6 +76,9 @@ pub(crate) unsafe fn cuMemAlloc(dptr: *mut c_uint, bytesize: c_uint) -> CuResult
 pub(crate) unsafe fn cuMemAlloc_v2(dptr: *mut u64, bytesize: usize) -> CuResult {
     // SAFETY: the program's own arguments.
     unsafe {
+        if let Some(result) = paged("cuMemAlloc", bytesize as u64, dptr) {
+            return result;
+        }
         allocate("cuMemAlloc", bytesize as u64, dptr, Key::Pointer, || {
             real::cuMemAlloc_v2(dptr, bytesize)
         })
@@ -104,6 +108,13 @@ pub(crate) unsafe fn cuMemAllocPitch_v2(
     let bytes = pitch.saturating_mul(Height as u64);
     // SAFETY: the program's own arguments.
     unsafe {
+        let known = matches!(ElementSizeBytes, 4 | 8 | 16) && !pPitch.is_null() && WidthInBytes > 0;
+        if known && let Some(result) = paged("cuMemAllocPitch", bytes, dptr) {
+            if result.is_success() {
+                pPitch.write(pitch as usize);
+            }
+            return result;
+        }
         allocate("cuMemAllocPitch", bytes, dptr, Key::Pointer, || {
             real::cuMemAllocPitch_v2(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes)
         })
@@ -130,15 +141,70 @@ pub(crate) unsafe fn cuMemFree(dptr: c_uint) -> CuResult {
 }
 
 pub(crate) unsafe fn cuMemFree_v2(dptr: u64) -> CuResult {
+    if let Freed::Done(result) = PAGER.free(dptr) {
+        return result;
+    }
     // SAFETY: the program's own argument.
     free(Key::Pointer(dptr), || unsafe { real::cuMemFree_v2(dptr) })
 }
 
+/// Memory of the pager's; `None`: it pages nothing here, or the driver has to say what is wrong.
+///
+/// # Safety
+/// `place` is NULL or a place of the program's.
+unsafe fn paged(symbol: &str, bytes: u64, place: *mut u64) -> Option<CuResult> {
+    if !PAGER.is_active() || place.is_null() || bytes == 0 || current_device().is_none() {
+        return None;
+    }
+    Some(match PAGER.allocate(symbol, bytes) {
+        Ok(address) => {
+            // SAFETY: not NULL.
+            unsafe { place.write(address) };
+            CuResult::SUCCESS
+        }
+        Err(result) => result,
+    })
+}
+
+/// What a stream means in a call of this form: its handle, and the thread of a per-thread default stream.
+fn stream_of(stream: sys::CUstream, form: StreamForm) -> (usize, u64) {
+    match (stream as usize, form) {
+        (PER_THREAD, _) | (0, StreamForm::PerThread) => {
+            WORK.note_per_thread();
+            (PER_THREAD, rustix::thread::gettid().as_raw_nonzero().get() as u64)
+        }
+        (handle, _) => (handle, 0),
+    }
+}
+
+/// What is captured is the graph's, and its memory the driver's.
+fn is_captured(stream: usize) -> bool {
+    if !WORK.is_capturing() {
+        return false;
+    }
+    let mut status: c_uint = 0;
+    // SAFETY: the program's own stream, and a place on this stack.
+    let result = unsafe { real::cuStreamIsCapturing(stream as sys::CUstream, &raw mut status) };
+    !result.is_success() || status != 0
+}
+
 macro_rules! stream_ordered {
-    ($($symbol:ident $name:literal ($($parameter:ident: $kind:ty),*);)*) => {$(
+    ($($symbol:ident $name:literal $form:ident ($($parameter:ident: $kind:ty),*) in $stream:ident;)*) => {$(
         pub(crate) unsafe fn $symbol(dptr: *mut u64, bytesize: usize, $($parameter: $kind),*) -> CuResult {
             // SAFETY: the program's own arguments.
             unsafe {
+                if PAGER.is_active() && !dptr.is_null() && bytesize > 0 {
+                    let (stream, thread) = stream_of($stream, StreamForm::$form);
+                    if !is_captured(stream) {
+                        if let Some(address) = PAGER.reuse_in_stream(bytesize as u64, stream, thread) {
+                            dptr.write(address);
+                            return CuResult::SUCCESS;
+                        }
+                        if let Some(result) = paged($name, bytesize as u64, dptr) {
+                            return result;
+                        }
+                    }
+                }
                 allocate($name, bytesize as u64, dptr, Key::Pointer, || {
                     real::$symbol(dptr, bytesize, $($parameter),*)
                 })
@@ -148,18 +214,35 @@ macro_rules! stream_ordered {
 }
 
 stream_ordered! {
-    cuMemAllocAsync "cuMemAllocAsync" (hStream: sys::CUstream);
-    cuMemAllocAsync_ptsz "cuMemAllocAsync" (hStream: sys::CUstream);
-    cuMemAllocFromPoolAsync "cuMemAllocFromPoolAsync" (pool: sys::CUmemoryPool, hStream: sys::CUstream);
-    cuMemAllocFromPoolAsync_ptsz "cuMemAllocFromPoolAsync" (pool: sys::CUmemoryPool, hStream: sys::CUstream);
+    cuMemAllocAsync "cuMemAllocAsync" Legacy (hStream: sys::CUstream) in hStream;
+    cuMemAllocAsync_ptsz "cuMemAllocAsync" PerThread (hStream: sys::CUstream) in hStream;
+    cuMemAllocFromPoolAsync "cuMemAllocFromPoolAsync" Legacy (pool: sys::CUmemoryPool, hStream: sys::CUstream) in hStream;
+    cuMemAllocFromPoolAsync_ptsz "cuMemAllocFromPoolAsync" PerThread (pool: sys::CUmemoryPool, hStream: sys::CUstream) in hStream;
+}
+
+fn free_in_stream(dptr: u64, hStream: sys::CUstream, form: StreamForm) -> Freed {
+    if !PAGER.is_active() {
+        return Freed::Unknown;
+    }
+    let (stream, thread) = stream_of(hStream, form);
+    match is_captured(stream) {
+        true => Freed::Unknown,
+        false => PAGER.free_in_stream(dptr, stream, thread),
+    }
 }
 
 pub(crate) unsafe fn cuMemFreeAsync(dptr: u64, hStream: sys::CUstream) -> CuResult {
+    if let Freed::Done(result) = free_in_stream(dptr, hStream, StreamForm::Legacy) {
+        return result;
+    }
     // SAFETY: the program's own arguments.
     free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync(dptr, hStream) })
 }
 
 pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> CuResult {
+    if let Freed::Done(result) = free_in_stream(dptr, hStream, StreamForm::PerThread) {
+        return result;
+    }
     // SAFETY: the program's own arguments.
     free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) })
 }
@@ -370,8 +453,12 @@ pub(crate) unsafe fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuR
     // SAFETY: two places on this stack.
     let result = unsafe { real::cuMemGetInfo_v2(&raw mut real_free, &raw mut real_total) };
     if result.is_success() {
-        let own = current_device().and_then(|device| LEDGER.info(device));
-        let own_free = own.map_or(real_free, |(free, _)| free as usize);
+        let device = current_device();
+        let paged = device.map_or(0, |device| PAGER.used(device as u32));
+        let own = device.and_then(|device| LEDGER.info(device));
+        let own_free = own.map_or(real_free, |(free, _)| free.saturating_sub(paged) as usize);
+        // A limit is what the client can have at most, hence all there is.
+        let real_total = own.map_or(real_total, |(_, all)| real_total.min(all as usize));
         // SAFETY: NULL, or a place of the program.
         unsafe {
             if !free.is_null() {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::{WORK, current_context};
 use acb_cuda_abi::{CuResult, sys};
@@ -64,7 +65,10 @@ fn destroy(stream: sys::CUstream, call: impl FnOnce() -> CuResult) -> CuResult {
     let leaving = WORK.remove_stream(stream as usize);
     let result = call();
     match result.is_success() {
-        true => WORK.end_capture(stream as usize, 0),
+        true => {
+            WORK.end_capture(stream as usize, 0);
+            PAGER.capture_ended();
+        }
         false => leaving.restore(),
     }
     result

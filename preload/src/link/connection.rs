@@ -30,6 +30,10 @@ pub(crate) struct Terms {
     pub(crate) grace: Duration,
     pub(crate) on_failure: OnFailure,
     pub(crate) context_bytes: u64,
+    /// What the pager moves at a time; 0: nothing is paged.
+    pub(crate) chunk_bytes: u64,
+    /// Compare what hashes say is alike.
+    pub(crate) compare: bool,
 }
 
 /// Why there is no contact.
@@ -124,6 +128,8 @@ impl Connection {
                     grace,
                     on_failure,
                     context_bytes: welcome.context_bytes,
+                    chunk_bytes: welcome.chunk_bytes,
+                    compare: welcome.compare,
                 };
                 return Ok((connection, terms));
             }
@@ -261,6 +267,7 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         held,
         step: settings.step.clone(),
         rank: settings.rank,
+        memory_limit: settings.memory,
         ..Hello::default()
     }
 }

@@ -3,10 +3,11 @@
 //! Owns: what application threads and the link thread share; waiting for a lease; sending.
 //! Does not own: connecting (`connection`), the thread's own doings (`thread`, `watch`), memory.
 //!
-//! Order of locks: the turn's, lease, then the ledger's, then the outbox. None is held during a wait.
+//! Order of locks: the turn's, lease, then the pager's, the ledger's, then the outbox. None is held during a wait.
 
 mod connection;
 mod socket;
+mod switch;
 mod thread;
 mod turn;
 mod watch;
@@ -18,6 +19,7 @@ pub(crate) use thread::{FIRST_PAUSE, run};
 use crate::gate::Gate;
 use crate::lease::{Entry, Lease};
 use crate::log::{error, info};
+use crate::pager::PAGER;
 use crate::process;
 use crate::work::{self, WORK};
 use acb_cuda_abi::CuResult;
@@ -96,7 +98,9 @@ impl Link {
         if process::is_detached() {
             return Err(CuResult::NOT_INITIALIZED);
         }
-        WORK.add_context(work::current_context());
+        let context = work::current_context();
+        WORK.add_context(context);
+        PAGER.note_context(context);
         let began = Instant::now();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
@@ -193,11 +197,12 @@ impl Link {
     pub(crate) fn give_up(&self, how: crate::settings::OnFailure) {
         let mut lease = self.lease();
         *lease = match how {
-            crate::settings::OnFailure::Open => Lease::Free,
+            crate::settings::OnFailure::Open => Lease::Regaining,
             crate::settings::OnFailure::Fail => Lease::Dead,
         };
         match *lease {
-            Lease::Free => self.gate.open(),
+            // Where memory is missing the link thread opens it later.
+            Lease::Regaining => drop(self.open_if_filled(&mut lease)),
             _ => {
                 self.gate.close();
                 self.gate.ring();

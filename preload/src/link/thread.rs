@@ -3,11 +3,13 @@
 //! Owns: the loop, reconnecting, giving up. Does not own: when a lease goes back (`watch`).
 //! The one thread of the interposer; it lives from cuInit to the end of the process.
 
+use super::switch::Switch;
 use super::watch::Watch;
 use super::{Connection, ContactError, LINK, Terms};
 use crate::lease::Order;
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
+use crate::pager::PAGER;
 use crate::settings::{OnFailure, Settings};
 use acb_wire::v1::assigner_message::Kind;
 use acb_wire::v1::{Acquire, Held, Refused, client_message};
@@ -31,14 +33,16 @@ pub(crate) fn run(
     bound: Vec<String>,
 ) {
     let mut watch = Watch::new(terms.idle);
+    let mut switch = Switch::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let began = Instant::now();
-        let end = serve(&mut connection, &mut watch);
+        let end = serve(&mut connection, &mut watch, &mut switch);
         LINK.turn.seize();
         LINK.uninstall();
         if let ContactError::Refused(refused) = end {
-            return give_up(&terms, &refusal(&refused));
+            give_up(&terms, &refusal(&refused));
+            return switch.regain(&mut watch);
         }
         if began.elapsed() > STABLE {
             pause = FIRST_PAUSE;
@@ -52,21 +56,25 @@ pub(crate) fn run(
                 info!("reconnected to the GPU assigner as client {}", terms.client);
                 resume(&connection);
             }
-            Err(error) => return give_up(&terms, &error.to_string()),
+            Err(error) => {
+                give_up(&terms, &error.to_string());
+                return switch.regain(&mut watch);
+            }
         }
     }
 }
 
 /// Does what the assigner says until the connection ends.
-fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
+fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) -> ContactError {
     loop {
         if let Some(at) = LINK.turn.take_granted() {
-            watch.granted(at);
+            let epoch = LINK.lease().epoch();
+            switch.taken(epoch, at, watch);
         }
         loop {
             match connection.next() {
                 Ok(Some(message)) => {
-                    if let Some(refused) = handle(message, watch) {
+                    if let Some(refused) = handle(message, watch, switch) {
                         return ContactError::Refused(refused);
                     }
                 }
@@ -74,7 +82,10 @@ fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
                 Err(error) => return error,
             }
         }
-        let time = watch.look();
+        let time = match (watch.look(), switch.look(watch)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         if !connection.is_in_mid_message() {
             LINK.turn.offer();
         }
@@ -87,14 +98,12 @@ fn serve(connection: &mut Connection, watch: &mut Watch) -> ContactError {
     }
 }
 
-fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
+fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refused> {
     match message {
         Kind::Granted(granted) => {
             let mut lease = LINK.lease();
             if lease.granted(granted.epoch) == Order::OpenGate {
-                LINK.gate.open();
-                drop(lease);
-                watch.granted(Instant::now());
+                switch.granted(&mut lease, watch);
             }
         }
         Kind::Wanted(wanted) => {
@@ -105,15 +114,22 @@ fn handle(message: Kind, watch: &mut Watch) -> Option<Refused> {
             if lease.recalled(recall.epoch) == Order::CloseGate {
                 LINK.gate.close();
                 drop(lease);
+                PAGER.gate_closed();
                 watch.recalled();
             }
         }
-        Kind::RoomReply(reply) => LEDGER.handle_reply(reply),
+        Kind::RoomReply(reply) => {
+            if !PAGER.handle_reply(&reply) {
+                LEDGER.handle_reply(reply);
+            }
+        }
+        Kind::Evict(evict) => PAGER.evict(evict.device, evict.bytes),
+        Kind::Credit(credit) => PAGER.credit(credit.device, credit.bytes),
+        Kind::Arena(arena) => PAGER.arena(arena.bytes),
         Kind::Notice(notice) => warning!("{}", notice.text),
         Kind::Refused(refused) => return Some(refused),
         // Answers to what was asked while connecting; out of turn they mean nothing.
         Kind::Welcome(_) | Kind::Bound(_) => {}
-        Kind::Evict(_) | Kind::Credit(_) | Kind::Arena(_) => {}
     }
     None
 }
@@ -146,12 +162,14 @@ fn reconnect(
     loop {
         std::thread::sleep(*pause);
         *pause = (*pause * 2).min(LAST_PAUSE);
+        let (claimed, resident) = PAGER.stated();
         let held = Held {
             client: terms.client,
             bound: bound.to_vec(),
             epoch: LINK.lease().epoch(),
             room: LEDGER.rooms(),
-            ..Held::default()
+            claimed,
+            resident,
         };
         let left = deadline.saturating_duration_since(Instant::now());
         match Connection::open(settings, Some(held), left) {
@@ -166,11 +184,13 @@ fn reconnect(
 /// Takes the new connection into use, and asks again for what the old one owed.
 fn resume(connection: &Connection) {
     let mut lease = LINK.lease();
-    LEDGER.resume(|| {
-        LINK.install(&connection.socket);
-        if lease.reconnected() {
-            LINK.send(client_message::Kind::Acquire(Acquire {}));
-        }
+    PAGER.resume(|| {
+        LEDGER.resume(|| {
+            LINK.install(&connection.socket);
+            if lease.reconnected() {
+                LINK.send(client_message::Kind::Acquire(Acquire {}));
+            }
+        });
     });
 }
 
@@ -188,6 +208,7 @@ fn give_up(terms: &Terms, reason: &str) {
             "{reason}. Further work for the GPU fails with CUDA_ERROR_SYSTEM_NOT_READY (ACB_ON_FAILURE=fail)"
         ),
     }
+    PAGER.unmeter();
     LINK.give_up(terms.on_failure);
     LEDGER.stop();
 }

@@ -17,11 +17,12 @@
 //!
 //! What must hold: a call has the turn only while the lease is asked for, for the gate of any other
 //! closed lease is opened without a message; and it opens the gate itself only where a grant
-//! leaves nothing else to be done ([`opens_at_once`]).
+//! leaves nothing else to be done ([`Pager::open_gate_for`](crate::pager::Pager::open_gate_for)).
 
 use super::Link;
 use super::socket::Socket;
 use crate::lease::{Epoch, Lease, Order};
+use crate::pager::PAGER;
 use acb_wire::frame::Decoder;
 use acb_wire::v1::{AssignerMessage, assigner_message::Kind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,11 +38,6 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const ROUNDS: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// Longer than any grant.
 const GRANT_MAX: usize = 64;
-
-/// Whether a grant opens the gate with nothing else to be done; asked under the lock of the turn.
-fn opens_at_once() -> bool {
-    true
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
@@ -174,15 +170,16 @@ impl Link {
             Err(_) => return false,
         };
         let Some((epoch, length)) = first_grant(&bytes[..seen]) else { return false };
-        if !opens_at_once() {
-            return false;
-        }
-        let read = rustix::net::recv(descriptor, &mut bytes[..length], RecvFlags::DONTWAIT);
-        debug_assert_eq!(read.map(|(count, _)| count), Ok(length), "peeked, and nobody else reads");
         let mut lease = self.lease();
-        if lease.granted(epoch) == Order::OpenGate {
+        // Only if all memory is there; else it stays in the socket for the link thread.
+        let opened = PAGER.open_gate_for(&self.gate, || {
+            let read = rustix::net::recv(descriptor, &mut bytes[..length], RecvFlags::DONTWAIT);
+            debug_assert_eq!(read.map(|(n, _)| n), Ok(length), "peeked, and nobody else reads");
+            lease.granted(epoch) == Order::OpenGate
+        });
+        if opened {
+            lease.filled();
             state.granted = Some(Instant::now());
-            self.gate.open();
         }
         false
     }

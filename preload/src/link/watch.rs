@@ -7,6 +7,7 @@ use super::{LINK, Link};
 use crate::gate::Snapshot;
 use crate::lease::{Lease, Reason};
 use crate::log::{debug, info, warning};
+use crate::pager::{Opening, PAGER};
 use crate::work::{Drained, Inspector, WORK};
 use acb_wire::v1::{Acquire, Release, ReleaseReason, Usage, client_message::Kind};
 use std::sync::atomic::Ordering;
@@ -186,8 +187,11 @@ impl Watch {
     /// Opens the gate of a lease that is recalled, for a while.
     fn open_for(&mut self, time: Duration) {
         let mut lease = LINK.lease();
+        // Not while memory that the calls may touch is elsewhere.
+        if !PAGER.open_gate(&LINK.gate, Opening::Again) {
+            return;
+        }
         lease.reopen();
-        LINK.gate.open();
         self.seen = None;
         self.quiet_since = None;
         self.closed_at = None;
@@ -200,6 +204,7 @@ impl Watch {
         if lease.recalled(epoch) == crate::lease::Order::CloseGate {
             LINK.gate.close();
             drop(lease);
+            PAGER.gate_closed();
             self.recalled();
         }
         Some(SHORTEST)

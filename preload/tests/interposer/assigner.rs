@@ -5,13 +5,13 @@ use acb_wire::frame::{Decoder, encode};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{
-    AssignerMessage, Bound, BoundGpu, ClientMessage, Granted, Hello, OnFailure, Recall, Release,
-    RoomReply, RoomRequest, RoomVerdict, Wanted, Welcome,
+    AssignerMessage, Bound, BoundGpu, ClientMessage, Granted, Hello, MemoryReport, OnFailure,
+    Recall, Release, RoomReply, RoomRequest, RoomVerdict, Wanted, Welcome,
 };
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) const UUID: &str = "GPU-11111111";
 
@@ -25,6 +25,8 @@ pub(crate) struct Assigner {
 pub(crate) struct Peer {
     pub(crate) stream: UnixStream,
     decoder: Decoder,
+    /// The latest heard.
+    report: MemoryReport,
 }
 
 impl Assigner {
@@ -46,7 +48,7 @@ impl Assigner {
         let stream = accepted.expect("accepted");
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Peer { stream, decoder: Decoder::new() }
+        Peer { stream, decoder: Decoder::new(), report: MemoryReport::default() }
     }
 
     /// A client that has gone through cuInit, with 16 GiB on its GPU.
@@ -83,23 +85,57 @@ impl Peer {
             .expect("the client listens");
     }
 
-    /// The next message but counters.
+    /// The next message but counters, reports and the end of a switch.
     #[track_caller]
     pub(crate) fn hear(&mut self) -> Hear {
         self.try_hear().expect("the client says something before it leaves")
+    }
+
+    /// The next message but counters and reports.
+    #[track_caller]
+    pub(crate) fn hear_moves(&mut self) -> Hear {
+        loop {
+            match self.hear_any().expect("the client says something before it leaves") {
+                Hear::Usage(_) | Hear::MemoryReport(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// A report that is as it should be: the latest, or one to come before anything else does.
+    #[track_caller]
+    pub(crate) fn wait_for_moves(
+        &mut self,
+        condition: impl Fn(&MemoryReport) -> bool,
+    ) -> MemoryReport {
+        while !condition(&self.report) {
+            match self.hear_any().expect("the client says something before it leaves") {
+                Hear::Usage(_) | Hear::MemoryReport(_) => {}
+                other => panic!("a report expected: {other:?}"),
+            }
+        }
+        self.report.clone()
     }
 
     /// `None`: the client has left.
     #[track_caller]
     pub(crate) fn try_hear(&mut self) -> Option<Hear> {
         loop {
-            while let Some(message) =
-                self.decoder.next::<ClientMessage>().expect("frames are right")
-            {
-                match message.kind.expect("a known kind") {
-                    Hear::Usage(_) => {}
-                    kind => return Some(kind),
+            match self.hear_any()? {
+                Hear::Usage(_) | Hear::MemoryReport(_) | Hear::Ready(_) => {}
+                kind => return Some(kind),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn hear_any(&mut self) -> Option<Hear> {
+        loop {
+            if let Some(message) = self.decoder.next::<ClientMessage>().expect("frames are right") {
+                if let Some(Hear::MemoryReport(report)) = &message.kind {
+                    self.report = report.clone();
                 }
+                return message.kind;
             }
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
@@ -160,25 +196,32 @@ impl Peer {
         self.say(Say::Recall(Recall { epoch }));
     }
 
-    /// Nothing comes for a while.
+    /// Nothing comes for a while but counters, reports and the end of a switch.
     #[track_caller]
     pub(crate) fn hears_nothing(&mut self) {
-        self.stream.set_read_timeout(Some(SILENCE)).unwrap();
-        let mut buffer = [0; 4096];
-        match self.stream.read(&mut buffer) {
-            Ok(count) => {
-                self.decoder.extend(&buffer[..count]);
-                while let Some(message) =
-                    self.decoder.next::<ClientMessage>().expect("frames are right")
-                {
-                    assert!(
-                        matches!(message.kind, Some(Hear::Usage(_))),
-                        "silence expected: {message:?}"
-                    );
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            while let Some(message) =
+                self.decoder.next::<ClientMessage>().expect("frames are right")
+            {
+                match message.kind {
+                    Some(Hear::MemoryReport(report)) => self.report = report,
+                    Some(Hear::Usage(_) | Hear::Ready(_)) => {}
+                    other => panic!("silence expected: {other:?}"),
                 }
             }
-            Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.stream.set_read_timeout(Some(left)).unwrap();
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => self.decoder.extend(&buffer[..count]),
+                Err(error) => {
+                    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+                }
             }
         }
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -8,8 +8,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::io::BufRead;
 use std::time::Instant;
 
-type Handle = *mut c_void;
-const NULL: Handle = std::ptr::null_mut();
+pub(crate) type Handle = *mut c_void;
+pub(crate) const NULL: Handle = std::ptr::null_mut();
 
 pub(crate) fn play(scenario: &str) {
     let (name, argument) = scenario.split_once(' ').unwrap_or((scenario, ""));
@@ -27,6 +27,7 @@ pub(crate) fn play(scenario: &str) {
         "fork-while-starting" => fork_while_starting(),
         "streams" => streams(),
         "allocate" => allocate(argument),
+        "paged" => crate::paging_client::play(argument),
         "physical" => physical(),
         "no-cuda" => {}
         "arguments" => arguments(),
@@ -40,7 +41,7 @@ pub(crate) fn play(scenario: &str) {
 }
 
 /// Waits for the test.
-fn pause() {
+pub(crate) fn pause() {
     println!("paused");
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).expect("a line");
@@ -55,9 +56,11 @@ macro_rules! function {
     ($cuda:expr, $name:literal, fn($($kind:ty),*)) => {{
         let address = $cuda.find($name);
         assert!(!address.is_null(), "{} is missing", $name);
-        std::mem::transmute::<Handle, unsafe extern "C" fn($($kind),*) -> c_int>(address)
+        std::mem::transmute::<$crate::client::Handle, unsafe extern "C" fn($($kind),*) -> std::ffi::c_int>(address)
     }};
 }
+
+pub(crate) use function;
 
 impl Cuda {
     pub(crate) fn load() -> Self {
@@ -67,7 +70,7 @@ impl Cuda {
         Cuda { library: library as usize }
     }
 
-    fn find(&self, name: &str) -> Handle {
+    pub(crate) fn find(&self, name: &str) -> Handle {
         let name = CString::new(name).expect("no NUL");
         // SAFETY: an open library and a name that ends in NUL.
         unsafe { libc::dlsym(self.library as Handle, name.as_ptr()) }
@@ -132,7 +135,7 @@ impl Cuda {
         unsafe { function!(self, "cuMemsetD8_v2", fn(u64, u8, usize))(0, 0, 0) }
     }
 
-    fn allocate(&self, bytes: usize) -> (c_int, u64) {
+    pub(crate) fn allocate(&self, bytes: usize) -> (c_int, u64) {
         let mut address = 0u64;
         // SAFETY: as declared.
         let result = unsafe {
@@ -141,12 +144,12 @@ impl Cuda {
         (result, address)
     }
 
-    fn free(&self, address: u64) -> c_int {
+    pub(crate) fn free(&self, address: u64) -> c_int {
         // SAFETY: as declared.
         unsafe { function!(self, "cuMemFree_v2", fn(u64))(address) }
     }
 
-    fn stream(&self) -> Handle {
+    pub(crate) fn stream(&self) -> Handle {
         let mut stream = NULL;
         // SAFETY: as declared.
         let made = unsafe {

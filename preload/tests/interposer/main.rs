@@ -11,6 +11,8 @@ mod contact;
 mod exports;
 mod forks;
 mod leases;
+mod paging;
+mod paging_client;
 mod rooms;
 
 /// Not a test of its own: where the clients of the others begin.

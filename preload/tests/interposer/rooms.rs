@@ -26,7 +26,7 @@ fn small_allocations_share_a_slab_and_large_ones_ask_for_what_they_need() {
     assert_eq!(large.bytes, (100 + 6 - 32) * MIB);
     peer.room_reply(large.seq, RoomVerdict::Granted, "");
     let free = 16 * 1024 - 106;
-    client.end().succeeded().prints(&format!("info={free} 81920"));
+    client.end().succeeded().prints(&format!("info={free} 16384"));
     assert_eq!(lab.count("cuMemAlloc"), 4);
 }
 
@@ -121,7 +121,7 @@ fn a_context_has_room_of_its_own() {
     let request = peer.room_request();
     assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
     peer.room_reply(request.seq, RoomVerdict::Granted, "");
-    client.end().succeeded().prints(&format!("info={} 81920", 16 * 1024 - 300));
+    client.end().succeeded().prints(&format!("info={} 16384", 16 * 1024 - 300));
 }
 
 #[test]

@@ -8,6 +8,26 @@ use std::time::{Duration, Instant};
 /// Nothing that works takes this long, even on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The software GPU's driver, built.
+fn software_gpu() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build("simcuda").join("debug/libsimcuda.so"))
+}
+
+/// Builds a package whose library is no dependency of the tests; the target folder.
+fn build(package: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("this program has a path");
+    // TARGET/debug/deps/interposer-1234
+    let target = exe.ancestors().nth(3).expect("tests run from a target folder");
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(["build", "--quiet", "--locked", "--package", package, "--target-dir"])
+        .arg(target)
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "{package} does not build");
+    target.to_owned()
+}
+
 /// The interposer, built; or the one that `ACB_TEST_INTERPOSER` names.
 pub(crate) fn interposer() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
@@ -15,17 +35,8 @@ pub(crate) fn interposer() -> &'static Path {
         if let Some(path) = std::env::var_os("ACB_TEST_INTERPOSER") {
             return path.into();
         }
-        let exe = std::env::current_exe().expect("this program has a path");
-        // TARGET/debug/deps/interposer-1234
-        let target = exe.ancestors().nth(3).expect("tests run from a target folder");
         // `cargo test` builds no cdylib for the tests of its own package.
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-            .args(["build", "--quiet", "--locked", "--package", "acb-preload", "--target-dir"])
-            .arg(target)
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "the interposer does not build");
-        target.join("debug/libacb_cuda.so")
+        build("acb-preload").join("debug/libacb_cuda.so")
     })
 }
 
@@ -75,6 +86,15 @@ impl Lab {
             ("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-00000000".to_owned()),
         ];
         Lab { folder, variables }
+    }
+
+    /// On the software GPU: 16 GiB, a link of 2 GB/s, and what `config` says besides.
+    pub(crate) fn on_software_gpu(config: &str) -> Self {
+        let lab = Lab::new();
+        let path = lab.folder.path().join("gpu.toml");
+        let text = format!("link_out = \"2 GB\"\nlink_in = \"2 GB\"\n{config}\n");
+        std::fs::write(&path, text).expect("the folder is writable");
+        lab.with("ACB_DRIVER", software_gpu().display()).with("SIMCUDA_CONFIG", path.display())
     }
 
     /// With a variable for the client; an empty value unsets it.

@@ -1,0 +1,98 @@
+//! From Granted to the open gate: memory comes in, then the gate opens, then the assigner hears Ready.
+//!
+//! Owns: when that is. Does not own: the moving (`pager`), or when the lease goes back (`watch`).
+
+use super::watch::Watch;
+use super::{LINK, Link};
+use crate::lease::{Epoch, Lease};
+use crate::log::info;
+use crate::pager::{Moved, Mover, Opening, PAGER};
+use acb_wire::v1::{Ready, client_message::Kind};
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether program threads are done with what they were doing to memory.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+pub(super) struct Switch {
+    mover: Mover,
+    granted: Option<Instant>,
+    /// What had been moved when Ready was last said.
+    before: Moved,
+}
+
+impl Switch {
+    pub(super) fn new() -> Self {
+        Switch { mover: Mover::new(), granted: None, before: Moved::default() }
+    }
+
+    /// A lease has come, and memory with it or after it. The caller holds the lease's lock.
+    pub(super) fn granted(&mut self, lease: &mut Lease, watch: &mut Watch) {
+        let now = Instant::now();
+        self.granted = Some(now);
+        if LINK.open_if_filled(lease) {
+            watch.granted(now);
+            self.ready(lease.epoch(), now);
+        }
+    }
+
+    /// A call at the gate has taken the grant and opened the gate.
+    pub(super) fn taken(&mut self, epoch: Epoch, at: Instant, watch: &mut Watch) {
+        self.granted = Some(at);
+        watch.granted(at);
+        self.ready(epoch, at);
+    }
+
+    /// Moves what is to be moved, opens the gate when all is there, and says when to look again.
+    pub(super) fn look(&mut self, watch: &mut Watch) -> Option<Duration> {
+        let lease = *LINK.lease();
+        let again = self.mover.look(lease);
+        if matches!(lease, Lease::Filling { .. } | Lease::Regaining) {
+            let mut lease = LINK.lease();
+            if !LINK.open_if_filled(&mut lease) {
+                return Some(again.map_or(LOOK_AGAIN, |again| again.min(LOOK_AGAIN)));
+            }
+            let epoch = lease.epoch();
+            drop(lease);
+            watch.granted(Instant::now());
+            self.ready(epoch, Instant::now());
+        }
+        again
+    }
+
+    fn ready(&mut self, epoch: Epoch, at: Instant) {
+        let moved = PAGER.moved();
+        let bytes_in = moved.inward - std::mem::replace(&mut self.before, moved).inward;
+        let since = self.granted.take();
+        let switch = since.map_or(Duration::ZERO, |since| at.saturating_duration_since(since));
+        if bytes_in > 0 {
+            info!(
+                "{} of memory came back to the GPU; the gate opened {:.1} ms after the grant",
+                crate::memory::size(bytes_in),
+                switch.as_secs_f64() * 1e3
+            );
+        }
+        if epoch != 0 {
+            let switch_ns = switch.as_nanos() as u64;
+            LINK.send(Kind::Ready(Ready { epoch, switch_ns, bytes_in }));
+        }
+    }
+
+    /// Without an assigner: works until everything is on the GPU.
+    pub(super) fn regain(&mut self, watch: &mut Watch) {
+        while *LINK.lease() == Lease::Regaining {
+            let pause = self.look(watch).unwrap_or(LOOK_AGAIN);
+            std::thread::sleep(pause.min(LOOK_AGAIN));
+        }
+    }
+}
+
+impl Link {
+    /// Opens the gate of a lease if all memory is there. The caller holds the lease's lock.
+    pub(super) fn open_if_filled(&self, lease: &mut Lease) -> bool {
+        let open = PAGER.open_gate(&self.gate, Opening::Lease);
+        if open {
+            lease.filled();
+        }
+        open
+    }
+}

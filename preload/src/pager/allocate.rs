@@ -1,0 +1,288 @@
+//! Paged memory comes and goes, on the program's own threads.
+//!
+//! Owns: the order of claim, addresses, chunks and books. Does not own: when chunks are moved (`mover`).
+
+use super::device::{self, Answer};
+use super::ranges::{GRANULE, NewRange, Range, SMALL, split};
+use super::table::{ChunkId, Mapping, State};
+use super::{Books, Pager};
+use crate::link::LINK;
+use crate::log::{debug, warning};
+use crate::memory::size;
+use crate::work::{self, WORK};
+use acb_cuda_abi::CuResult;
+use std::time::{Duration, Instant};
+
+/// How long an allocation with room in hand waits for a GPU that is full of others' memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(5);
+/// The assigner is told after so many chunks have been freed.
+const SAY_EACH: usize = 16;
+
+impl Pager {
+    /// Memory in the current context, as cuMemAlloc gives it.
+    pub(crate) fn allocate(&self, call: &str, bytes: u64) -> Answer<u64> {
+        let handle = work::current_context();
+        let device = device::current_device().ok_or(CuResult::INVALID_CONTEXT)?;
+        if device >= self.books().devices() {
+            return Err(CuResult::INVALID_DEVICE);
+        }
+        let context = self.books().contexts.note(handle, device);
+        let place = Place { call, device, context };
+        if bytes >= SMALL {
+            let whole = bytes.checked_next_multiple_of(GRANULE).ok_or(CuResult::OUT_OF_MEMORY)?;
+            return self.add_range(place, whole, Some(bytes));
+        }
+        loop {
+            let mut books = self.books();
+            if let Some(address) = books.ranges.cut(device, context, bytes) {
+                return Ok(address);
+            }
+            let shared = books.ranges.next_shared(device, context);
+            drop(books);
+            match self.add_range(place, shared, None) {
+                // As small as it can be, then.
+                Err(CuResult::OUT_OF_MEMORY) if shared > GRANULE => {
+                    self.add_range(place, GRANULE, None)?
+                }
+                other => other?,
+            };
+        }
+    }
+
+    /// A range of addresses with chunks behind it; `requested`: for one allocation, else to be shared.
+    fn add_range(&self, place: Place<'_>, bytes: u64, requested: Option<u64>) -> Answer<u64> {
+        let Place { call, device, context } = place;
+        self.reap();
+        let mut claimed = self.claim(device, bytes);
+        if claimed.is_err() && self.reap_waiting(device) {
+            claimed = self.claim(device, bytes);
+        }
+        if let Err(reason) = claimed {
+            warning!(
+                "{call}: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
+                size(bytes)
+            );
+            return Err(CuResult::OUT_OF_MEMORY);
+        }
+        let start = match device::reserve(bytes) {
+            Ok(start) => start,
+            Err(result) => {
+                self.unclaim(device, bytes);
+                warning!(
+                    "{call}: cuMemAddressReserve of {} failed: {}",
+                    size(bytes),
+                    device::name(result)
+                );
+                return Err(result);
+            }
+        };
+        let sizes: Vec<u64> = split(bytes, self.books().rules.chunk_bytes).collect();
+        let mut address = start;
+        let pieces: Vec<(u64, Vec<Mapping>)> = sizes
+            .into_iter()
+            .map(|bytes| {
+                let mapping = Mapping { address, bytes, offset: 0, access: None };
+                address += bytes;
+                (bytes, vec![mapping])
+            })
+            .collect();
+        let chunks = self.place(device, &pieces).inspect_err(|result| {
+            let _ = device::free_addresses(start, bytes);
+            warning!("{call}: mapping {} failed: {}", size(bytes), device::name(*result));
+        })?;
+        let range = NewRange { bytes, device, context, chunks };
+        let mut books = self.books();
+        match requested {
+            Some(requested) => books.ranges.add_whole(start, range, requested),
+            None => books.ranges.add_shared(start, range),
+        }
+        Ok(start)
+    }
+
+    /// Chunks for pieces that are claimed: on the GPU at once where a lease is held, else absent until the next one.
+    fn place(&self, device: u32, pieces: &[(u64, Vec<Mapping>)]) -> Answer<Vec<ChunkId>> {
+        let add = |books: &mut Books, state| -> Vec<ChunkId> {
+            let new = pieces.iter();
+            new.map(|(bytes, mappings)| books.table.add(device, *bytes, mappings.clone(), state))
+                .collect()
+        };
+        loop {
+            if LINK.gate.enter() {
+                let chunks = add(&mut self.books(), State::Moving);
+                let mapped = self.map_inside(&chunks);
+                LINK.gate.leave();
+                return match mapped {
+                    Ok(()) => Ok(chunks),
+                    Err(result) => {
+                        self.abandon(&chunks);
+                        Err(result)
+                    }
+                };
+            }
+            let mut books = self.books();
+            // It opens under this mutex: closed now, it stays so until the chunks are in the books.
+            if !LINK.gate.snapshot().open {
+                return Ok(add(&mut books, State::Absent));
+            }
+        }
+    }
+
+    /// Maps chunks that this thread moves, inside the gate, as credit comes. If the gate closes meanwhile, the rest is left
+    /// absent: nothing can be submitted that would touch it.
+    fn map_inside(&self, chunks: &[ChunkId]) -> Answer<()> {
+        for id in chunks {
+            if !self.wait_for_credit(*id) {
+                let mut books = self.books();
+                for id in chunks {
+                    if books.table.chunk(*id).is_some_and(|chunk| chunk.state == State::Moving) {
+                        books.table.fail_in(*id);
+                    }
+                }
+                self.changed.notify_all();
+                return Ok(());
+            }
+            let deadline = Instant::now() + PATIENCE;
+            let handle = loop {
+                match self.make(*id) {
+                    Err(CuResult::OUT_OF_MEMORY) if Instant::now() < deadline => {
+                        std::thread::sleep(PAUSE);
+                    }
+                    made => break made?,
+                }
+            };
+            self.books().table.end_in(*id, handle, true);
+        }
+        Ok(())
+    }
+
+    /// Gives up chunks that this thread was making; nobody else has touched them.
+    fn abandon(&self, chunks: &[ChunkId]) {
+        let mut books = self.books();
+        for id in chunks {
+            books.table.doom(*id);
+            if books.table.chunk(*id).is_some_and(|chunk| chunk.state == State::Moving) {
+                books.table.fail_in(*id);
+            }
+        }
+        drop(books);
+        for id in chunks {
+            self.dispose_chunk(*id);
+        }
+        self.books().say();
+    }
+
+    /// True: credit is taken. False: the gate has closed.
+    fn wait_for_credit(&self, id: ChunkId) -> bool {
+        let mut books = self.books();
+        loop {
+            let metered = books.metered;
+            if books.table.take_for(id, metered) {
+                return true;
+            }
+            if !LINK.gate.snapshot().open || books.ended {
+                return false;
+            }
+            books = self.wait(books);
+        }
+    }
+
+    /// Physical memory for a chunk that the caller moves, mapped and accessible; all or nothing.
+    pub(super) fn make(&self, id: ChunkId) -> Answer<u64> {
+        let books = self.books();
+        let Some(chunk) = books.table.chunk(id) else { return Err(CuResult::INVALID_VALUE) };
+        let (device, bytes, mappings) = (chunk.device, chunk.bytes, chunk.mappings.clone());
+        drop(books);
+        let capturing = WORK.is_capturing();
+        let mode = capturing.then(device::relax_capture);
+        let made = make(device, bytes, &mappings);
+        if let Some(mode) = mode {
+            device::exchange_capture(mode);
+        }
+        made
+    }
+
+    // ------------------------------------------------------------ freeing
+
+    /// A range has left the books: its chunks and addresses go too.
+    pub(super) fn dispose(&self, start: u64, range: Range) {
+        for id in &range.chunks {
+            self.books().table.doom(*id);
+        }
+        for some in range.chunks.chunks(SAY_EACH) {
+            for id in some {
+                self.dispose_chunk(*id);
+            }
+            self.books().say();
+        }
+        if let Err(result) = device::free_addresses(start, range.bytes) {
+            debug!("cuMemAddressFree failed: {}", device::name(result));
+        }
+    }
+
+    /// Frees a chunk, waiting until nobody else moves it. Never called by the link thread for a chunk that it moves.
+    fn dispose_chunk(&self, id: ChunkId) {
+        let mut books = self.books();
+        while books.table.hold(id).is_none() {
+            if books.table.chunk(id).is_none() || books.ended {
+                return;
+            }
+            books = self.wait(books);
+        }
+        let Some(chunk) = books.table.chunk(id) else { return };
+        let (handle, mappings) = (chunk.handle, chunk.mappings.clone());
+        drop(books);
+        if handle != 0 {
+            unmake(&mappings, handle);
+        }
+        let mut books = self.books();
+        books.table.remove(id);
+        self.changed.notify_all();
+    }
+}
+
+/// Where and for whom memory is allocated.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    call: &'a str,
+    device: u32,
+    context: u64,
+}
+
+/// Create, map, set access.
+pub(super) fn make(device: u32, bytes: u64, mappings: &[Mapping]) -> Answer<u64> {
+    let handle = device::create(device, bytes)?;
+    for (done, mapping) in mappings.iter().enumerate() {
+        if let Err(result) = map_one(device, handle, mapping) {
+            unmake(&mappings[..done], handle);
+            return Err(result);
+        }
+    }
+    Ok(handle)
+}
+
+fn map_one(device: u32, handle: u64, mapping: &Mapping) -> Answer<()> {
+    device::map(mapping.address, mapping.bytes, mapping.offset, handle)?;
+    let own = [device::read_write(device)];
+    let grants = mapping.access.as_deref().unwrap_or(&own);
+    let opened = match grants.is_empty() {
+        true => Ok(()),
+        false => device::open(mapping.address, mapping.bytes, grants),
+    };
+    if opened.is_err() {
+        let _ = device::unmap(mapping.address, mapping.bytes);
+    }
+    opened
+}
+
+/// Unmap, release. What fails here has no remedy: a broken context keeps its memory until the process ends.
+pub(super) fn unmake(mappings: &[Mapping], handle: u64) {
+    for mapping in mappings {
+        if let Err(result) = device::unmap(mapping.address, mapping.bytes) {
+            debug!("cuMemUnmap failed: {}", device::name(result));
+        }
+    }
+    if let Err(result) = device::release(handle) {
+        debug!("cuMemRelease failed: {}", device::name(result));
+    }
+}

@@ -1,0 +1,296 @@
+//! The arena: pinned host memory for what is paged out, made outside the path of a switch.
+//!
+//! Owns: the thread `acb-arena`, its regions' mapping and pinning. Does not own: what lies where (`places`).
+//!
+//! A region is anonymous memory in huge pages, bound to the NUMA node nearest to the GPUs, touched, and then registered
+//! with the driver: pinning by cuMemHostAlloc would take the content with it when its context is destroyed, and is the slower
+//! way (docs/architecture.md). When the context in which a region was registered goes, it is registered in another.
+#![allow(unsafe_code)] // FFI: mmap, madvise, mbind.
+
+use super::contexts::Carrier;
+use super::places::RegionId;
+use super::ranges::GRANULE;
+use super::{Books, PAGER, Pager, device, hashing};
+use crate::environment;
+use crate::log::{info, warning};
+use crate::memory::size;
+use crate::work;
+use acb_cuda_abi::CuResult;
+use std::time::Duration;
+
+/// After a failure it is tried again no sooner.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ArenaState {
+    /// What the assigner has said.
+    wanted: u64,
+    /// What a page-out lacks beyond that.
+    demanded: u64,
+    started: bool,
+    /// No more can be had at present.
+    pub(super) exhausted: bool,
+    told: bool,
+}
+
+impl ArenaState {
+    pub(super) const fn new() -> Self {
+        ArenaState { wanted: 0, demanded: 0, started: false, exhausted: false, told: false }
+    }
+}
+
+/// What the thread does next.
+enum Task {
+    Load(Carrier),
+    Grow { bytes: u64, carrier: Option<Carrier>, node: u32 },
+    Repin { id: RegionId, address: usize, bytes: u64, carrier: Carrier },
+    Shrink { id: RegionId, address: usize, bytes: u64, carrier: Option<Carrier>, pinned: bool },
+}
+
+impl Pager {
+    /// Arena: so much is to be ready.
+    pub(crate) fn arena(&self, bytes: u64) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        books.arena.wanted = bytes;
+        books.arena.demanded = 0;
+        books.arena.exhausted = false;
+        self.start_arena(&mut books);
+    }
+
+    /// A page-out has found no place: `missing` bytes more.
+    pub(super) fn demand(&self, missing: u64) {
+        let mut books = self.books();
+        let needed = books.table.places.total() + missing;
+        books.arena.demanded = books.arena.demanded.max(needed);
+        self.start_arena(&mut books);
+    }
+
+    fn start_arena(&self, books: &mut Books) {
+        self.changed.notify_all();
+        if books.arena.started || books.ended {
+            return;
+        }
+        books.arena.started = true;
+        let thread = environment::with_signals_blocked(|| {
+            std::thread::Builder::new().name("acb-arena".into()).stack_size(256 << 10).spawn(|| {
+                // A panic ends this thread alone; page-outs then find no places and say so.
+                let _ = std::panic::catch_unwind(serve);
+            })
+        });
+        if let Err(cause) = thread {
+            books.arena.exhausted = true;
+            warning!(
+                "cannot start the thread that pins host memory: {cause}; memory stays on the GPU. Raise the limit of \
+                 processes (ulimit -u)"
+            );
+        }
+    }
+}
+
+fn serve() {
+    device::relax_capture();
+    loop {
+        let mut books = PAGER.books();
+        let task = loop {
+            if books.ended {
+                return;
+            }
+            match books.arena_task() {
+                Some(task) => break task,
+                None => books = PAGER.wait(books),
+            }
+        };
+        drop(books);
+        if !perform(task) {
+            let books = PAGER.books();
+            let _ = PAGER.changed.wait_timeout(books, PAUSE);
+        }
+    }
+}
+
+impl Books {
+    fn arena_task(&mut self) -> Option<Task> {
+        let carriers: Vec<Carrier> =
+            (0..self.devices()).filter_map(|device| self.contexts.carrier(device)).collect();
+        if let Some(carrier) = carriers.iter().find(|carrier| !self.hashers.knows(carrier.id)) {
+            return Some(Task::Load(*carrier));
+        }
+        let carrier = carriers.first().copied();
+        if let (Some(carrier), Some((id, region))) = (carrier, self.table.places.unpinned()) {
+            let (address, bytes) = (region.address, region.bytes);
+            return Some(Task::Repin { id, address, bytes, carrier });
+        }
+        let wanted = self.arena.wanted.max(self.arena.demanded).next_multiple_of(GRANULE);
+        let total = self.table.places.total();
+        // Pinning needs a context; before there is one nothing is paged out either.
+        if total < wanted && carrier.is_some() && !self.arena.exhausted {
+            let bytes = (wanted - total).min(self.rules.chunk_bytes);
+            let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
+            return Some(Task::Grow { bytes, carrier, node });
+        }
+        let (id, region) = self.table.places.retire(wanted)?;
+        let (address, bytes) = (region.address, region.bytes);
+        Some(Task::Shrink { id, address, bytes, carrier, pinned: region.pinned.is_some() })
+    }
+}
+
+/// False: it failed, and is to be tried later.
+fn perform(task: Task) -> bool {
+    match task {
+        Task::Load(carrier) => {
+            let mut hasher = None;
+            let tried = inside(carrier, || {
+                hasher = hashing::load();
+                CuResult::SUCCESS
+            });
+            if tried.is_ok() {
+                PAGER.books().hashers.set(carrier.id, hasher);
+            }
+            tried.is_ok()
+        }
+        Task::Grow { bytes, carrier, node } => grow(bytes, carrier, node),
+        Task::Repin { id, address, bytes, carrier } => {
+            let pinned = inside(carrier, || result(device::pin(address, bytes)));
+            if pinned.is_ok() {
+                PAGER.books().table.places.pinned(id, carrier.id);
+            }
+            pinned.is_ok()
+        }
+        Task::Shrink { id, address, bytes, carrier, pinned } => {
+            if let Some(carrier) = carrier.filter(|_| pinned) {
+                let _ = inside(carrier, || result(device::unpin(address)));
+            }
+            PAGER.books().table.places.remove(id);
+            give_back(address, bytes);
+            true
+        }
+    }
+}
+
+fn grow(bytes: u64, carrier: Option<Carrier>, node: u32) -> bool {
+    let Some(address) = host_memory(bytes, node) else {
+        let mut books = PAGER.books();
+        books.arena.exhausted = true;
+        PAGER.changed.notify_all();
+        warning!(
+            "no {} of host memory for what is to be moved from the GPU: {}; give the job more memory, or lower [memory] in \
+             the cluster file",
+            size(bytes),
+            std::io::Error::last_os_error()
+        );
+        return false;
+    };
+    let pinned = match carrier {
+        Some(carrier) => inside(carrier, || result(device::pin(address, bytes))),
+        None => Err(CuResult::INVALID_CONTEXT),
+    };
+    let mut books = PAGER.books();
+    if let Err(cause) = pinned
+        && !std::mem::replace(&mut books.arena.told, true)
+    {
+        warning!(
+            "cuMemHostRegister failed ({}): memory is moved to the host unpinned, which is slow; raise the limit of locked \
+             memory (ulimit -l), or give the job more memory",
+            device::name(cause)
+        );
+    }
+    let generation = carrier.filter(|_| pinned.is_ok()).map(|carrier| carrier.id);
+    // What could not be pinned counts as pinned, or it would be tried for ever.
+    books.table.places.add(address, bytes, generation.or(Some(0)));
+    let total = books.table.places.total();
+    PAGER.changed.notify_all();
+    drop(books);
+    info!("{} of host memory are ready for what is moved from the GPU", size(total));
+    true
+}
+
+fn result(answer: device::Answer<()>) -> CuResult {
+    answer.err().unwrap_or(CuResult::SUCCESS)
+}
+
+/// Calls `f` in a context, unless that is going.
+fn inside(carrier: Carrier, f: impl FnOnce() -> CuResult) -> Result<(), CuResult> {
+    if !PAGER.enter(carrier) {
+        return Err(CuResult::INVALID_CONTEXT);
+    }
+    let result = work::with_context(carrier.handle, f);
+    PAGER.leave(carrier);
+    if result.is_success() { Ok(()) } else { Err(result) }
+}
+
+/// Memory of whole huge pages on a NUMA node (plus one; 0: anywhere), all of it touched.
+fn host_memory(bytes: u64, node: u32) -> Option<usize> {
+    let length = bytes as usize;
+    // One granule more, so that it can begin at a huge page.
+    let whole = length + GRANULE as usize;
+    // SAFETY: a new anonymous mapping, anywhere.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            whole,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    let start = start as usize;
+    let address = start.next_multiple_of(GRANULE as usize);
+    let cut = |from: usize, to: usize| {
+        if to > from {
+            // SAFETY: part of the mapping above that is outside of what is kept.
+            unsafe { libc::munmap(from as *mut libc::c_void, to - from) };
+        }
+    };
+    cut(start, address);
+    cut(address + length, start + whole);
+    let place = address as *mut libc::c_void;
+    // SAFETY: the mapping above; advice that need not be taken. A child of fork has no use for it.
+    unsafe {
+        libc::madvise(place, length, libc::MADV_HUGEPAGE);
+        libc::madvise(place, length, libc::MADV_DONTFORK);
+    }
+    if node > 0 {
+        bind(address, length, node - 1);
+    }
+    // SAFETY: as above. Linux before 5.14 does not know it: then registering touches the pages.
+    let populated = unsafe { libc::madvise(place, length, libc::MADV_POPULATE_WRITE) };
+    let lacking =
+        populated != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
+    if lacking {
+        give_back(address, bytes);
+        return None;
+    }
+    Some(address)
+}
+
+/// The node is preferred; where it is full, others do.
+fn bind(address: usize, length: usize, node: u32) {
+    const PREFERRED: libc::c_int = 1;
+    let mut mask = [0u64; 16];
+    let Some(word) = mask.get_mut(node as usize / 64) else { return };
+    *word |= 1 << (node % 64);
+    // SAFETY: a mapping of this process, and a mask on this stack; it only says where pages are to come from.
+    unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            address,
+            length,
+            PREFERRED,
+            mask.as_ptr(),
+            mask.len() * 64,
+            0,
+        )
+    };
+}
+
+fn give_back(address: usize, bytes: u64) {
+    // SAFETY: a region that nothing lies in any more.
+    unsafe { libc::munmap(address as *mut libc::c_void, bytes as usize) };
+}

@@ -1,0 +1,138 @@
+//! The hash kernel in the program's contexts: loaded once each, outside the path of a switch, and tried before it is trusted.
+//!
+//! Owns: module, results, launches. Does not own: what follows from a hash (`table`).
+//! Where the kernel cannot be loaded, or computes something else than it should, every chunk counts as changed.
+
+use super::device::{self, Answer};
+use crate::log::info;
+use acb_cuda_abi::hash::{self, Hash128, hash128};
+use std::collections::BTreeMap;
+
+/// Results that one pass can have: chunks of 80 GB in pieces of 2 MiB.
+const SLOTS: u64 = 48 << 10;
+/// What the kernel is tried with.
+const TRIAL_WORDS: u64 = 8 << 10;
+const SEED: u64 = 0xACB0_0001;
+/// Pairs that one thread should have, at least.
+const PAIRS_A_THREAD: u64 = 8;
+const MOST_BLOCKS: u64 = 2048;
+
+/// The kernel in one context. All of it dies with the context.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hasher {
+    function: usize,
+    /// On the device, and its copy on the host.
+    results: u64,
+    landed: usize,
+}
+
+/// By the numbers of contexts; `None`: it cannot be used there.
+#[derive(Debug, Default)]
+pub(super) struct Hashers {
+    hashers: BTreeMap<u64, Option<Hasher>>,
+}
+
+impl Hashers {
+    pub(super) const fn new() -> Self {
+        Hashers { hashers: BTreeMap::new() }
+    }
+
+    pub(super) fn knows(&self, context: u64) -> bool {
+        self.hashers.contains_key(&context)
+    }
+
+    pub(super) fn get(&self, context: u64) -> Option<Hasher> {
+        self.hashers.get(&context).copied().flatten()
+    }
+
+    pub(super) fn set(&mut self, context: u64, hasher: Option<Hasher>) {
+        self.hashers.insert(context, hasher);
+    }
+
+    pub(super) fn remove(&mut self, context: u64) {
+        self.hashers.remove(&context);
+    }
+}
+
+/// Loads the kernel into the current context and tries it; `None`, and a line in the log, where it is of no use.
+pub(super) fn load() -> Option<Hasher> {
+    match try_load() {
+        Ok(Some(hasher)) => Some(hasher),
+        Ok(None) => {
+            info!(
+                "the hash kernel computes something else here than it should: all memory counts as changed when it is moved \
+                 to the host"
+            );
+            None
+        }
+        Err(result) => {
+            info!(
+                "the hash kernel cannot be used here ({}): all memory counts as changed when it is moved to the host",
+                device::name(result)
+            );
+            None
+        }
+    }
+}
+
+fn try_load() -> Answer<Option<Hasher>> {
+    let function = device::function(hash::PTX, c"acb_hash128")?;
+    let results = device::allocate(SLOTS * 16)?;
+    let landed = device::allocate_host(SLOTS * 16).inspect_err(|_| device::free(results))?;
+    let hasher = Hasher { function, results, landed };
+    Ok(hasher.is_right()?.then_some(hasher))
+}
+
+impl Hasher {
+    /// Hashes part of its own results' memory, filled with a pattern, and compares with what the host computes.
+    fn is_right(&self) -> Answer<bool> {
+        let stream = device::stream()?;
+        let words: Vec<u64> = (1..=TRIAL_WORDS)
+            .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17))
+            .collect();
+        let data = device::allocate(TRIAL_WORDS * 8)?;
+        let outcome = device::copy_in(data, words.as_ptr() as usize, TRIAL_WORDS * 8, stream)
+            .and_then(|()| self.begin(1, stream))
+            .and_then(|()| self.launch(0, data, TRIAL_WORDS * 8, stream))
+            .and_then(|()| self.collect(1, stream))
+            .and_then(|event| {
+                let result = device::wait_for(event);
+                device::destroy_event(event);
+                if result.is_success() { Ok(()) } else { Err(result) }
+            });
+        device::free(data);
+        device::destroy_stream(stream);
+        outcome?;
+        Ok(self.result(0) == hash128(&words, 0, SEED))
+    }
+
+    pub(super) const fn slots() -> u64 {
+        SLOTS
+    }
+
+    /// Before the launches of a pass of `count` chunks.
+    pub(super) fn begin(&self, count: u64, stream: usize) -> Answer<()> {
+        device::clear(self.results, count * 16, stream)
+    }
+
+    pub(super) fn launch(&self, slot: u64, address: u64, bytes: u64, stream: usize) -> Answer<()> {
+        let pairs = bytes / 16;
+        let threads = u64::from(hash::THREADS);
+        let blocks = (pairs / (threads * PAIRS_A_THREAD)).clamp(1, MOST_BLOCKS) as u32;
+        let mut parameters = [address, pairs, SEED, self.results + slot * 16];
+        device::launch(self.function, blocks, hash::THREADS, stream, &mut parameters)
+    }
+
+    /// After them: an event that comes when the results have landed.
+    pub(super) fn collect(&self, count: u64, stream: usize) -> Answer<usize> {
+        device::copy_out(self.landed, self.results, count * 16, stream)?;
+        let event = device::event()?;
+        device::record(event, stream).inspect_err(|_| device::destroy_event(event))?;
+        Ok(event)
+    }
+
+    /// When they have.
+    pub(super) fn result(&self, slot: u64) -> Hash128 {
+        Hash128(device::read_host(self.landed + slot as usize * 16))
+    }
+}

@@ -1,0 +1,388 @@
+//! Device memory that can be moved: mapped in chunks at addresses that stay, while the content is on the GPU or on the host.
+//!
+//! ```text
+//!  hooks ──> allocate, frees ──┐                       ┌── account, table, ranges, places, contexts: the books, pure
+//!            (program threads) ├──> PAGER: one mutex ──┤
+//!  link ───> mover ────────────┤    over the books     └── claims: questions to the assigner
+//!            (link thread)     │
+//!            arena ────────────┘    device: driver calls, never under the mutex
+//!            (its own thread)
+//! ```
+//! Owns: the books and who may look into them; what the assigner says about paged memory, and what it is told.
+//! Does not own: memory that cannot be moved, which `memory` counts.
+//!
+//! A chunk that is being moved is in the state Moving, and belongs to whoever moves it; so the mutex is held for moments only,
+//! never across a driver call or a wait.
+
+mod account;
+mod allocate;
+mod arena;
+mod claims;
+mod contexts;
+mod device;
+mod frees;
+mod hashing;
+mod holes;
+mod mover;
+mod places;
+mod ranges;
+mod report;
+mod table;
+
+pub(crate) use frees::Freed;
+pub(crate) use mover::Mover;
+pub(crate) use ranges::GRANULE;
+
+use crate::gate::Gate;
+use crate::link::LINK;
+use crate::log::debug;
+use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
+use account::Word;
+use arena::ArenaState;
+use claims::Claims;
+use contexts::{Carrier, Contexts};
+use frees::Frees;
+use hashing::Hashers;
+use ranges::Ranges;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use table::{Table, Trust};
+
+/// The one pager of this process.
+pub(crate) static PAGER: Pager = Pager::new();
+
+pub(crate) struct Pager {
+    active: AtomicBool,
+    books: Mutex<Books>,
+    /// Something in the books has changed that somebody may wait for.
+    changed: Condvar,
+}
+
+/// How the pager works, as Welcome and Bound say.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) chunk_bytes: u64,
+    pub(crate) compare: bool,
+    /// For each GPU its nearest NUMA node plus one; 0: not known.
+    pub(crate) numa_nodes: Vec<u32>,
+}
+
+struct Books {
+    rules: Rules,
+    /// False: there is no assigner any more, and everything may be on the GPU.
+    metered: bool,
+    /// The process ends: no driver call is begun any more.
+    ended: bool,
+    table: Table,
+    ranges: Ranges,
+    contexts: Contexts,
+    claims: Claims,
+    frees: Frees,
+    arena: ArenaState,
+    hashers: Hashers,
+    moved: Moved,
+}
+
+/// What has been moved since the start, in bytes, and what was waited for on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) out: u64,
+    pub(crate) inward: u64,
+    pub(crate) clean: u64,
+    pub(crate) pin_ns: u64,
+    /// Chunks whose hash was that of the host copy although they differed.
+    pub(crate) lies: u64,
+}
+
+/// Why the gate is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// A lease has been granted: what was asked back before it goes first.
+    Lease,
+    /// The lease is held, and its gate opens again for a while.
+    Again,
+}
+
+impl Pager {
+    const fn new() -> Self {
+        Pager {
+            active: AtomicBool::new(false),
+            books: Mutex::new(Books {
+                rules: Rules { chunk_bytes: 0, compare: false, numa_nodes: Vec::new() },
+                metered: true,
+                ended: false,
+                table: Table::new(),
+                ranges: Ranges::new(),
+                contexts: Contexts::new(),
+                claims: Claims::new(),
+                frees: Frees::new(),
+                arena: ArenaState::new(),
+                hashers: Hashers::new(),
+                moved: Moved { out: 0, inward: 0, clean: 0, pin_ns: 0, lies: 0 },
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, books: MutexGuard<'a, Books>) -> MutexGuard<'a, Books> {
+        self.changed.wait(books).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether memory is paged in this process.
+    #[inline]
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
+    }
+
+    // ------------------------------------------------------------ beginning and end
+
+    /// Paging begins, where driver and GPUs can map memory. After the driver's cuInit, before the link thread.
+    pub(crate) fn start(&self, rules: Rules) {
+        let devices = rules.numa_nodes.len() as u32;
+        if rules.chunk_bytes == 0 || devices == 0 {
+            return;
+        }
+        if let Some(device) = (0..devices).find(|device| !device::can_map(*device)) {
+            debug!("GPU {device} cannot map memory piece by piece: allocations stay on the GPU");
+            return;
+        }
+        let mut books = self.books();
+        books.table.accounts = vec![account::Account::default(); devices as usize];
+        books.rules = Rules { chunk_bytes: rules.chunk_bytes.next_multiple_of(GRANULE), ..rules };
+        drop(books);
+        self.active.store(true, Ordering::Release);
+    }
+
+    /// The client has not come into being after all.
+    pub(crate) fn stop(&self) {
+        self.active.store(false, Ordering::Release);
+    }
+
+    /// There is no assigner any more: nothing is metered, nobody waits for claims or credit.
+    pub(crate) fn unmeter(&self) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        books.metered = false;
+        for account in &mut books.table.accounts {
+            account.forgive();
+        }
+        books.claims.clear();
+        self.changed.notify_all();
+    }
+
+    /// The process ends: returns when no driver call of the pager's is under way on another thread.
+    pub(crate) fn end(&self) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        books.ended = true;
+        self.changed.notify_all();
+        while books.contexts.is_worked_in() {
+            books = self.wait(books);
+        }
+    }
+
+    // ------------------------------------------------------------ what the assigner says
+
+    pub(crate) fn credit(&self, device: u32, bytes: u64) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        if device as usize >= books.table.accounts.len() {
+            return;
+        }
+        books.table.account(device).add_credit(bytes);
+        books.say();
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn evict(&self, device: u32, bytes: u64) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        if device as usize >= books.table.accounts.len() {
+            return;
+        }
+        books.table.account(device).owe(bytes);
+        books.say();
+    }
+
+    // ------------------------------------------------------------ the gate
+
+    /// Opens the gate if all memory is there; under the books' mutex, so that an allocation that finds the gate closed can
+    /// leave its chunks absent.
+    pub(crate) fn open_gate(&self, gate: &Gate, why: Opening) -> bool {
+        self.open_gate_if(gate, why, || true)
+    }
+
+    /// The same for a lease that `take` takes; it is called only if the gate can be opened at once, and says whether it is to.
+    pub(crate) fn open_gate_for(&self, gate: &Gate, take: impl FnOnce() -> bool) -> bool {
+        self.open_gate_if(gate, Opening::Lease, take)
+    }
+
+    fn open_gate_if(&self, gate: &Gate, why: Opening, take: impl FnOnce() -> bool) -> bool {
+        if !self.is_active() {
+            let open = take();
+            if open {
+                gate.open();
+            }
+            return open;
+        }
+        let mut books = self.books();
+        let owes = why == Opening::Lease && books.table.accounts.iter().any(|a| a.owed() > 0);
+        if owes || !books.table.is_ready() || !take() {
+            return false;
+        }
+        books.table.opened();
+        gate.open();
+        true
+    }
+
+    /// The gate has closed: who waits for credit inside looks up.
+    pub(crate) fn gate_closed(&self) {
+        if self.is_active() {
+            drop(self.books());
+            self.changed.notify_all();
+        }
+    }
+
+    // ------------------------------------------------------------ reconnecting
+
+    /// For each device what is claimed, and what is resident or credited; empty: nothing is paged.
+    pub(crate) fn stated(&self) -> (Vec<u64>, Vec<u64>) {
+        if !self.is_active() {
+            return (Vec::new(), Vec::new());
+        }
+        self.books().table.accounts.iter().map(|account| account.stated()).unzip()
+    }
+
+    /// `install` takes a new connection into use; what was asked of the old one is asked again, what it had asked for is
+    /// forgotten, and what has changed since it was stated is said.
+    pub(crate) fn resume(&self, install: impl FnOnce()) {
+        if !self.is_active() {
+            return install();
+        }
+        let mut books = self.books();
+        install();
+        for account in &mut books.table.accounts {
+            account.forgive();
+        }
+        books.claims.ask_again();
+        books.say();
+    }
+
+    // ------------------------------------------------------------ contexts
+
+    /// Makes a context known, and what device it is on.
+    pub(crate) fn note_context(&self, handle: usize) {
+        if !self.is_active() || handle == 0 || self.books().contexts.knows(handle) {
+            return;
+        }
+        if let Some(device) = device::current_device() {
+            self.books().contexts.note(handle, device);
+            self.changed.notify_all();
+        }
+    }
+
+    /// A context is about to be destroyed: returns when nothing is moved in it any more.
+    pub(crate) fn retire_context(&self, handle: usize) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        books.contexts.retire(handle);
+        while books.contexts.is_busy(handle) && !books.ended {
+            books = self.wait(books);
+        }
+    }
+
+    pub(crate) fn restore_context(&self, handle: usize) {
+        if self.is_active() {
+            self.books().contexts.restore(handle);
+            self.changed.notify_all();
+        }
+    }
+
+    /// It is destroyed, and with it all memory that was allocated in it.
+    pub(crate) fn context_gone(&self, handle: usize) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        let Some(id) = books.contexts.remove(handle) else { return };
+        books.hashers.remove(id);
+        books.table.places.unpin(id);
+        books.frees.context_gone(id);
+        let ranges = books.ranges.take_context(id);
+        self.changed.notify_all();
+        drop(books);
+        for (start, range) in ranges {
+            self.dispose(start, range);
+        }
+    }
+
+    /// Begins driver calls in a context; false: it is going, or everything is.
+    fn enter(&self, carrier: Carrier) -> bool {
+        let mut books = self.books();
+        !books.ended && books.contexts.enter(carrier)
+    }
+
+    fn leave(&self, carrier: Carrier) {
+        if self.books().contexts.leave(carrier) {
+            self.changed.notify_all();
+        }
+    }
+
+    pub(crate) fn moved(&self) -> Moved {
+        if self.is_active() { self.books().moved } else { Moved::default() }
+    }
+
+    /// Bytes in use on a device, as cuMemGetInfo counts.
+    pub(crate) fn used(&self, device: u32) -> u64 {
+        if !self.is_active() {
+            return 0;
+        }
+        self.books().table.accounts.get(device as usize).map_or(0, |account| account.needed())
+    }
+}
+
+impl Books {
+    fn devices(&self) -> u32 {
+        self.table.accounts.len() as u32
+    }
+
+    fn trust(&self) -> Trust {
+        if self.rules.compare { Trust::Compare } else { Trust::Hash }
+    }
+
+    /// Tells the assigner what has changed. A lost one is told when it is back.
+    fn say(&mut self) {
+        if !self.metered || !LINK.is_connected() {
+            return;
+        }
+        for device in 0..self.devices() {
+            while let Some(word) = self.table.account(device).poll_word() {
+                LINK.send(match word {
+                    Word::Return { claim, resident } => Kind::RoomReturn(RoomReturn {
+                        device,
+                        bytes: claim,
+                        kind: RoomKind::Paged.into(),
+                        resident,
+                    }),
+                    Word::Evicted(bytes) => {
+                        Kind::Evicted(Evicted { device, bytes, failed: String::new() })
+                    }
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Page-in: physical memory, mapping, and the content from the host.
+//!
+//! Owns: the chunks on their way in. Does not own: credit, and which chunk is next (`table`).
+
+use super::{Progress, Retry, Station, has_space};
+use crate::link::LINK;
+use crate::log::warning;
+use crate::pager::table::{ChunkId, Inward};
+use crate::pager::{PAGER, device};
+use acb_cuda_abi::CuResult;
+use std::collections::VecDeque;
+
+/// Chunks mapped before the socket is looked at again.
+const AT_ONCE: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Inbound {
+    flights: VecDeque<Flight>,
+    bytes: u64,
+}
+
+struct Flight {
+    id: ChunkId,
+    bytes: u64,
+    handle: u64,
+    event: usize,
+}
+
+impl Inbound {
+    pub(super) fn is_moving(&self) -> bool {
+        !self.flights.is_empty()
+    }
+
+    /// Their context is gone, and their content with it; the memory is there.
+    pub(super) fn abandon(&mut self) {
+        for flight in self.flights.drain(..) {
+            PAGER.books().table.end_in(flight.id, flight.handle, false);
+        }
+        self.bytes = 0;
+        PAGER.changed.notify_all();
+    }
+
+    /// Takes in what has arrived.
+    pub(super) fn finish(&mut self, station: &mut Station) -> Progress {
+        let mut progress = Progress::Idle;
+        while let Some(flight) = self.flights.front() {
+            let come = device::has_come(flight.event);
+            if come == Ok(false) {
+                return progress.max(Progress::Waiting);
+            }
+            let Some(flight) = self.flights.pop_front() else { break };
+            self.bytes -= flight.bytes;
+            if let Err(result) = come
+                && !device::is_lost(result)
+            {
+                warning!("copying memory back to the GPU failed: {}", device::name(result));
+            }
+            station.done_with(flight.event);
+            let mut books = PAGER.books();
+            let open = LINK.gate.snapshot().open;
+            books.table.end_in(flight.id, flight.handle, open);
+            books.moved.inward += flight.bytes;
+            PAGER.changed.notify_all();
+            progress = Progress::More;
+        }
+        progress
+    }
+
+    /// Begins what there is credit for.
+    pub(super) fn begin(
+        &mut self,
+        device: u32,
+        station: &mut Station,
+        retry: &mut Retry,
+    ) -> Progress {
+        if !retry.is_due() {
+            return Progress::Waiting;
+        }
+        for _ in 0..AT_ONCE {
+            let next = {
+                let mut books = PAGER.books();
+                let chunk = books.rules.chunk_bytes;
+                if !has_space(self.flights.len(), self.bytes, chunk) {
+                    return Progress::Waiting;
+                }
+                let metered = books.metered;
+                books.table.begin_next_in(device, metered)
+            };
+            let Some(inward) = next else {
+                return if self.is_moving() { Progress::Waiting } else { Progress::Idle };
+            };
+            if let Err((call, result)) = self.bring(&inward, station) {
+                PAGER.books().table.fail_in(inward.id);
+                PAGER.changed.notify_all();
+                tell(retry, device, call, result, inward.bytes);
+                retry.failed();
+                return Progress::Waiting;
+            }
+            if retry.told {
+                warning!("there is room on GPU {device} now");
+            }
+            retry.succeeded();
+        }
+        Progress::More
+    }
+
+    fn bring(
+        &mut self,
+        inward: &Inward,
+        station: &mut Station,
+    ) -> Result<(), (&'static str, CuResult)> {
+        let handle = PAGER.make(inward.id).map_err(|result| ("cuMemCreate or cuMemMap", result))?;
+        if inward.from.is_empty() {
+            let mut books = PAGER.books();
+            let open = LINK.gate.snapshot().open;
+            books.table.end_in(inward.id, handle, open);
+            PAGER.changed.notify_all();
+            return Ok(());
+        }
+        match self.copy(inward, station) {
+            Ok(event) => {
+                self.flights.push_back(Flight {
+                    id: inward.id,
+                    bytes: inward.bytes,
+                    handle,
+                    event,
+                });
+                self.bytes += inward.bytes;
+                Ok(())
+            }
+            // The program will see its own error; it must not wait for content that cannot come.
+            Err(result) if device::is_lost(result) => {
+                PAGER.books().table.end_in(inward.id, handle, true);
+                PAGER.changed.notify_all();
+                Ok(())
+            }
+            Err(result) => {
+                // Parts of it may be under way.
+                device::drain(station.inward());
+                crate::pager::allocate::unmake(&inward.mappings, handle);
+                Err(("cuMemcpyHtoDAsync", result))
+            }
+        }
+    }
+
+    fn copy(&self, inward: &Inward, station: &mut Station) -> device::Answer<usize> {
+        let address = inward.mappings.first().map_or(0, |mapping| mapping.address);
+        let pieces: Vec<(usize, u64)> = {
+            let books = PAGER.books();
+            let places = &books.table.places;
+            inward.from.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
+        };
+        let mut to = address;
+        for (from, bytes) in pieces {
+            device::copy_in(to, from, bytes, station.inward())?;
+            to += bytes;
+        }
+        station.mark(station.inward())
+    }
+}
+
+/// Says once what the program waits for.
+fn tell(retry: &mut Retry, device: u32, call: &str, result: CuResult, bytes: u64) {
+    if std::mem::replace(&mut retry.told, true) {
+        return;
+    }
+    warning!(
+        "{call} of {} on GPU {device} failed ({}) although the GPU assigner has given room: programs outside of slurm-acb \
+         may hold its memory. This program waits and tries again; end the others (nvidia-smi shows them)",
+        crate::memory::size(bytes),
+        device::name(result)
+    );
+}

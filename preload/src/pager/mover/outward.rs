@@ -1,0 +1,465 @@
+//! Page-out: hash, copy what has changed, unmap, release.
+//!
+//! Owns: the chunks on their way out, and the plan of those that follow. Does not own: how much is asked for (`account`), and
+//! in which order chunks go (`table`).
+
+use super::{Progress, Retry, Station, has_space, unmake};
+use crate::link::LINK;
+use crate::log::{error, info, warning};
+use crate::pager::hashing::Hasher;
+use crate::pager::places::Extent;
+use crate::pager::table::{ChunkId, NotOut, Outward, Way};
+use crate::pager::{Books, PAGER, device};
+use acb_cuda_abi::CuResult;
+use acb_wire::v1::{Evicted, client_message::Kind};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Launches, and chunks dropped, before the socket is looked at again.
+const LAUNCHES_AT_ONCE: usize = 64;
+const DROPS_AT_ONCE: usize = 8;
+/// A chunk that cannot be copied out after so many tries stays.
+const TRIES: u32 = 3;
+
+#[derive(Default)]
+pub(super) struct Outbound {
+    plan: Option<VecDeque<ChunkId>>,
+    flights: VecDeque<Flight>,
+    bytes: u64,
+    pass: Option<Pass>,
+    /// Openings of the gate for which the chunks have been hashed.
+    hashed: Option<u64>,
+    failures: u32,
+    /// Since when a page-out waits for a place in the arena.
+    placeless: Option<Instant>,
+}
+
+struct Flight {
+    outward: Outward,
+    event: usize,
+    /// To be compared with what lies there: a scratch copy was made.
+    compare: Option<(Vec<Extent>, Vec<Extent>)>,
+}
+
+/// Hashing all chunks that may have changed.
+struct Pass {
+    hasher: Hasher,
+    chunks: Vec<ChunkId>,
+    /// The plan depends on the result: there are host copies to compare with.
+    comparable: bool,
+    launched: usize,
+    event: Option<usize>,
+}
+
+impl Outbound {
+    pub(super) fn is_moving(&self) -> bool {
+        !self.flights.is_empty() || self.pass.is_some()
+    }
+
+    pub(super) fn is_planned(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    /// Their context is gone: what was in it is lost.
+    pub(super) fn abandon(&mut self) {
+        for flight in self.flights.drain(..) {
+            unmake(&flight.outward);
+            let mut books = PAGER.books();
+            books.table.lose(flight.outward.id);
+            books.say();
+        }
+        self.bytes = 0;
+        self.end_pass(None);
+        self.plan = None;
+        PAGER.changed.notify_all();
+    }
+
+    /// Nothing can be moved: says so.
+    pub(super) fn refuse(&mut self, device: u32) {
+        let mut books = PAGER.books();
+        if books.table.account(device).owed() > 0 {
+            books.refuse(
+                device,
+                "the program has no CUDA context through which its memory could be moved",
+            );
+        }
+    }
+
+    // ------------------------------------------------------------ beginning
+
+    pub(super) fn begin(
+        &mut self,
+        device: u32,
+        station: &mut Station,
+        retry: &mut Retry,
+    ) -> Progress {
+        if PAGER.books().table.account(device).owed() <= self.bytes {
+            self.plan = None;
+            return Progress::Idle;
+        }
+        if !retry.is_due() {
+            return Progress::Waiting;
+        }
+        if self.plan.is_none() {
+            match self.hash(device, station) {
+                Progress::Idle => {}
+                progress => return progress,
+            }
+            let victims = PAGER.books().table.victims(device);
+            self.plan = Some(victims.into());
+        }
+        let mut dropped = 0;
+        loop {
+            let mut books = PAGER.books();
+            if books.table.account(device).owed() <= self.bytes {
+                self.plan = None;
+                return Progress::Waiting;
+            }
+            if !has_space(self.flights.len(), self.bytes, books.rules.chunk_bytes) {
+                return Progress::Waiting;
+            }
+            let Some(id) = self.plan.as_mut().and_then(VecDeque::pop_front) else {
+                return self.plan_ended(device, books);
+            };
+            let trust = books.trust();
+            match books.table.begin_out(id, trust) {
+                Err(NotOut::Gone) => {}
+                Err(NotOut::NoPlace(missing)) => {
+                    let exhausted = books.arena.exhausted;
+                    drop(books);
+                    return self.wait_for_place(device, id, missing, exhausted);
+                }
+                Ok(outward) => {
+                    drop(books);
+                    self.note_place();
+                    if outward.way == Way::Drop {
+                        self.drop_chunk(&outward);
+                        dropped += 1;
+                        if dropped == DROPS_AT_ONCE {
+                            return Progress::More;
+                        }
+                    } else if let Err(result) = self.send(outward, station) {
+                        retry.failed();
+                        self.failures += 1;
+                        self.tell_failure(device, result);
+                        return Progress::Waiting;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every chunk that can go is gone or on its way.
+    fn plan_ended(&mut self, device: u32, mut books: std::sync::MutexGuard<'_, Books>) -> Progress {
+        self.plan = None;
+        if !self.flights.is_empty() {
+            return Progress::Waiting;
+        }
+        if books.table.account(device).taken() > 0 {
+            books.refuse(device, "what is left of its memory cannot be moved at present");
+        } else {
+            books.table.account(device).forgive();
+        }
+        Progress::Idle
+    }
+
+    /// Launches the hash kernel over everything that may have changed. Idle: the hashes that matter are known.
+    fn hash(&mut self, device: u32, station: &mut Station) -> Progress {
+        let mut books = PAGER.books();
+        let openings = books.table.openings();
+        if self.pass.is_none() && self.hashed != Some(openings) {
+            self.hashed = Some(openings);
+            let Some(hasher) = books.hashers.get(station.carrier.id) else { return Progress::Idle };
+            let (comparable, chunks) = books.table.begin_hashing(device, Hasher::slots() as usize);
+            if chunks.is_empty() {
+                return Progress::Idle;
+            }
+            let count = chunks.len() as u64;
+            let comparable = comparable > 0;
+            self.pass = Some(Pass { hasher, chunks, comparable, launched: 0, event: None });
+            drop(books);
+            if hasher.begin(count, station.hashing()).is_err() {
+                self.end_pass(None);
+                return Progress::Idle;
+            }
+        } else {
+            drop(books);
+        }
+        let Some(pass) = &mut self.pass else { return Progress::Idle };
+        if pass.event.is_none() {
+            let to = (pass.launched + LAUNCHES_AT_ONCE).min(pass.chunks.len());
+            let mut failed = false;
+            for slot in pass.launched..to {
+                let id = pass.chunks[slot];
+                let place = PAGER.books().table.chunk(id).map(|c| (c.address(), c.bytes));
+                let Some((address, bytes)) = place else { continue };
+                let launched = pass.hasher.launch(slot as u64, address, bytes, station.hashing());
+                failed |= launched.is_err();
+            }
+            pass.launched = to;
+            if pass.launched < pass.chunks.len() && !failed {
+                return Progress::More;
+            }
+            match pass.hasher.collect(pass.chunks.len() as u64, station.hashing()) {
+                Ok(event) if !failed => pass.event = Some(event),
+                collected => {
+                    device::drain(station.hashing());
+                    if let Ok(event) = collected {
+                        device::destroy_event(event);
+                    }
+                    self.end_pass(None);
+                    return Progress::Idle;
+                }
+            }
+        }
+        if pass.comparable { Progress::Waiting } else { Progress::Idle }
+    }
+
+    /// Queues the copies of a chunk.
+    fn send(&mut self, outward: Outward, station: &mut Station) -> Result<(), CuResult> {
+        let (extents, compare) = match &outward.way {
+            Way::Copy(extents) => (extents.clone(), None),
+            Way::Compare(copy) => {
+                let scratch = PAGER.books().table.places.take(outward.bytes);
+                match scratch {
+                    Some(scratch) => (scratch.clone(), Some((copy.clone(), scratch))),
+                    // No place to compare in: it is copied, which is right in any case.
+                    None => {
+                        PAGER.books().table.differs(outward.id);
+                        (copy.clone(), None)
+                    }
+                }
+            }
+            Way::Drop => (Vec::new(), None),
+        };
+        match self.copy(&outward, &extents, station) {
+            Ok(event) => {
+                self.bytes += outward.bytes;
+                self.flights.push_back(Flight { outward, event, compare });
+                Ok(())
+            }
+            Err(result) => {
+                device::drain(station.outward());
+                let mut books = PAGER.books();
+                if let Some((_, scratch)) = compare {
+                    books.table.places.give(&scratch);
+                }
+                books.settle_failure(outward, result)
+            }
+        }
+    }
+
+    fn copy(
+        &self,
+        outward: &Outward,
+        extents: &[Extent],
+        station: &mut Station,
+    ) -> device::Answer<usize> {
+        let pieces: Vec<(usize, u64)> = {
+            let books = PAGER.books();
+            let places = &books.table.places;
+            extents.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
+        };
+        let mut from = outward.mappings.first().map_or(0, |mapping| mapping.address);
+        for (to, bytes) in pieces {
+            device::copy_out(to, from, bytes, station.outward())?;
+            from += bytes;
+        }
+        station.mark(station.outward())
+    }
+
+    // ------------------------------------------------------------ ending
+
+    pub(super) fn finish(&mut self, device: u32, station: &mut Station) -> Progress {
+        let mut progress = self.finish_pass();
+        let mut done = 0;
+        while let Some(flight) = self.flights.front() {
+            let come = device::has_come(flight.event);
+            // The kernel must be through with a chunk before its memory goes.
+            if come == Ok(false) || self.pass.is_some() {
+                return progress.max(Progress::Waiting);
+            }
+            let Some(flight) = self.flights.pop_front() else { break };
+            self.bytes -= flight.outward.bytes;
+            station.done_with(flight.event);
+            match come {
+                Ok(_) => self.land(flight, station),
+                Err(result) => {
+                    self.failures += 1;
+                    let settled = {
+                        let mut books = PAGER.books();
+                        if let Some((_, scratch)) = &flight.compare {
+                            books.table.places.give(scratch);
+                        }
+                        books.settle_failure(flight.outward, result)
+                    };
+                    if settled.is_err() {
+                        self.tell_failure(device, result);
+                    }
+                }
+            }
+            progress = Progress::More;
+            done += 1;
+            if done == DROPS_AT_ONCE {
+                break;
+            }
+        }
+        progress
+    }
+
+    fn finish_pass(&mut self) -> Progress {
+        let Some(pass) = &self.pass else { return Progress::Idle };
+        let Some(event) = pass.event else { return Progress::More };
+        let hasher = match device::has_come(event) {
+            Ok(false) => return Progress::Waiting,
+            Ok(true) => Some(pass.hasher),
+            Err(_) => None,
+        };
+        device::destroy_event(event);
+        self.end_pass(hasher);
+        Progress::More
+    }
+
+    /// With the results, if there are any.
+    fn end_pass(&mut self, hasher: Option<Hasher>) {
+        let Some(pass) = self.pass.take() else { return };
+        let mut books = PAGER.books();
+        for (slot, id) in pass.chunks.iter().enumerate() {
+            books.table.end_hashing(*id, hasher.map(|hasher| hasher.result(slot as u64)));
+        }
+        PAGER.changed.notify_all();
+    }
+
+    fn land(&mut self, flight: Flight, station: &mut Station) {
+        let Flight { outward, compare, .. } = flight;
+        if let Some((copy, scratch)) = compare {
+            let alike = PAGER.are_alike(&copy, &scratch);
+            PAGER.books().table.places.give(&scratch);
+            if alike {
+                return self.drop_chunk(&outward);
+            }
+            error!(
+                "a chunk of {} has the hash of its host copy but differs from it: it is copied. Please report this",
+                crate::memory::size(outward.bytes)
+            );
+            {
+                let mut books = PAGER.books();
+                books.moved.lies += 1;
+                books.table.differs(outward.id);
+            }
+            let outward = Outward { way: Way::Copy(copy), ..outward };
+            if let Err(result) = self.send(outward, station) {
+                warning!("copying memory to the host failed: {}", device::name(result));
+            }
+            return;
+        }
+        unmake(&outward);
+        self.failures = 0;
+        let mut books = PAGER.books();
+        books.moved.out += outward.bytes;
+        books.table.end_out(outward.id);
+        books.say();
+        PAGER.changed.notify_all();
+    }
+
+    /// The host has the content already, or there is none.
+    fn drop_chunk(&mut self, outward: &Outward) {
+        unmake(outward);
+        let mut books = PAGER.books();
+        if books.table.chunk(outward.id).is_some_and(|chunk| chunk.has_copy()) {
+            books.moved.clean += outward.bytes;
+        }
+        books.table.end_out(outward.id);
+        books.say();
+        PAGER.changed.notify_all();
+    }
+
+    // ------------------------------------------------------------ trouble
+
+    fn tell_failure(&mut self, device: u32, result: CuResult) {
+        if self.failures == 1 {
+            warning!(
+                "cuMemcpyDtoHAsync failed on GPU {device} ({}); trying again",
+                device::name(result)
+            );
+        }
+        if self.failures >= TRIES {
+            self.failures = 0;
+            PAGER
+                .books()
+                .refuse(device, "its memory cannot be copied to the host: cuMemcpyDtoHAsync fails");
+        }
+        // The chunk is resident again, and to be tried like the others.
+        self.plan = None;
+    }
+
+    fn wait_for_place(
+        &mut self,
+        device: u32,
+        id: ChunkId,
+        missing: u64,
+        exhausted: bool,
+    ) -> Progress {
+        if let Some(plan) = &mut self.plan {
+            plan.push_front(id);
+        }
+        if exhausted {
+            if self.flights.is_empty() {
+                self.plan = None;
+                self.note_place();
+                PAGER.books().refuse(device, "there is no host memory for what would have to move");
+            }
+            return Progress::Waiting;
+        }
+        self.placeless.get_or_insert_with(Instant::now);
+        PAGER.demand(missing.max(1));
+        Progress::Waiting
+    }
+
+    fn note_place(&mut self) {
+        if let Some(since) = self.placeless.take() {
+            let waited = since.elapsed();
+            PAGER.books().moved.pin_ns += waited.as_nanos() as u64;
+            info!("a page-out waited {:.1} ms for pinned host memory", waited.as_secs_f64() * 1e3);
+        }
+    }
+}
+
+impl Books {
+    /// The assigner hears why what it asked for does not come.
+    fn refuse(&mut self, device: u32, reason: &str) {
+        self.table.account(device).forgive();
+        if LINK.is_connected() {
+            warning!("GPU {device}: memory stays there although others wait for it: {reason}");
+            LINK.send(Kind::Evicted(Evicted { device, bytes: 0, failed: reason.to_owned() }));
+        }
+    }
+
+    /// A copy has failed: of a broken context the chunk is lost and its memory free, else it stays.
+    fn settle_failure(&mut self, outward: Outward, result: CuResult) -> Result<(), CuResult> {
+        if !device::is_lost(result) {
+            self.table.fail_out(outward.id);
+            PAGER.changed.notify_all();
+            return Err(result);
+        }
+        unmake(&outward);
+        self.table.lose(outward.id);
+        self.say();
+        PAGER.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl crate::pager::Pager {
+    fn are_alike(&self, a: &[Extent], b: &[Extent]) -> bool {
+        let pieces = {
+            let books = self.books();
+            let bytes = |extents: &[Extent]| -> Vec<(usize, u64)> {
+                let places = &books.table.places;
+                extents.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
+            };
+            (bytes(a), bytes(b))
+        };
+        device::are_alike(&pieces.0, &pieces.1)
+    }
+}

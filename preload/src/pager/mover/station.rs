@@ -1,0 +1,79 @@
+//! Streams and events of the pager's in one context of the program.
+//!
+//! Owns: them, and being in the context: while it is, the context is not destroyed. Does not own: what is queued.
+
+use crate::pager::PAGER;
+use crate::pager::contexts::Carrier;
+use crate::pager::device::{self, Answer};
+
+pub(super) struct Station {
+    pub(super) carrier: Carrier,
+    inside: bool,
+    streams: Option<Streams>,
+    /// Events that nobody uses.
+    events: Vec<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Streams {
+    inward: usize,
+    outward: usize,
+    hashing: usize,
+}
+
+impl Station {
+    pub(super) fn new(carrier: Carrier) -> Self {
+        Station { carrier, inside: false, streams: None, events: Vec::new() }
+    }
+
+    /// False: the context is going.
+    pub(super) fn enter(&mut self) -> bool {
+        self.inside = self.inside || PAGER.enter(self.carrier);
+        self.inside
+    }
+
+    pub(super) fn leave(&mut self) {
+        if std::mem::take(&mut self.inside) {
+            PAGER.leave(self.carrier);
+        }
+    }
+
+    /// Makes the streams, in the current context; false: it cannot be done.
+    pub(super) fn build(&mut self) -> bool {
+        if self.streams.is_some() {
+            return true;
+        }
+        device::relax_capture();
+        let made = (device::stream(), device::stream(), device::stream());
+        if let (Ok(inward), Ok(outward), Ok(hashing)) = made {
+            self.streams = Some(Streams { inward, outward, hashing });
+        }
+        self.streams.is_some()
+    }
+
+    pub(super) fn inward(&self) -> usize {
+        self.streams.map_or(0, |streams| streams.inward)
+    }
+
+    pub(super) fn outward(&self) -> usize {
+        self.streams.map_or(0, |streams| streams.outward)
+    }
+
+    pub(super) fn hashing(&self) -> usize {
+        self.streams.map_or(0, |streams| streams.hashing)
+    }
+
+    /// An event that comes after everything that is in a stream now.
+    pub(super) fn mark(&mut self, stream: usize) -> Answer<usize> {
+        let event = match self.events.pop() {
+            Some(event) => event,
+            None => device::event()?,
+        };
+        device::record(event, stream).inspect_err(|_| device::destroy_event(event))?;
+        Ok(event)
+    }
+
+    pub(super) fn done_with(&mut self, event: usize) {
+        self.events.push(event);
+    }
+}

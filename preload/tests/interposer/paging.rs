@@ -1,0 +1,393 @@
+//! Paged memory, on the software GPU: claims, credits, what is where and when, and that no byte is wrong.
+
+use crate::assigner::{Assigner, Peer, welcome};
+use crate::setup::{Client, Lab};
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{
+    Arena, Bound, BoundGpu, Credit, Evict, Granted, Ready, RoomKind, RoomReturn, RoomVerdict,
+    Welcome,
+};
+
+const MIB: u64 = 1 << 20;
+
+struct Play {
+    lab: Lab,
+    assigner: Assigner,
+    client: Client,
+    peer: Peer,
+}
+
+fn start(words: &str) -> Play {
+    start_in(Lab::on_software_gpu(""), words)
+}
+
+fn start_in(lab: Lab, words: &str) -> Play {
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start(&format!("paged {words}"));
+    let mut peer = assigner.accept();
+    peer.hello();
+    peer.say(Say::Welcome(paged_welcome()));
+    assert!(matches!(peer.hear(), Hear::Bind(_)));
+    peer.say(Say::Bound(Bound { gpus: vec![gpu()] }));
+    Play { lab, assigner, client, peer }
+}
+
+/// By its number: the software GPU's UUID depends on its state.
+fn gpu() -> BoundGpu {
+    BoundGpu { index: 0, uuid: "0".into(), memory: 16 << 30, ..BoundGpu::default() }
+}
+
+fn paged_welcome() -> Welcome {
+    // Longer than these programs ever take between two calls, unless they pause.
+    Welcome { chunk_bytes: 16 * MIB, idle_us: 400_000, ..welcome() }
+}
+
+impl Play {
+    /// A claim, granted.
+    #[track_caller]
+    fn claim(&mut self, bytes: u64) {
+        let request = self.peer.room_request();
+        assert_eq!((request.bytes, request.kind()), (bytes, RoomKind::Paged));
+        self.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    }
+
+    fn credit(&mut self, bytes: u64) {
+        self.peer.say(Say::Credit(Credit { device: 0, bytes }));
+    }
+
+    fn evict(&mut self, bytes: u64) {
+        self.peer.say(Say::Evict(Evict { device: 0, bytes }));
+    }
+
+    /// Everything that was asked back has come; in how many parts.
+    #[track_caller]
+    fn evicted(&mut self, bytes: u64) -> usize {
+        let (mut sum, mut parts) = (0, 0);
+        while sum < bytes {
+            match self.peer.hear_moves() {
+                Hear::Evicted(evicted) => {
+                    assert_eq!(evicted.failed, "");
+                    sum += evicted.bytes;
+                    parts += 1;
+                }
+                other => panic!("Evicted expected: {other:?}"),
+            }
+        }
+        assert_eq!(sum, bytes);
+        parts
+    }
+
+    #[track_caller]
+    fn ready(&mut self, epoch: u64) -> Ready {
+        match self.peer.hear_moves() {
+            Hear::Ready(ready) => {
+                assert_eq!(ready.epoch, epoch);
+                ready
+            }
+            other => panic!("Ready expected: {other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn returned(&mut self) -> RoomReturn {
+        match self.peer.hear_moves() {
+            Hear::RoomReturn(back) => back,
+            other => panic!("RoomReturn expected: {other:?}"),
+        }
+    }
+
+    /// A lease from Acquire to Ready.
+    #[track_caller]
+    fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
+        self.peer.acquire();
+        self.peer.say(Say::Granted(Granted { epoch }));
+        if credit > 0 {
+            self.credit(credit);
+        }
+        self.ready(epoch)
+    }
+
+    /// The lease comes back.
+    #[track_caller]
+    fn take_back(&mut self, epoch: u64) {
+        self.peer.want(epoch);
+        self.peer.release();
+    }
+}
+
+#[test]
+fn memory_without_a_lease_is_a_claim_and_comes_before_the_gate_opens() {
+    let mut play = start("a40 w0:1 c0:1 .");
+    play.claim(40 * MIB);
+    play.peer.acquire();
+    play.peer.say(Say::Granted(Granted { epoch: 1 }));
+    play.credit(32 * MIB);
+    play.peer.hears_nothing();
+    play.credit(8 * MIB);
+    assert_eq!(play.ready(1).bytes_in, 0, "there was nothing to copy");
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn content_survives_the_way_to_the_host_and_back_at_the_same_address() {
+    let mut play = start("a40 a100k p0 w0:1 w1:2 . c0:1 c1:2 p0 .");
+    play.claim(40 * MIB);
+    play.claim(2 * MIB);
+    play.turn(1, 42 * MIB);
+    play.take_back(1);
+    play.evict(42 * MIB);
+    assert_eq!(play.evicted(42 * MIB), 4, "16, 16, 8 and 2 MiB, each at once");
+    play.client.tell("on");
+    assert_eq!(play.turn(2, 42 * MIB).bytes_in, 42 * MIB);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    let places: Vec<String> =
+        ended.stdout().lines().filter(|l| l.contains("at=")).map(str::to_owned).collect();
+    assert_eq!(places[0], places[1]);
+}
+
+#[test]
+fn what_was_paged_in_and_not_used_is_not_copied_out_again() {
+    let mut play = start("a32 w0:1 . c0:1 .");
+    play.claim(32 * MIB);
+    play.turn(1, 32 * MIB);
+    play.take_back(1);
+    play.evict(32 * MIB);
+    play.evicted(32 * MIB);
+    // Prefetched, and asked back before its turn came.
+    play.credit(32 * MIB);
+    play.peer.wait_for_moves(|moves| moves.paged_in == 32 * MIB);
+    play.evict(32 * MIB);
+    play.evicted(32 * MIB);
+    let moves = play.peer.wait_for_moves(|moves| moves.clean > 0);
+    assert_eq!((moves.paged_out, moves.clean), (32 * MIB, 32 * MIB));
+    play.client.tell("on");
+    play.turn(2, 32 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn unused_credit_goes_first() {
+    let mut play = start("a32 w0:1 . w0:2 .");
+    play.claim(32 * MIB);
+    play.turn(1, 32 * MIB);
+    play.take_back(1);
+    play.evict(32 * MIB);
+    play.evicted(32 * MIB);
+    play.credit(8 * MIB);
+    play.peer.hears_nothing();
+    play.evict(8 * MIB);
+    play.evicted(8 * MIB);
+    play.client.tell("on");
+    play.turn(2, 32 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded();
+}
+
+#[test]
+fn only_as_much_leaves_as_is_asked_for() {
+    let mut play = start("a48 w0:1 . c0:1 .");
+    play.claim(48 * MIB);
+    play.turn(1, 48 * MIB);
+    play.take_back(1);
+    play.evict(10 * MIB);
+    play.evicted(16 * MIB);
+    play.peer.hears_nothing();
+    play.client.tell("on");
+    assert_eq!(play.turn(2, 16 * MIB).bytes_in, 16 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn many_small_allocations_are_one_claim() {
+    let mut play = start(
+        "a100k a200k a1k a512k w0:1 w1:2 w2:3 w3:4 c0:1 c1:2 c2:3 c3:4 f1 a150k w4:5 c3:4 c0:1 .",
+    );
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 6, "{}", ended.text());
+}
+
+#[test]
+fn memory_claimed_under_a_lease_is_there_at_once() {
+    let mut play = start("a2 w0:1 a40 w1:2 c1:2 c0:1 f1 .");
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.claim(40 * MIB);
+    play.credit(16 * MIB);
+    play.peer.hears_nothing();
+    play.credit(24 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident, back.kind()), (40 * MIB, 40 * MIB, RoomKind::Paged));
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+}
+
+#[test]
+fn a_recall_ends_the_wait_for_credit() {
+    let mut play = start("a2 w0:1 a40 w1:2 c1:2 .");
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.claim(40 * MIB);
+    play.peer.hears_nothing();
+    play.peer.recall(1);
+    // The allocation has returned, and the program stands at the gate again.
+    play.peer.release();
+    play.turn(2, 40 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn a_denied_claim_is_out_of_memory() {
+    let mut play = start("a40 a1 .");
+    let request = play.peer.room_request();
+    play.peer.room_reply(request.seq, RoomVerdict::Denied, "the host budget of 1 GiB is used up");
+    play.claim(2 * MIB);
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("allocate=2")
+        .prints("allocate=0")
+        .says("the host budget of 1 GiB is used up");
+}
+
+#[test]
+fn freed_memory_that_is_absent_gives_its_claim_back() {
+    let mut play = start("a40 ? f0 ? .");
+    play.claim(40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 0));
+    // Credit that was on its way has nothing to page in any more.
+    play.credit(40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (0, 40 * MIB));
+    play.client.tell("on");
+    let total = 16 * 1024;
+    play.client
+        .end()
+        .succeeded()
+        .prints(&format!("info={}", total - 40))
+        .prints(&format!("info={total}"));
+}
+
+#[test]
+fn memory_freed_in_a_stream_is_used_again_there() {
+    let mut play = start("A40 w0:1 p0 F0 A40 p1 w1:2 c1:2 F1 . s .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
+    play.client.tell("on");
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("wrong=0");
+    let out = ended.stdout();
+    let places: Vec<&str> = out.lines().filter(|line| line.contains("at=")).collect();
+    assert_eq!(places[0], places[1]);
+}
+
+#[test]
+fn a_grant_in_mid_eviction_waits_for_its_end_and_then_for_memory() {
+    let mut play = start("a64 w0:1 . c0:1 .");
+    play.claim(64 * MIB);
+    play.turn(1, 64 * MIB);
+    play.take_back(1);
+    play.evict(64 * MIB);
+    play.client.tell("on");
+    // Acquire comes among the chunks.
+    let mut sum = 0;
+    let mut acquired = false;
+    while sum < 64 * MIB || !acquired {
+        match play.peer.hear_moves() {
+            Hear::Evicted(evicted) => sum += evicted.bytes,
+            Hear::Acquire(_) => {
+                acquired = true;
+                play.peer.say(Say::Granted(Granted { epoch: 2 }));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(sum, 64 * MIB);
+    play.credit(64 * MIB);
+    assert_eq!(play.ready(2).bytes_in, 64 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn a_reconnecting_client_states_what_is_claimed_and_what_is_there() {
+    let mut play = start("a48 w0:1 . c0:1 .");
+    play.claim(48 * MIB);
+    play.turn(1, 48 * MIB);
+    play.take_back(1);
+    play.evict(16 * MIB);
+    play.evicted(16 * MIB);
+    let Play { lab, assigner, mut client, peer } = play;
+    drop(peer);
+    let mut peer = assigner.accept();
+    let held = peer.hello().held.expect("held is stated");
+    assert_eq!((held.claimed, held.resident), (vec![48 * MIB], vec![32 * MIB]));
+    peer.say(Say::Welcome(paged_welcome()));
+    client.tell("on");
+    let mut play = Play { lab, assigner, client, peer };
+    play.turn(2, 16 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn without_an_assigner_all_memory_comes_back_and_the_gate_opens() {
+    let lab = Lab::on_software_gpu("").with("ACB_GRACE_MS", "300");
+    let mut play = start_in(lab, "a48 w0:1 . c0:1 a20 w1:2 c1:2 f0");
+    play.claim(48 * MIB);
+    play.turn(1, 48 * MIB);
+    play.take_back(1);
+    play.evict(48 * MIB);
+    play.evicted(48 * MIB);
+    let Play { lab, assigner, mut client, peer } = play;
+    drop(peer);
+    drop(assigner);
+    std::fs::remove_file(lab.socket()).unwrap();
+    client.tell("on");
+    let ended = client.end().succeeded().says("goes on without scheduling").prints("free=0");
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+}
+
+#[test]
+fn the_arena_is_ready_before_it_is_needed_and_shrinks_on_demand() {
+    let mut play = start("a48 w0:1 . c0:1 .");
+    play.claim(48 * MIB);
+    play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
+    play.turn(1, 48 * MIB);
+    play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB);
+    play.take_back(1);
+    play.evict(48 * MIB);
+    play.evicted(48 * MIB);
+    let moves = play.peer.wait_for_moves(|moves| moves.paged_out == 48 * MIB);
+    assert_eq!(moves.pin_in_switch_ns, 0);
+    play.client.tell("on");
+    play.turn(2, 48 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn with_the_pager_off_memory_is_plain() {
+    let lab = Lab::on_software_gpu("").with("ACB_PAGER", "off");
+    let mut play = start_in(lab, "a40 w0:1 c0:1 .");
+    let request = play.peer.room_request();
+    assert_eq!(request.kind(), RoomKind::Memory);
+    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    play.turn(1, 0);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
