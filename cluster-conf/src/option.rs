@@ -33,6 +33,8 @@ pub struct Request {
     pub quantum_ms: Option<NonZeroU32>,
     /// What clients do without an assigner.
     pub on_failure: Option<OnFailure>,
+    /// Whether programs that open the driver by a path are led to the interposer.
+    pub audit: Option<bool>,
 }
 
 /// Longest quantum: a day.
@@ -68,6 +70,12 @@ const KEYS: &[OptionKey] = &[
         allowed: "open or fail",
         read: |text, request| text.parse().ok().map(|choice| request.on_failure = Some(choice)),
         show: |request| request.on_failure.map(|choice| choice.to_string()),
+    },
+    OptionKey {
+        name: "audit",
+        allowed: "on or off",
+        read: |text, request| on_or_off(text).map(|audit| request.audit = Some(audit)),
+        show: |request| request.audit.map(|audit| if audit { "on" } else { "off" }.to_owned()),
     },
 ];
 
@@ -228,6 +236,14 @@ fn number(text: &str, high: u32) -> Option<NonZeroU32> {
     (number.get() <= high).then_some(number)
 }
 
+fn on_or_off(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
 /// Milliseconds of `500ms`, `2s`, `1.5s`, `1m`, or plain seconds.
 fn duration_ms(text: &str) -> Option<NonZeroU32> {
     let (amount, unit_ms) = if let Some(amount) = text.strip_suffix("ms") {
@@ -312,6 +328,8 @@ pub struct Settings {
     pub quantum_ms: NonZeroU32,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
+    /// Whether programs that open the driver by a path are led to the interposer.
+    pub audit: bool,
 }
 
 /// Option and cluster file cannot both be followed.
@@ -349,6 +367,7 @@ impl Settings {
             gpus: request.gpus,
             quantum_ms: request.quantum_ms.unwrap_or(site.scheduler.quantum_ms),
             on_failure: request.on_failure.unwrap_or(site.failure.on_failure),
+            audit: request.audit.unwrap_or(false),
         })
     }
 }

@@ -66,6 +66,9 @@ pub struct JobSpec {
     pub max_bypass_s: u32,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
+    /// Whether programs that open the driver by a path are led to the interposer.
+    #[serde(default)]
+    pub audit: bool,
     /// How long they wait before that, milliseconds.
     pub grace_ms: u32,
     /// How long the start of the job waits for the assigner, seconds.
@@ -196,6 +199,7 @@ impl JobSpec {
             max_bypass: site.scheduler.max_bypass,
             max_bypass_s: site.scheduler.max_bypass_s,
             on_failure: settings.on_failure,
+            audit: settings.audit,
             grace_ms: site.failure.grace_ms,
             ready_timeout_s: site.failure.ready_timeout_s,
             gpus: facts.gpus,

@@ -5,7 +5,10 @@
 #![allow(unsafe_code)] // FFI: dlopen.
 
 use crate::log::{debug, error, info};
+use crate::paths;
 use std::ffi::{CStr, CString, OsStr, c_void};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -38,8 +41,14 @@ impl Handle {
 
 /// The real driver; `None` on a machine without one.
 pub(crate) fn handle() -> Option<&'static Handle> {
-    static HANDLE: OnceLock<Option<Handle>> = OnceLock::new();
     HANDLE.get_or_init(find).as_ref()
+}
+
+static HANDLE: OnceLock<Option<Handle>> = OnceLock::new();
+
+/// The driver's path, if it has been opened here.
+pub(crate) fn opened() -> Option<&'static str> {
+    HANDLE.get().and_then(Option::as_ref).map(|handle| handle.path.as_str())
 }
 
 fn find() -> Option<Handle> {
@@ -122,8 +131,18 @@ fn open(path: &Path) -> Result<Handle, Unusable> {
     if !path.is_absolute() {
         return Err(Unusable::Relative);
     }
-    let name = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Unusable::Linker("a path cannot contain NUL".into()))?;
+    // Under its own name the audit library would lead the driver's path back here. The descriptor is
+    // open for as long as the dynamic linker looks at it.
+    let audited = match paths::are_audited() {
+        true => Some(File::open(path).map_err(|error| Unusable::Linker(error.to_string()))?),
+        false => None,
+    };
+    let name = match &audited {
+        Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into_bytes(),
+        None => path.as_os_str().as_bytes().to_vec(),
+    };
+    let name =
+        CString::new(name).map_err(|_| Unusable::Linker("a path cannot contain NUL".into()))?;
     // SAFETY: opening runs the file's constructors, which is what loading a driver means; the path
     // comes from the administrator, the user's own environment, or the system's folders.
     let raw = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -139,7 +158,7 @@ fn open(path: &Path) -> Result<Handle, Unusable> {
     if !has(raw, c"cuInit") {
         return Err(Unusable::NoDriver);
     }
-    debug!("the driver is {}", path.display());
+    debug!("the interposer {} stands before the driver {}", paths::own().display(), path.display());
     Ok(Handle { raw: raw as usize, path: path.display().to_string() })
 }
 

@@ -27,6 +27,7 @@ mod link;
 mod log;
 mod memory;
 mod pager;
+mod paths;
 mod process;
 mod settings;
 mod table;

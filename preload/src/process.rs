@@ -13,6 +13,7 @@ use crate::link::{self, Connection, ContactError, LINK, Terms};
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
 use crate::pager::{PAGER, Rules};
+use crate::paths::{self, When};
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
@@ -65,6 +66,7 @@ pub(crate) fn init(flags: c_uint) -> CuResult {
     if driver::handle().is_none() {
         return CuResult::NO_DEVICE;
     }
+    paths::tell_bypass(When::Starting);
     let mut phase = PHASE.lock().unwrap_or_else(PoisonError::into_inner);
     while *phase == Phase::Starting {
         phase = STARTED.wait(phase).unwrap_or_else(PoisonError::into_inner);
@@ -237,6 +239,22 @@ extern "C" fn forked() {
     table::detach();
     LINK.detach();
 }
+
+/// Runs at the end of every process that has the interposer, after its own exit handlers. A program
+/// that has never come here may have used the driver all the same.
+extern "C" fn unloading() {
+    let untouched = !DETACHED.load(Ordering::SeqCst)
+        && !LINK.is_started()
+        && driver::opened().is_none()
+        && std::env::var_os("ACB_SOCKET").is_some();
+    if untouched {
+        let _ = std::panic::catch_unwind(|| paths::tell_bypass(When::Ending));
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static ON_UNLOAD: extern "C" fn() = unloading;
 
 /// Runs when the process exits: the driver is about to take itself apart.
 extern "C" fn exiting() {

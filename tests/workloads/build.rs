@@ -1,6 +1,6 @@
-//! Makes a stub of libcuda.so.1 to link `loads_linked` and `loads_rpath` with.
+//! Makes a stub of libcuda.so.1 to link `loads_linked`, `loads_rpath` and `loads_runpath` with.
 //!
-//! Owns: the stub and the linker flags of these two programs. The toolkit has such a stub for the same
+//! Owns: the stub and the linker flags of these programs. The toolkit has such a stub for the same
 //! purpose, but needs downloading; the C compiler is the linker that rustc uses anyway.
 
 use std::path::PathBuf;
@@ -25,9 +25,10 @@ fn main() {
         Ok(status) => panic!("{compiler} could not make the stub of libcuda.so.1: {status}"),
         Err(error) => panic!("cannot run the C compiler {compiler} (set CC to another): {error}"),
     }
-    for program in ["loads_linked", "loads_rpath"] {
+    for program in ["loads_linked", "loads_rpath", "loads_runpath"] {
         println!("cargo::rustc-link-arg-bin={program}=-L{}", out.display());
         println!("cargo::rustc-link-arg-bin={program}=-lcuda");
     }
     println!("cargo::rustc-link-arg-bin=loads_rpath=-Wl,--disable-new-dtags,-rpath,$ORIGIN/sim");
+    println!("cargo::rustc-link-arg-bin=loads_runpath=-Wl,--enable-new-dtags,-rpath,$ORIGIN/sim");
 }

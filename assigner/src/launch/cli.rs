@@ -18,6 +18,9 @@ pub struct Cli {
     /// Run the program without scheduling, to compare
     #[arg(long)]
     pub without_aga: bool,
+    /// Lead the program to the interposer also where it opens the driver by a path
+    #[arg(long)]
+    pub audit: bool,
     /// Append to this file what the program asked for and got [default: $HOME/.acb/job-history.log]
     #[arg(long, value_name = "PATH")]
     pub history_path: Option<PathBuf>,

@@ -11,6 +11,9 @@ use super::request::{Device, Request};
 /// File name of the interposer.
 pub const INTERPOSER: &str = "libcuda.so.1";
 
+/// File name of the library that leads paths of the driver to the interposer.
+pub const AUDIT: &str = "libacb-audit.so";
+
 /// How a program is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -29,6 +32,8 @@ pub enum Plan {
         folder: PathBuf,
         /// Socket of the assigner.
         client_socket: PathBuf,
+        /// Whether paths of the driver lead to the interposer too.
+        is_audited: bool,
         /// UUIDs of as many GPUs as the program sees; `cuInit` puts the right ones in their place.
         placeholder: String,
     },
@@ -73,13 +78,17 @@ fn changes_from(
     let mut changes: Vec<Change> = Vec::new();
     let mut set = |name: &'static str, value: &OsStr| changes.push((name, Some(value.to_owned())));
     match plan {
-        Plan::Interposed { folder, client_socket, placeholder } => {
+        Plan::Interposed { folder, client_socket, is_audited, placeholder } => {
             let preload =
                 prepend(&folder.join(INTERPOSER), variable("LD_PRELOAD"), is_interposer, b": ");
             set("LD_PRELOAD", &preload);
             let is_folder = |entry: &OsStr| Path::new(entry) == folder;
             let path = prepend(folder, variable("LD_LIBRARY_PATH"), is_folder, b":;");
             set("LD_LIBRARY_PATH", &path);
+            if *is_audited {
+                let audit = folder.join(AUDIT);
+                set("LD_AUDIT", &prepend(&audit, variable("LD_AUDIT"), is_audit, b":"));
+            }
             set("ACB_SOCKET", client_socket.as_os_str());
             set("ACB_GPUS", OsStr::new(&request.gpus.to_string()));
             set("ACB_STEP", OsStr::new(&request.step));
@@ -123,6 +132,7 @@ fn changes_from(
             }
         };
         strip("LD_PRELOAD", &is_interposer, b": ");
+        strip("LD_AUDIT", &is_audit, b":");
         strip("LD_LIBRARY_PATH", &|entry| Path::new(entry) == installed, b":;");
         if variable("ACB_SOCKET").is_some() {
             changes.push(("ACB_SOCKET", None));
@@ -133,6 +143,24 @@ fn changes_from(
 
 fn is_interposer(entry: &OsStr) -> bool {
     Path::new(entry).file_name() == Some(OsStr::new(INTERPOSER))
+}
+
+fn is_audit(entry: &OsStr) -> bool {
+    Path::new(entry).file_name() == Some(OsStr::new(AUDIT))
+}
+
+/// The user's own choice of GPUs, which the assigner's is about to replace. Inside a job it is
+/// Slurm's or the job's.
+pub fn replaced_choice(plan: &Plan) -> Option<OsString> {
+    match plan {
+        Plan::Interposed { .. } => replaced_choice_from(|name| std::env::var_os(name)),
+        _ => None,
+    }
+}
+
+fn replaced_choice_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<OsString> {
+    let is_own = variable("ACB_SOCKET").is_none() && variable("SLURM_JOB_ID").is_none();
+    variable("CUDA_VISIBLE_DEVICES").filter(|_| is_own)
 }
 
 /// Puts an entry in front of a list, and drops those that it replaces.
@@ -193,8 +221,39 @@ mod tests {
         Plan::Interposed {
             folder: "/opt/lib/acb".into(),
             client_socket: "/run/acb/n1/5/client.sock".into(),
+            is_audited: false,
             placeholder: "GPU-a,GPU-b".into(),
         }
+    }
+
+    #[test]
+    fn paths_of_the_driver_are_audited_on_demand() {
+        let audit = "/opt/lib/acb/libacb-audit.so";
+        let plan = |is_audited| match interposed() {
+            Plan::Interposed { folder, client_socket, placeholder, .. } => {
+                Plan::Interposed { folder, client_socket, is_audited, placeholder }
+            }
+            other => other,
+        };
+        let had = [("LD_AUDIT", "/home/u/a.so")];
+        assert_eq!(value(&changed(&plan(false), &had), "LD_AUDIT"), None);
+        let both = format!("{audit}:/home/u/a.so");
+        assert_eq!(value(&changed(&plan(true), &had), "LD_AUDIT"), Some(&Some(both.clone())));
+        let left = changed(&Plan::Without, &[("LD_AUDIT", &both)]);
+        assert_eq!(value(&left, "LD_AUDIT"), Some(&Some("/home/u/a.so".to_owned())));
+    }
+
+    #[test]
+    fn a_choice_of_the_users_own_is_told_apart_from_slurms() {
+        let choice = |variables: &[(&str, &str)]| {
+            replaced_choice_from(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            })
+        };
+        assert_eq!(choice(&[("CUDA_VISIBLE_DEVICES", "1")]), Some("1".into()));
+        assert_eq!(choice(&[("CUDA_VISIBLE_DEVICES", "1"), ("SLURM_JOB_ID", "7")]), None);
+        assert_eq!(choice(&[]), None);
     }
 
     #[test]

@@ -92,6 +92,13 @@ pub fn run(cli: &Cli) -> Result<i32, LaunchError> {
     };
     let plan = plan(&request, cli, contact.as_ref())?;
     let mut history = Run::begin(name, &request, plan.mode(), contact.as_ref());
+    if let Some(choice) = environment::replaced_choice(&plan) {
+        eprintln!(
+            "Note: CUDA_VISIBLE_DEVICES={} has no effect: the assigner chooses the GPUs. Choose them for it (gpu_assigner start \
+             --gpu-list), and their number with agarun --gpus; AGA_REQUEST_DEVICE=cpu hides them all",
+            choice.to_string_lossy()
+        );
+    }
     let changes = environment::changes(&plan, &request);
     let started = SystemTime::now();
     let code = child::run(&program, name, arguments, &changes)?;
@@ -120,12 +127,16 @@ fn plan(request: &Request, cli: &Cli, contact: Option<&Contact>) -> Result<Plan,
     }
     let folder = environment::interposer_folder();
     let path = folder.join(environment::INTERPOSER);
-    if !path.is_file() {
-        return Err(LaunchError::NoInterposer { path });
+    let audit = cli.audit.then(|| folder.join(environment::AUDIT));
+    for path in [Some(path), audit].into_iter().flatten() {
+        if !path.is_file() {
+            return Err(LaunchError::NoInterposer { path });
+        }
     }
     Ok(Plan::Interposed {
         folder,
         client_socket: contact.client_socket.clone(),
+        is_audited: cli.audit,
         placeholder: contact.gpus[..request.gpus as usize].join(","),
     })
 }

@@ -41,12 +41,13 @@ fn off_is_off() {
 fn policy_and_keys() {
     assert_eq!(on("simple").policy, Some(Policy::Simple));
     assert_eq!(
-        on("gpu-affinity,gpus=4,quantum=500ms,on_failure=fail"),
+        on("gpu-affinity,gpus=4,quantum=500ms,on_failure=fail,audit=on"),
         Request {
             policy: Some(Policy::GpuAffinity),
             gpus: some(4),
             quantum_ms: some(500),
             on_failure: Some(OnFailure::Fail),
+            audit: Some(true),
         }
     );
     assert_eq!(on("gpus=2").gpus, some(2));
@@ -95,12 +96,12 @@ fn quanta() {
 fn mistakes_name_the_place_and_what_is_allowed() {
     assert_eq!(
         refused("simple,gpu=2"),
-        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure"
+        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, audit"
     );
     assert_eq!(
         refused("gpu-afinity"),
         "--acb=gpu-afinity: at character 1: `gpu-afinity` is not a policy (did you mean `gpu-affinity`?); \
-         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure)"
+         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, audit)"
     );
     assert_eq!(
         refused("gpus=0"),
@@ -158,12 +159,14 @@ fn requests() -> impl Strategy<Value = Request> {
         prop::option::of(1u32..=64),
         prop::option::of(1u32..=MAX_QUANTUM_MS),
         prop::option::of(prop::sample::select(OnFailure::ALL.to_vec())),
+        prop::option::of(any::<bool>()),
     )
-        .prop_map(|(policy, gpus, quantum, on_failure)| Request {
+        .prop_map(|(policy, gpus, quantum, on_failure, audit)| Request {
             policy,
             gpus: gpus.and_then(NonZeroU32::new),
             quantum_ms: quantum.and_then(NonZeroU32::new),
             on_failure,
+            audit,
         })
 }
 

@@ -53,8 +53,15 @@ macro_rules! functions {
 
         impl Table {
             fn load(library: &$crate::driver::Library) -> Result<Self, DriverError> {
+                Self::find(|function| library.symbol(function))
+            }
+
+            #[allow(dead_code)] // other ways of finding are for the table that all have
+            fn find(
+                find: impl Fn(&'static str) -> Result<*mut c_void, DriverError>,
+            ) -> Result<Self, DriverError> {
                 Ok(Self { $($field: {
-                    let symbol = library.symbol($symbol)?;
+                    let symbol = find($symbol)?;
                     // SAFETY: the driver's function of that name has this signature (cuda.h).
                     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) -> u32>(symbol) }
                 },)* })
@@ -102,6 +109,17 @@ functions! {
     launch = "cuLaunchKernel"(*mut c_void, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, *mut c_void, *mut *mut c_void, *mut *mut c_void);
 }
 
+/// Where a library's symbols are seen, and what it sees itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What `dlopen` does by itself.
+    Usual,
+    /// `RTLD_DEEPBIND`: its own symbols go before the program's.
+    DeepBind,
+    /// `dlmopen(LM_ID_NEWLM, …)`: a world of its own, with a C library of its own.
+    Namespace,
+}
+
 /// A library opened by `dlopen`; never closed, as CUDA programs never close the driver.
 #[derive(Clone, Copy, Debug)]
 pub struct Library {
@@ -116,10 +134,22 @@ unsafe impl Sync for Library {}
 impl Library {
     /// `dlopen(name, RTLD_NOW)`.
     pub fn open(name: &str) -> Result<Self, DriverError> {
+        Self::open_as(name, Scope::Usual)
+    }
+
+    /// `dlopen` or `dlmopen`.
+    pub fn open_as(name: &str, scope: Scope) -> Result<Self, DriverError> {
         let text = CString::new(name)
             .map_err(|_| DriverError::Load(format!("{name:?}: a zero byte in the name")))?;
+        let now = libc::RTLD_NOW;
         // SAFETY: a valid C string; the driver's constructors are trusted as any program trusts them.
-        let handle = unsafe { libc::dlopen(text.as_ptr(), libc::RTLD_NOW) };
+        let handle = unsafe {
+            match scope {
+                Scope::Usual => libc::dlopen(text.as_ptr(), now),
+                Scope::DeepBind => libc::dlopen(text.as_ptr(), now | libc::RTLD_DEEPBIND),
+                Scope::Namespace => libc::dlmopen(libc::LM_ID_NEWLM, text.as_ptr(), now),
+            }
+        };
         if handle.is_null() {
             return Err(DriverError::Load(last_dl_error().unwrap_or_else(|| name.to_owned())));
         }
@@ -220,8 +250,46 @@ pub struct Module {
 impl Driver {
     /// Opens the driver by `name` and finds its functions; does not initialise it.
     pub fn open(name: &str) -> Result<Self, DriverError> {
-        let library = Library::open(name)?;
+        Self::open_as(name, Scope::Usual)
+    }
+
+    /// The same in another scope.
+    pub fn open_as(name: &str, scope: Scope) -> Result<Self, DriverError> {
+        let library = Library::open_as(name, scope)?;
         Ok(Self { library, table: Table::load(&library)? })
+    }
+
+    /// Opens the driver as NVIDIA's static runtime library does: by `libcuda.so.1`, with one symbol
+    /// from `dlsym` and all others through it, by name, version and stream form.
+    pub fn open_as_static_runtime() -> Result<Self, DriverError> {
+        type Entry =
+            unsafe extern "C" fn(*const c_char, *mut *mut c_void, c_int, u64, *mut c_int) -> u32;
+        const RUNTIME_VERSION: c_int = 12090;
+        const LEGACY_STREAM: u64 = 1;
+        let library = Library::open("libcuda.so.1")?;
+        let entry = library.symbol("cuGetProcAddress_v2")?;
+        // SAFETY: the driver's function of that name has this signature (cuda.h).
+        let entry = unsafe { std::mem::transmute::<*mut c_void, Entry>(entry) };
+        let find = |function: &'static str| {
+            let base = function.strip_suffix("_v2").unwrap_or(function);
+            let name = CString::new(base).expect("a literal");
+            let (mut found, mut status) = (ptr::null_mut(), 0);
+            // SAFETY: a C string and two places that live here.
+            let code = unsafe {
+                entry(name.as_ptr(), &mut found, RUNTIME_VERSION, LEGACY_STREAM, &mut status)
+            };
+            if code != 0 || status != 0 || found.is_null() {
+                let library = library.path().unwrap_or_default();
+                return Err(DriverError::Missing { library, function });
+            }
+            Ok(found)
+        };
+        Ok(Self { library, table: Table::find(find)? })
+    }
+
+    /// The file that has the function by which kernels are launched.
+    pub fn path_of_launch(&self) -> String {
+        file_of(self.table.launch as *const () as usize).unwrap_or_else(|| "?".into())
     }
 
     /// The file that answered.

@@ -1,7 +1,7 @@
 //! A program that is linked with the driver (`-lcuda`), as nvcc links programs of the driver API.
 //!
 //! Owns: calling `cuInit` through the link and reporting which library it reached. Included by
-//! `loads_linked` and `loads_rpath`, which differ in their linker flags alone (build.rs); not part
+//! `loads_linked`, `loads_rpath` and `loads_runpath`, which differ in their linker flags alone (build.rs); not part
 //! of the library, for nothing else may depend on libcuda.so.1.
 #![allow(unsafe_code)] // FFI: calls through the link.
 

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::thread;
 
-use acb_workloads::driver::{Driver, DriverError};
+use acb_workloads::driver::{Driver, DriverError, Scope};
 use acb_workloads::fork::run_in_child;
 use acb_workloads::loaded::Loaded;
 use acb_workloads::sample;
@@ -32,6 +32,16 @@ enum Way {
         /// The path
         path: String,
     },
+    /// dlopen("libcuda.so.1") with RTLD_DEEPBIND, as some Python extensions are loaded
+    Deepbind,
+    /// dlmopen of a name or a path into a namespace of its own
+    Namespace {
+        /// The name or path
+        name: String,
+    },
+    /// As the CUDA runtime that nvcc links statically: dlopen("libcuda.so.1"), one dlsym, and all other
+    /// functions from cuGetProcAddress; reports who serves cuLaunchKernel
+    Runtime,
     /// cuGetProcAddress of a driver from dlopen("libcuda.so.1"); reports who serves cuLaunchKernel
     Entry,
     /// fork, then use CUDA in the child alone
@@ -47,6 +57,15 @@ fn main() -> ExitCode {
         Way::Soname => report("soname", "libcuda.so.1", work),
         Way::Name => report("name", "libcuda.so", work),
         Way::Path { path } => report("path", &path, work),
+        Way::Deepbind => {
+            finish("deepbind", Driver::open_as("libcuda.so.1", Scope::DeepBind), Driver::path, work)
+        }
+        Way::Namespace { name } => {
+            finish("namespace", Driver::open_as(&name, Scope::Namespace), Driver::path, work)
+        }
+        Way::Runtime => {
+            finish("runtime", Driver::open_as_static_runtime(), Driver::path_of_launch, work)
+        }
         Way::Entry => entry(),
         Way::ForkBefore => child("fork-before", || report("fork-before", "libcuda.so.1", work)),
         Way::ForkAfter => report("fork-after", "libcuda.so.1", |driver| {
@@ -84,10 +103,19 @@ fn report(
     name: &str,
     work: impl FnOnce(&Driver) -> Result<(), String>,
 ) -> ExitCode {
-    let loaded = match Driver::open(name) {
+    finish(way, Driver::open(name), Driver::path, work)
+}
+
+fn finish(
+    way: &'static str,
+    opened: Result<Driver, DriverError>,
+    path: fn(&Driver) -> String,
+    work: impl FnOnce(&Driver) -> Result<(), String>,
+) -> ExitCode {
+    let loaded = match opened {
         Ok(driver) => {
             let result = work(&driver).err().unwrap_or_else(|| "ok".into());
-            Loaded::new(way, driver.path(), result)
+            Loaded::new(way, path(&driver), result)
         }
         Err(error) => Loaded::new(way, String::new(), error.to_string()),
     };

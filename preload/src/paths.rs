@@ -1,0 +1,175 @@
+//! Proof that the interposer stands before the driver, and the name of what went past it.
+//!
+//! Owns: which copies of the driver this process has, seen from the dynamic linker and, where a
+//! program has opened namespaces of its own (`dlmopen`), from the kernel.
+//! Does not own: preventing it. A program that opens the driver by its path is led here only by
+//! the audit library (`preload/audit`); without that it is told, when it ends at the latest.
+#![allow(unsafe_code)] // FFI: dladdr, dl_iterate_phdr, and the dynamic linker's state for debuggers.
+
+use crate::driver;
+use crate::log::error;
+use std::ffi::{CStr, OsStr, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether the audit library leads paths of the driver here: then the driver must be opened under
+/// another name.
+pub(crate) fn are_audited() -> bool {
+    std::env::var_os("LD_AUDIT").is_some_and(|list| {
+        list.as_bytes().split(|byte| *byte == b':').any(|entry| {
+            Path::new(OsStr::from_bytes(entry)).file_name() == Some(OsStr::new("libacb-audit.so"))
+        })
+    })
+}
+
+/// The interposer's own file.
+pub(crate) fn own() -> PathBuf {
+    // SAFETY: Dl_info is plain data, for which zeroes are a value.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: dladdr takes any address; `info` is on this stack.
+    let found = unsafe { libc::dladdr(own as *const c_void, &raw mut info) };
+    if found == 0 || info.dli_fname.is_null() {
+        return PathBuf::new();
+    }
+    // SAFETY: dladdr succeeded, so the name is a string of the dynamic linker's.
+    PathBuf::from(OsStr::from_bytes(unsafe { CStr::from_ptr(info.dli_fname) }.to_bytes()))
+}
+
+/// Says once which driver this process has opened past the interposer.
+pub(crate) fn tell_bypass(when: When) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let Some(path) = bypass(when) else { return };
+    if TOLD.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let outcome = match when {
+        When::Starting => {
+            "what it does through that copy is not scheduled and may meet others on the GPU"
+        }
+        When::Ending => "its work was not scheduled and may have met others on the GPU",
+    };
+    let remedy = match are_audited() {
+        // The dynamic linker does not ask about what is opened into a new namespace.
+        true => "",
+        false => ", or start it with `agarun --audit` or `--acb=audit=on`",
+    };
+    error!(
+        "this program has opened the CUDA driver {} by its path, past slurm-acb: {outcome}. Have it open \
+         libcuda.so.1 by that name{remedy}",
+        path.display()
+    );
+}
+
+/// When [`tell_bypass`] looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// In cuInit.
+    Starting,
+    /// At the end of a process that has never called cuInit here.
+    Ending,
+}
+
+fn bypass(when: When) -> Option<PathBuf> {
+    let ours = [own(), driver::opened().map(PathBuf::from).unwrap_or_default()].map(resolved);
+    let is_foreign = |path: &Path| is_driver(path) && !ours.contains(&resolved(path.to_owned()));
+    let here = loaded().into_iter().find(|path| is_foreign(path));
+    // Only then are there objects that the dynamic linker does not show.
+    if here.is_some() || when == When::Starting || !has_namespaces() {
+        return here;
+    }
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    let mapped = mapped(&maps);
+    // A second copy of the interposer, in another namespace, has opened the driver there.
+    let copies = mapped.iter().filter(|(start, path)| *start && resolved(path.clone()) == ours[0]);
+    match copies.count() {
+        0 | 1 => mapped.into_iter().map(|(_, path)| path).find(|path| is_foreign(path)),
+        _ => None,
+    }
+}
+
+fn resolved(path: PathBuf) -> PathBuf {
+    path.canonicalize().unwrap_or(path)
+}
+
+/// `libcuda.so`, `libcuda.so.1`, `libcuda.so.570.86.10`.
+fn is_driver(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    name.strip_prefix(b"libcuda.so")
+        .is_some_and(|version| version.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.'))
+}
+
+/// The objects of the program's own namespace.
+fn loaded() -> Vec<PathBuf> {
+    unsafe extern "C" fn note(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        paths: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the dynamic linker's own record, for the time of this call.
+        let name = unsafe { (*info).dlpi_name };
+        if !name.is_null() {
+            // SAFETY: a string of the dynamic linker's.
+            let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+            // SAFETY: the vector that `loaded` passes, which nobody else has.
+            let paths = unsafe { &mut *paths.cast::<Vec<PathBuf>>() };
+            paths.push(PathBuf::from(OsStr::from_bytes(name)));
+        }
+        0
+    }
+    let mut paths: Vec<PathBuf> = Vec::new();
+    // SAFETY: the callback above, with a vector that outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut paths).cast()) };
+    paths
+}
+
+/// Whether the program has more than one namespace: glibc numbers its record for debuggers 2 then.
+fn has_namespaces() -> bool {
+    // SAFETY: a search in what is loaded, by a name that ends with a NUL.
+    let record = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_r_debug".as_ptr()) }.cast::<c_int>();
+    // SAFETY: link.h declares `extern struct r_debug _r_debug`, which begins with `int r_version`.
+    !record.is_null() && unsafe { record.read_volatile() } > 1
+}
+
+/// The files in a map of memory, each with whether the mapping is of its beginning.
+fn mapped(maps: &[u8]) -> Vec<(bool, PathBuf)> {
+    maps.split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let path = line.iter().position(|byte| *byte == b'/').map(|at| &line[at..])?;
+            let offset = line.split(|byte| *byte == b' ').nth(2)?;
+            let start = offset.iter().all(|digit| *digit == b'0');
+            Some((start, PathBuf::from(OsStr::from_bytes(path))))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_are_known_by_their_names() {
+        for name in ["/a/libcuda.so", "/a/libcuda.so.1", "libcuda.so.570.86.10"] {
+            assert!(is_driver(Path::new(name)), "{name}");
+        }
+        for name in
+            ["/a/libcudart.so.12", "/a/libcuda.so.1.bak", "/libcuda.so.1/x", "", "/proc/self/fd/7"]
+        {
+            assert!(!is_driver(Path::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn maps_name_files_and_their_beginnings() {
+        let maps = b"7f10-7f20 r--p 00000000 08:01 12 /a b/libcuda.so.1\n\
+            7f20-7f30 r-xp 00001000 08:01 12 /a b/libcuda.so.1\n7f30-7f40 rw-p 00000000 00:00 0 [heap]\n";
+        let path = PathBuf::from("/a b/libcuda.so.1");
+        assert_eq!(mapped(maps), [(true, path.clone()), (false, path)]);
+    }
+
+    #[test]
+    fn a_program_without_another_driver_has_none() {
+        assert!(loaded().iter().any(|path| path.to_string_lossy().contains("libc.so")));
+        assert_eq!(bypass(When::Ending), None);
+    }
+}
