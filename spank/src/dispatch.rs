@@ -16,11 +16,12 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
-    /// What is returned when the plugin itself fails. On a node it is success: anything else could
-    /// drain it.
+    /// What follows when the plugin itself fails, and what is returned. On a node it is success: anything
+    /// else could drain it.
     pub(crate) fn failure(self) -> c_int {
         match self {
-            Self::TaskInit => -1,
+            // Slurm would let the task run, and nobody would manage it.
+            Self::TaskInit => step::refuse_after_panic(),
             Self::Init | Self::InitPostOpt => match Context::current() {
                 Context::Srun | Context::Allocator => -1,
                 _ => 0,

@@ -67,7 +67,7 @@ macro_rules! callbacks {
             count: c_int,
             words: *mut *mut c_char,
         ) -> c_int {
-            guard(Hook::$hook.failure(), || {
+            guard(|| Hook::$hook.failure(), || {
                 // SAFETY: the handle of this call, which it does not outlive.
                 let handle = unsafe { Handle::new(spank) };
                 // SAFETY: so many words, as Slurm promises.
@@ -96,21 +96,27 @@ pub(crate) unsafe extern "C" fn option_given(
     value: *const c_char,
     remote: c_int,
 ) -> c_int {
-    guard(-1, || {
-        let value = match value.is_null() {
-            true => String::new(),
-            // SAFETY: not null, and ended with a NUL.
-            false => unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned(),
-        };
-        dispatch::option(&value, if remote == 0 { option::Side::Local } else { option::Side::Node })
-    })
+    guard(
+        || -1,
+        || {
+            let value = match value.is_null() {
+                true => String::new(),
+                // SAFETY: not null, and ended with a NUL.
+                false => unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned(),
+            };
+            dispatch::option(
+                &value,
+                if remote == 0 { option::Side::Local } else { option::Side::Node },
+            )
+        },
+    )
 }
 
 /// No panic reaches Slurm.
-fn guard(failure: c_int, body: impl FnOnce() -> c_int) -> c_int {
+fn guard(failure: impl FnOnce() -> c_int, body: impl FnOnce() -> c_int) -> c_int {
     fenced(body).unwrap_or_else(|panic| {
         slurm::error(&format!("internal error, please report it: {panic}"));
-        failure
+        fenced(failure).unwrap_or(0)
     })
 }
 

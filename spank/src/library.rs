@@ -7,6 +7,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub(crate) struct Library {
     file: String,
+    audit: String,
     folder: String,
 }
 
@@ -14,6 +15,7 @@ impl Library {
     pub(crate) fn of(folder: &Path) -> Self {
         Self {
             file: folder.join("libcuda.so.1").display().to_string(),
+            audit: folder.join("libacb-audit.so").display().to_string(),
             folder: folder.display().to_string(),
         }
     }
@@ -38,6 +40,21 @@ impl Library {
         let rest: Vec<_> =
             had.split([' ', ':']).filter(|name| !name.is_empty() && *name != self.file).collect();
         rest.join(":")
+    }
+
+    /// The library that leads paths of the driver to the interposer, in front of what the user had.
+    pub(crate) fn audit(&self, had: Option<&str>) -> String {
+        match self.without_audit(had.unwrap_or_default()) {
+            rest if rest.is_empty() => self.audit.clone(),
+            rest => format!("{}:{rest}", self.audit),
+        }
+    }
+
+    pub(crate) fn without_audit(&self, had: &str) -> String {
+        if !had.contains(&self.audit) {
+            return had.to_owned();
+        }
+        had.split(':').filter(|name| *name != self.audit).collect::<Vec<_>>().join(":")
     }
 
     /// In front of what the user had, once. An empty element would mean the current folder.

@@ -35,7 +35,7 @@ pub(crate) enum TaskError {
     )]
     NotStarted { job_id: u32, node: String },
     #[error(
-        "--acb of a step can set gpus and on_failure, and `off`: policy and quantum are the job's \
+        "--acb of a step can set gpus, on_failure and audit, and `off`: policy and quantum are the job's \
          (policy={policy}, quantum={quantum_ms}ms), set where it begins (sbatch, salloc)"
     )]
     PolicyIsTheJobs { policy: String, quantum_ms: u32 },
@@ -75,9 +75,11 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 11] = [
+pub(crate) const READS: [&str; 13] = [
+    "ACB_ADDED",
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
+    "LD_AUDIT",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
     "NCCL_GRAPH_REGISTER",
@@ -93,8 +95,15 @@ pub(crate) const READS: [&str; 11] = [
 /// done its work in the prolog: tasks, and what they write of their environment, need not have it.
 pub(crate) const KEY_LEFT_BEHIND: &str = "SLURM_SPANK_ACB_KEY";
 
+/// Set where the user has not, so that NCCL does not register graphs' buffers, which may move.
+const NCCL: &str = "NCCL_GRAPH_REGISTER";
+
+/// Names what was set beside our own variables and was not there: `off` takes it away again.
+const ADDED: &str = "ACB_ADDED";
+
 /// Our own variables.
-const OWN: [&str; 8] = [
+const OWN: [&str; 9] = [
+    "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
     "ACB_GPUS",
@@ -143,8 +152,17 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
         set("ACB_ELIGIBLE", &eligible.join(","));
     }
     set("CUDA_VISIBLE_DEVICES", &eligible[..gpus as usize].join(","));
-    if there("NCCL_GRAPH_REGISTER").is_none() {
-        set("NCCL_GRAPH_REGISTER", &0);
+    if there(NCCL).is_none() {
+        set(NCCL, &0);
+        set(ADDED, &NCCL);
+    }
+    if request.audit.unwrap_or(spec.audit) {
+        set("LD_AUDIT", &library.audit(there("LD_AUDIT")));
+    } else if let Some(had) = there("LD_AUDIT")
+        && library.without_audit(had) != had
+    {
+        // A step without it, in a job with it.
+        changes.push(set_or_unset("LD_AUDIT", library.without_audit(had)));
     }
     changes.push(Change::Unset(KEY_LEFT_BEHIND.to_owned()));
     Ok(changes)
@@ -200,6 +218,13 @@ fn gpus(task: &TaskFacts<'_>, there: usize) -> Result<u32, TaskError> {
     Ok(wanted)
 }
 
+fn set_or_unset(name: &str, value: String) -> Change {
+    match value.is_empty() {
+        false => Change::Set(name.to_owned(), value),
+        true => Change::Unset(name.to_owned()),
+    }
+}
+
 /// The environment of a step with `--acb=off`: that of a job without slurm-acb. It may have
 /// inherited ours from the batch step, in which srun was started.
 pub(crate) fn leave(
@@ -213,12 +238,15 @@ pub(crate) fn leave(
     }
     let library = Library::of(&spec.lib_dir);
     changes.extend(OWN.iter().map(|name| Change::Unset((*name).to_owned())));
+    if environment.get(ADDED).is_some_and(|added| added == NCCL) {
+        changes.push(Change::Unset(NCCL.to_owned()));
+    }
     let mut restore = |name: &str, rest: Option<String>| {
-        changes.push(match rest.filter(|rest| !rest.is_empty()) {
-            Some(rest) => Change::Set(name.to_owned(), rest),
-            None => Change::Unset(name.to_owned()),
-        });
+        changes.push(set_or_unset(name, rest.unwrap_or_default()));
     };
+    if let Some(value) = environment.get("LD_AUDIT") {
+        restore("LD_AUDIT", Some(library.without_audit(value)));
+    }
     if let Some(value) = environment.get("LD_PRELOAD") {
         restore("LD_PRELOAD", Some(library.without_preload(value)));
     }
@@ -399,6 +427,24 @@ mod tests {
     }
 
     #[test]
+    fn paths_of_the_driver_are_audited_where_that_is_asked_for() {
+        let audit = |job, step, had: &'static str| {
+            let environment: &[_] = if had.is_empty() { &[] } else { &[("LD_AUDIT", had)] };
+            joined(job, step, environment).unwrap().get("LD_AUDIT").cloned()
+        };
+        let ours = "/usr/lib/acb/libacb-audit.so";
+        assert_eq!(audit("", "", ""), None);
+        assert_eq!(audit("", "", "/a.so").as_deref(), Some("/a.so"));
+        assert_eq!(audit("audit=on", "", "").as_deref(), Some(ours));
+        assert_eq!(audit("", "audit=on", "/a.so"), Some(format!("{ours}:/a.so")));
+        assert_eq!(
+            audit("audit=on", "audit=off", "/usr/lib/acb/libacb-audit.so:/a.so").as_deref(),
+            Some("/a.so")
+        );
+        assert_eq!(audit("audit=on", "audit=off", "/usr/lib/acb/libacb-audit.so"), None);
+    }
+
+    #[test]
     fn a_step_cannot_change_what_is_the_jobs() {
         for step in ["simple", "quantum=1s"] {
             let error = joined("", step, &[]).unwrap_err();
@@ -439,11 +485,16 @@ mod tests {
         fn joining_is_idempotent_and_off_undoes_it(
             preload in proptest::option::of("[a-z/.]{1,9}(:[a-z/.]{1,9}){0,2}"),
             search in proptest::option::of("[a-z/]{1,9}(:[a-z/]{1,9}){0,2}"),
+            audit in proptest::option::of("[a-z/]{1,9}(:[a-z/]{1,9}){0,2}"),
+            nccl in proptest::option::of("[01]"),
+            audited in any::<bool>(),
         ) {
-            let (spec, ready) = (spec(""), ready());
+            let (spec, ready) = (spec(if audited { "audit=on" } else { "" }), ready());
             let mut before = BTreeMap::new();
             before.extend(preload.map(|value| ("LD_PRELOAD", value)));
             before.extend(search.map(|value| ("LD_LIBRARY_PATH", value)));
+            before.extend(audit.map(|value| ("LD_AUDIT", value)));
+            before.extend(nccl.map(|value| (NCCL, value)));
             let join_once = |environment: &BTreeMap<&'static str, String>| {
                 let facts = TaskFacts {
                     spec: &spec,
@@ -463,7 +514,9 @@ mod tests {
             let once = join_once(&before);
             prop_assert_eq!(&join_once(&once), &once);
             let left = apply(&once, &leave(&spec, Some(&ready), &once));
-            for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "ACB_SOCKET"] {
+            let names =
+                ["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "ACB_SOCKET", "ACB_ADDED", NCCL];
+            for name in names {
                 prop_assert_eq!(left.get(name), before.get(name));
             }
         }

@@ -81,10 +81,19 @@ fn devices(spec: &JobSpec) -> Devices {
 
 /// task_init, as the user.
 pub(crate) fn prepare_task(handle: &Handle<'_>) -> c_int {
-    let job = JOB.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Job::Plain);
+    let job = JOB.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(Job::Plain);
     match environment(handle, job) {
         Ok(changes) => apply(handle, &changes),
         Err(why) => fail(handle, &why),
+    }
+}
+
+/// task_init did not come to its end. A task of an acb job would run unmanaged: it ends, and its user
+/// has been told. Others are none of ours.
+pub(crate) fn refuse_after_panic() -> c_int {
+    match *JOB.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(Job::Acb(..) | Job::Failed(_)) => slurm::end_task(),
+        Some(Job::Plain | Job::Unknown(_)) | None => 0,
     }
 }
 

@@ -49,7 +49,9 @@ pub(crate) fn off(lab: &Lab) -> Result<()> {
     ensure!(lab.await_end(job, stage::PATIENCE)? == "COMPLETED");
     let output = lab.output(&user, job)?;
     let variables = variables(&output);
-    let ours = variables.keys().find(|name| name.starts_with("ACB_") || name.starts_with("LD_"));
+    let ours = variables
+        .keys()
+        .find(|name| ["ACB_", "LD_", "NCCL_"].iter().any(|begin| name.starts_with(begin)));
     ensure!(ours.is_none(), "{ours:?} in a step with --acb=off:\n{output}");
     // As Slurm has it: it sets both alike, and counts from 0 where devices are constrained.
     let visible = variables.get("CUDA_VISIBLE_DEVICES");
