@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use acb_cluster_conf::ByteSize;
+
 use crate::selection::GpuList;
+use crate::settings::MemoryTerms;
 
 /// Daemon that grants GPUs to programs per GPU phase.
 #[derive(Debug, Parser)]
@@ -111,6 +114,9 @@ pub struct Start {
     /// What one CUDA context takes on a GPU, MiB
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub context_mib: u32,
+    /// How device memory is shared.
+    #[command(flatten)]
+    pub paging: Paging,
     /// The driver's libnvidia-ml.so.1, if it is not in the usual places
     #[arg(long, value_name = "PATH", env = "ACB_NVML", hide_env_values = true)]
     pub nvml: Option<PathBuf>,
@@ -130,6 +136,38 @@ pub struct Start {
     /// The estimate of memory.
     #[command(flatten)]
     pub memory: MemoryEstimator,
+}
+
+/// How device memory is shared.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sharing of GPU memory")]
+pub struct Paging {
+    /// Memory that is moved between GPU and host at a time, MiB, a multiple of 2; 0: none ever is
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = chunk_mib)]
+    pub chunk_mib: u32,
+    /// Memory of the host for what leaves the GPUs, like 64G (without a unit: MiB)
+    /// [default: half of what this process may use]
+    #[arg(long, value_name = "SIZE")]
+    pub host_budget: Option<ByteSize>,
+    /// Share of the time that moving memory may cost; leases that others wait for last accordingly
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = part)]
+    pub switch_share: f64,
+    /// Compare memory byte by byte where hashes say that it has not changed, to check the hashes
+    #[arg(long)]
+    pub compare: bool,
+}
+
+impl Paging {
+    /// What the daemon is told.
+    pub fn terms(&self) -> MemoryTerms {
+        let budget = self.host_budget.map(ByteSize::bytes);
+        MemoryTerms {
+            chunk: u64::from(self.chunk_mib) << 20,
+            host_budget: budget.unwrap_or_else(|| crate::host::memory() / 2),
+            switch_share: self.switch_share,
+            compare: self.compare,
+        }
+    }
 }
 
 /// ACB's estimator of phase times.
@@ -290,6 +328,20 @@ impl From<Scheduler> for acb_core::Policy {
 fn ip_address(text: &str) -> Result<IpAddr, String> {
     text.parse()
         .map_err(|_| "not an IP address; give one of this host, like 127.0.0.1 or ::1".to_owned())
+}
+
+fn chunk_mib(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(mib) if mib <= 1024 && mib.is_multiple_of(2) => Ok(mib),
+        _ => Err("not an even number from 2 to 1024, or 0".to_owned()),
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.001..1.0).contains(&share) => Ok(share),
+        _ => Err("not a number from 0.001 to below 1".to_owned()),
+    }
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -2,7 +2,7 @@
 //!
 //! Owns the document that scripts read: fields are only added.
 
-use acb_wire::v1::{ClientState, ClientStatus, GpuStatus, NodeStatus, StatusReply};
+use acb_wire::v1::{ClientState, ClientStatus, GpuStatus, MemoryReport, NodeStatus, StatusReply};
 use serde_json::{Value, json};
 
 /// One document for all nodes.
@@ -42,6 +42,8 @@ fn gpu(gpu: &GpuStatus) -> Value {
         "held_ns": gpu.held_ns,
         "grants": gpu.grants,
         "busy_ns": gpu.busy_ns,
+        "claimed": gpu.claimed,
+        "switch_ns": gpu.switch_ns,
     })
 }
 
@@ -70,5 +72,24 @@ fn client(client: &ClientStatus) -> Value {
         "held_ns": client.held_ns,
         "queue_position": client.queue_position,
         "manual": client.manual,
+        "claimed": client.claimed,
+        "resident": client.resident,
+        "memory_limit": client.memory_limit,
+        "memory": client.memory.iter().map(memory).collect::<Vec<_>>(),
+    })
+}
+
+fn memory(report: &MemoryReport) -> Value {
+    let fixed =
+        |fixed: &acb_wire::v1::FixedMemory| json!({ "kind": fixed.kind, "bytes": fixed.bytes });
+    json!({
+        "device": report.device,
+        "fixed": report.fixed.iter().map(fixed).collect::<Vec<_>>(),
+        "pinned": report.pinned,
+        "arena": report.arena,
+        "paged_out": report.paged_out,
+        "paged_in": report.paged_in,
+        "clean": report.clean,
+        "pin_in_switch_ns": report.pin_in_switch_ns,
     })
 }

@@ -25,6 +25,7 @@ pub mod executor;
 pub mod files;
 pub mod generated;
 pub mod grpc;
+mod host;
 pub mod inventory;
 pub mod json;
 pub mod launch;

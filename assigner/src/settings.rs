@@ -50,6 +50,8 @@ pub struct Settings {
     pub scheduling: Scheduling,
     /// What clients are told.
     pub client: ClientTerms,
+    /// How device memory is shared.
+    pub memory: MemoryTerms,
     /// Manual-mode requests that are served at a time.
     pub max_requests: usize,
     /// The daemon stops by itself after that.
@@ -82,6 +84,19 @@ pub struct ClientTerms {
     pub on_failure: OnFailure,
     /// Bytes of a CUDA context.
     pub context: u64,
+}
+
+/// How device memory is shared.
+#[derive(Clone, Debug)]
+pub struct MemoryTerms {
+    /// Bytes that the pager moves at a time; 0: nothing is paged.
+    pub chunk: u64,
+    /// Bytes of the host that may be needed for what leaves the GPUs.
+    pub host_budget: u64,
+    /// Part of the time that switching may cost.
+    pub switch_share: f64,
+    /// Whether pages are compared byte by byte where their hashes agree.
+    pub compare: bool,
 }
 
 /// A Slurm job.
@@ -342,6 +357,7 @@ impl Settings {
                 on_failure: failure.on_failure,
                 context: u64::from(start.context_mib) << 20,
             },
+            memory: start.paging.terms(),
             max_requests: start.gpu_assigner_max_workers as usize,
             lifetime: Some(start.gpu_assigner_execution_time)
                 .filter(|seconds| *seconds > 0)
@@ -393,6 +409,7 @@ impl Settings {
                 on_failure: spec.on_failure,
                 context: u64::from(spec.context_mib) << 20,
             },
+            memory: start.paging.terms(),
             max_requests: start.gpu_assigner_max_workers as usize,
             lifetime: None,
             job: Some(Job {

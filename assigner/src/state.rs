@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use acb_core::{ClientId, Epoch, Expected, Gpu, Held};
+use acb_core::{ClientId, Epoch, Expected, Gpu, Held, Room};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::Device;
@@ -41,13 +41,27 @@ pub struct Remembered {
     pub process: ProcessId,
     /// Its name, for messages.
     pub program: String,
-    /// UUIDs of the GPUs it was bound to, in its order, with its room there.
-    pub bound: Vec<(String, u64)>,
+    /// The GPUs it was bound to, in its order.
+    pub bound: Vec<Place>,
     /// The lease that it held when the file was written; 0: none then.
     pub epoch: u64,
     /// Manual-mode clients say nothing after a restart: for them the file is written with every
     /// grant, and what it says holds.
     pub manual: bool,
+}
+
+/// A GPU that a client was bound to, with its memory there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// UUID.
+    pub gpu: String,
+    /// Bytes that cannot be moved.
+    pub fixed: u64,
+    /// Bytes of paged memory.
+    pub claimed: u64,
+    /// What of those was on the GPU, or credited. A restart in the middle of a switch finds more or
+    /// less: what the clients say then counts.
+    pub resident: u64,
 }
 
 /// A client of an earlier life whose process still runs.
@@ -104,9 +118,10 @@ impl State {
 
 impl Remembered {
     fn expected(&self, gpus: &[Device]) -> Option<Expected> {
-        let place = |(uuid, room): &(String, u64)| {
-            let position = gpus.iter().position(|gpu| gpu.uuid == *uuid)?;
-            Some((Gpu(u32::try_from(position).ok()?), *room))
+        let place = |place: &Place| {
+            let position = gpus.iter().position(|gpu| gpu.uuid == place.gpu)?;
+            let Place { fixed, claimed, resident, .. } = *place;
+            Some((Gpu(u32::try_from(position).ok()?), Room { fixed, claimed, resident }))
         };
         let bound: Option<Vec<_>> = self.bound.iter().map(place).collect();
         let Some(bound) = bound else {
@@ -133,7 +148,9 @@ mod tests {
     }
 
     fn remembered(client: u64, process: ProcessId, bound: &[&str]) -> Remembered {
-        let bound = bound.iter().map(|uuid| ((*uuid).to_owned(), 5)).collect();
+        let place =
+            |uuid: &&str| Place { gpu: (*uuid).to_owned(), fixed: 5, claimed: 9, resident: 7 };
+        let bound = bound.iter().map(place).collect();
         Remembered { client, process, program: "p".into(), bound, epoch: 0, manual: false }
     }
 
@@ -158,7 +175,8 @@ mod tests {
         let survivors = read.survivors(&[gpu("a"), gpu("b")]);
         assert_eq!(survivors.len(), 1);
         assert_eq!(survivors[0].expected.client, ClientId(1));
-        assert_eq!(survivors[0].expected.held.bound, [(Gpu(1), 5), (Gpu(0), 5)]);
+        let room = Room { fixed: 5, claimed: 9, resident: 7 };
+        assert_eq!(survivors[0].expected.held.bound, [(Gpu(1), room), (Gpu(0), room)]);
         assert_eq!(survivors[0].expected.held.lease, Some(Epoch(0)));
     }
 

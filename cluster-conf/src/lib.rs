@@ -20,6 +20,7 @@ mod multinode;
 mod option;
 mod policy;
 mod site;
+mod size;
 mod spec;
 mod values;
 
@@ -35,5 +36,6 @@ pub use policy::{OnFailure, Policy, UnknownName};
 pub use site::{
     CommentConfig, DriverPaths, Failure, Network, Nodes, Paths, SchedulerConfig, SiteConfig,
 };
+pub use size::{ByteSize, NoSize, SIZE_GRAMMAR};
 pub use spec::{JobFacts, JobSpec, PlanError, SpecError};
 pub use values::{AbsolutePath, Environment, PathProblem, VariableProblem};

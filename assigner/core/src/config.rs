@@ -91,6 +91,24 @@ pub struct Config {
     pub switch_share: f64,
     /// How the GPUs are connected.
     pub topology: Topology,
+    /// How device memory is shared.
+    pub memory: MemoryConfig,
+}
+
+/// How device memory is shared.
+#[derive(Clone, Debug)]
+pub struct MemoryConfig {
+    /// Bytes of the host that may be needed for what leaves the GPUs.
+    pub host_budget: u64,
+    /// A client that was asked to move memory and moves none for so long is passed over. A holder
+    /// that gets nothing for so long counts as one that is ready.
+    pub late: Duration,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        MemoryConfig { host_budget: u64::MAX, late: Duration::from_secs(5) }
+    }
 }
 
 impl Config {
@@ -113,6 +131,7 @@ impl Config {
             fair_share: None,
             switch_share: 0.1,
             topology: Topology::default(),
+            memory: MemoryConfig::default(),
         }
     }
 
@@ -147,6 +166,9 @@ impl Config {
         }
         self.validate_tenants()?;
         self.validate_queues()?;
+        if self.memory.late.is_zero() {
+            return Err(ConfigError::ZeroLate);
+        }
         self.estimator.validate()
     }
 
@@ -272,6 +294,9 @@ pub enum ConfigError {
     /// Nobody stops at once.
     #[error("the time to drain is 0, but no client stops at once; make it longer than a kernel")]
     ZeroDrain,
+    /// Nobody moves memory at once.
+    #[error("the time to move memory is 0, but no client moves any at once; give it seconds")]
+    ZeroLate,
     /// The epoch is garbage.
     #[error("{0} cannot be the first to hand out; remove the state of the earlier life")]
     EpochsUsedUp(Epoch),

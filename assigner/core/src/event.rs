@@ -22,6 +22,19 @@ pub struct ClientSpec {
     pub queue: String,
     /// Its gang. A member waits until its gang is let go ([`Event::LetGo`]).
     pub gang: Option<GangId>,
+    /// Device memory that it may have on each of its GPUs, contexts included.
+    pub memory_limit: Option<u64>,
+}
+
+/// What a client has of a GPU's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// What cannot be moved: contexts, and what the client says so of.
+    pub fixed: u64,
+    /// Paged memory, wherever it is.
+    pub claimed: u64,
+    /// What of that is on the GPU, or credited.
+    pub resident: u64,
 }
 
 /// The GPUs that a client may be placed on.
@@ -38,7 +51,7 @@ pub enum Eligible {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// The GPUs it is bound to, in its own device order, with the room it has on each.
-    pub bound: Vec<(Gpu, u64)>,
+    pub bound: Vec<(Gpu, Room)>,
     /// The lease it holds.
     pub lease: Option<Epoch>,
 }
@@ -97,7 +110,7 @@ pub enum Event {
         /// The client.
         client: ClientId,
     },
-    /// A client wants device memory. Answered by [`Action::Room`].
+    /// A client wants device memory that cannot be moved. Answered by [`Action::Room`].
     RoomRequest {
         /// The client.
         client: ClientId,
@@ -116,7 +129,7 @@ pub enum Event {
         /// Number of the request.
         seq: u64,
     },
-    /// A client gives device memory back.
+    /// A client gives fixed memory back.
     RoomReturn {
         /// The client.
         client: ClientId,
@@ -125,8 +138,78 @@ pub enum Event {
         /// How much; more than it has counts as all of it.
         bytes: u64,
     },
+    /// A client wants paged memory. Answered at once by [`Action::Room`]. Room on the GPU comes as
+    /// [`Action::Credit`] when the client holds a lease, or is the next one to.
+    Claim {
+        /// The client.
+        client: ClientId,
+        /// The client's own number for the request.
+        seq: u64,
+        /// Where.
+        gpu: Gpu,
+        /// How much.
+        bytes: u64,
+    },
+    /// A client gives up a claim, or credit that it has no use for (with `bytes` 0).
+    ClaimReturn {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// How much of what it claimed; more than that counts as all of it.
+        bytes: u64,
+        /// How much of what was resident or credited goes back with it.
+        resident: u64,
+    },
+    /// Paged memory of a client has been moved to the host; the answer to [`Action::Evict`], in
+    /// as many parts as the client likes.
+    Evicted {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// How much.
+        bytes: u64,
+        /// Whether the rest of what was asked for cannot be moved.
+        rest: Rest,
+    },
+    /// A holder has all of its memory on its GPUs: its quantum begins.
+    Ready {
+        /// The client.
+        client: ClientId,
+        /// Its lease.
+        epoch: Epoch,
+    },
+    /// Whether a client's memory on a GPU can be moved at all.
+    Pinned {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// False: nothing of it can.
+        movable: bool,
+    },
+    /// A client cannot be reached for now. It keeps what it has, but no longer waits.
+    Away {
+        /// The client.
+        client: ClientId,
+    },
+    /// A client can be reached again. What it had been asked and told of memory, it has forgotten.
+    Back {
+        /// The client.
+        client: ClientId,
+    },
     /// The deadline of [`Scheduler::poll_deadline`](crate::Scheduler::poll_deadline) has come.
     Timer,
+}
+
+/// What becomes of the rest of an eviction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It comes later, or this was all.
+    Comes,
+    /// It stays where it is until the client's next lease.
+    Stays,
 }
 
 /// What the caller has to do.
@@ -177,6 +260,42 @@ pub enum Action {
         seq: u64,
         /// The answer.
         verdict: RoomVerdict,
+    },
+    /// Tell a client without a lease to move so much more paged memory to the host.
+    Evict {
+        /// The client.
+        client: ClientId,
+        /// From where.
+        gpu: Gpu,
+        /// How much, in addition to what it was asked for before.
+        bytes: u64,
+    },
+    /// Tell a client that so much more of its claims may be on the GPU.
+    Credit {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// How much.
+        bytes: u64,
+    },
+    /// Tell a client how much pinned memory of the host it needs, over all its GPUs.
+    Arena {
+        /// The client.
+        client: ClientId,
+        /// How much.
+        bytes: u64,
+    },
+    /// Tell the user of a client that waits for memory who is in the way.
+    Blocked {
+        /// Who waits.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// Who was asked to move memory, and does not.
+        by: ClientId,
+        /// How much.
+        bytes: u64,
     },
 }
 
@@ -298,7 +417,7 @@ pub enum Refusal {
         gpu: Gpu,
         /// What the client says it has.
         room: u64,
-        /// What is free.
+        /// What it could have.
         free: u64,
     },
     /// The lease that the client says it holds cannot have been granted.
@@ -326,16 +445,68 @@ pub enum RoomVerdict {
     Waiting {
         /// Bytes short, counting what waits ahead.
         missing: u64,
-        /// Who holds memory on that GPU, most first.
+        /// Who has memory on that GPU, most first.
         holders: Vec<(ClientId, u64)>,
+        /// What it takes.
+        obstacle: Obstacle,
     },
     /// Never.
     Denied(RoomDenied),
 }
 
+/// What has to happen before waiting for fixed memory is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Paged memory of others is being moved to the host.
+    Moving,
+    /// Those who use the GPU now have to give their leases back; they are asked to.
+    Lease,
+    /// What others have claimed needs the rest of the GPU when it is their turn: they have to free
+    /// some, or to end.
+    Claims,
+    /// Others have to free memory that cannot be moved.
+    Fixed,
+    /// Clients from before a restart have to come back first, or to be late.
+    Restart,
+}
+
 /// Why room is denied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoomDenied {
+    /// The client would exceed its limit.
+    #[error("{total} bytes in all exceed the program's limit of {limit}")]
+    ExceedsLimit {
+        /// What the client would have in all.
+        total: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// What others have that cannot be moved leaves no room for so much at a time.
+    #[error(
+        "{total} bytes in all do not fit beside the {others} of others' memory that cannot be moved \
+         (GPU {capacity})"
+    )]
+    OthersFixed {
+        /// What the client would have in all.
+        total: u64,
+        /// What others have.
+        others: u64,
+        /// What the GPU has.
+        capacity: u64,
+    },
+    /// The host could not hold what would have to leave the GPU.
+    #[error(
+        "{needed} bytes of host memory would be needed for what leaves the GPU, but the budget is \
+         {budget} ({used} in use)"
+    )]
+    HostBudget {
+        /// What may be used.
+        budget: u64,
+        /// What is spoken for.
+        used: u64,
+        /// What would be.
+        needed: u64,
+    },
     /// The client alone would exceed the GPU.
     #[error("{total} bytes in all exceed the GPU's {capacity}")]
     ExceedsGpu {

@@ -27,13 +27,13 @@ mod config;
 mod estimator;
 mod event;
 mod ids;
+mod memory;
 mod order;
 mod placement;
 mod plan;
 mod queue;
 mod recall;
 mod restart;
-mod rooms;
 mod sanity;
 mod scheduler;
 mod snapshot;
@@ -44,14 +44,16 @@ pub mod gang;
 pub mod sim;
 
 pub use config::{
-    Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, Policy, Settle,
+    Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, MemoryConfig, Policy,
+    Settle,
 };
 pub use event::{
-    Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal, RoomDenied, RoomVerdict,
+    Action, Cause, ClientSpec, Eligible, Event, Held, Obstacle, Recalls, Refusal, Rest, Room,
+    RoomDenied, RoomVerdict,
 };
 pub use ids::{ClientId, Epoch, GangId, Gpu, Priority, Time};
+pub use memory::RoomFault;
 pub use queue::QueueConfig;
-pub use rooms::RoomFault;
 pub use sanity::SanityError;
 pub use scheduler::Scheduler;
 pub use snapshot::{

@@ -23,9 +23,12 @@ impl Scheduler {
         (0..).take(all).map(Gpu).chain(listed.iter().copied())
     }
 
-    /// True if a lease on the GPU can be granted to a client now.
+    /// True if a lease on the GPU can be granted to a client now. All memory of those who hold a GPU fits on it.
     pub(crate) fn is_free(&self, gpu: Gpu, client: &Client) -> bool {
         let state = &self.gpus[gpu.index()];
+        if !self.memory.fits(client.id, gpu, &state.holders) {
+            return false;
+        }
         if !state.claimed.is_empty() {
             return self.shares_all(gpu, client);
         }
@@ -122,7 +125,7 @@ impl Scheduler {
     fn load(&self, gpu: Gpu) -> (usize, Duration, u64, Gpu) {
         let state = &self.gpus[gpu.index()];
         let visitors = state.holders.iter().filter(|holder| !state.bound.contains(holder)).count();
-        (state.bound.len() + visitors, state.load, self.rooms.used(gpu), gpu)
+        (state.bound.len() + visitors, state.load, self.memory.wanted(gpu), gpu)
     }
 
     /// Among GPUs that a client could start on now, the lower the better: where it was last, where

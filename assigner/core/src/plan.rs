@@ -66,6 +66,8 @@ impl Lease {
             epoch,
             gpus,
             granted,
+            is_ready: true,
+            progress: granted,
             started: granted,
             least: std::time::Duration::ZERO,
             spent: std::time::Duration::ZERO,
@@ -98,6 +100,8 @@ impl Scheduler {
     }
 
     fn plan_island(&mut self, island: &BTreeSet<Gpu>) {
+        // Who holds and who is next decides who gets memory.
+        self.memory.dirty.extend(island);
         let before = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved.take());
         let before: BTreeSet<Ticket> = before.collect();
         let fresh = island.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
@@ -248,6 +252,7 @@ impl Scheduler {
         let epoch = self.next_epoch;
         self.next_epoch = epoch.next();
         let mut lease = Lease::new(epoch, start.gpus, self.now);
+        lease.is_ready = !self.memory.pages(client, &lease.gpus);
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
         lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
@@ -280,7 +285,11 @@ impl Scheduler {
         let client = &self.clients[&who.client];
         let mut pool: Vec<Gpu> = self
             .candidates(client)
-            .filter(|gpu| self.gpus[gpu.index()].reserved.is_none() && !self.is_stuck(*gpu))
+            .filter(|gpu| {
+                self.gpus[gpu.index()].reserved.is_none()
+                    && !self.is_stuck(*gpu)
+                    && self.memory.could_fit(who.client, *gpu)
+            })
             .collect();
         if limited && !pool.iter().any(|gpu| self.is_held_beside(*gpu, who.lane)) {
             pool.clear();
@@ -324,9 +333,12 @@ impl Scheduler {
     fn recall_now(&mut self, who: &Claimant, kept: &[Gpu]) {
         let mut recalls: Vec<(ClientId, Cause)> = Vec::new();
         for holder in kept.iter().flat_map(|gpu| &self.gpus[gpu.index()].holders) {
-            if self.lease(*holder).recalled.is_some() || recalls.iter().any(|(id, _)| id == holder)
-            {
+            let lease = self.lease(*holder);
+            if lease.recalled.is_some() || recalls.iter().any(|(id, _)| id == holder) {
                 continue;
+            }
+            if !lease.is_ready {
+                return; // not in the middle of its page-in
             }
             let taken: Vec<ClientId> = recalls.iter().map(|(id, _)| *id).collect();
             match self.claim(who, *holder, &taken) {

@@ -20,6 +20,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::event::{Action, Cause};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::LaneKey;
@@ -87,8 +88,14 @@ impl Lease {
     }
 
     /// When it is recalled if somebody waits for it.
-    pub(crate) fn latest_recall(&self, quantum: Duration) -> Time {
-        let end = self.started.after(self.span(quantum));
+    ///
+    /// The quantum begins when all of its memory is on the GPUs, or nothing more has come for too long.
+    pub(crate) fn latest_recall(&self, config: &Config) -> Time {
+        let started = match self.is_ready {
+            true => self.started,
+            false => self.progress.after(config.memory.late),
+        };
+        let end = started.after(self.span(config.quantum));
         self.yields.map_or(end, |yields| yields.min(end))
     }
 }
@@ -145,11 +152,13 @@ impl Scheduler {
             let (back, expected, recalled) = match (lease.recalled, self.claim(who, *holder, taken))
             {
                 (Some(since), _) => (Back::Leaving(since), now, now),
-                (None, Claim::Now(_)) => (Back::Now(client.level), now, now),
+                (None, Claim::Now(_)) if lease.is_ready => (Back::Now(client.level), now, now),
                 (None, claim) => {
                     let recalled = match claim {
                         Claim::Never => NEVER,
-                        _ => lease.latest_recall(self.config.quantum),
+                        // How long a page-in takes nobody can promise.
+                        _ if !lease.is_ready => NEVER,
+                        _ => lease.latest_recall(&self.config),
                     };
                     // A holder beyond its estimate may be done at any moment.
                     let expected = lease.ends.map_or(recalled, |ends| ends.min(recalled));
@@ -181,7 +190,9 @@ impl Scheduler {
             if lease.recalled.is_some() {
                 continue;
             }
-            let waiting = lease.gpus.iter().any(|gpu| self.gpus[gpu.index()].reserved.is_some());
+            let waiting = lease.gpus.iter().any(|gpu| {
+                self.gpus[gpu.index()].reserved.is_some() || self.memory.presses(id, *gpu)
+            });
             let recall_at = if waiting { self.recall_time(id) } else { None };
             if waiting {
                 self.tell_wanted(id);
@@ -202,20 +213,21 @@ impl Scheduler {
     /// When a lease must be recalled for those who wait for its GPUs; `None`: only when it is idle.
     fn recall_time(&self, holder: ClientId) -> Option<Time> {
         let lease = self.lease(holder);
-        let quantum = self.config.quantum;
+        let is_pressed = lease.gpus.iter().any(|gpu| self.memory.presses(holder, *gpu));
+        let pressed = is_pressed.then(|| lease.latest_recall(&self.config));
         let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
         let times = kept.filter_map(|ticket| {
             let waiter = &self.queue[&ticket];
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
             let promised = waiter.reservation.and_then(|reservation| reservation.promised);
-            let end = lease.latest_recall(quantum);
+            let end = lease.latest_recall(&self.config);
             match self.claim(&who, holder, &[]) {
                 Claim::Never => self.rotates(holder).then_some(end),
                 _ => Some(promised.map_or(end, |promised| promised.min(end))),
             }
         });
-        times.min()
+        times.chain(pressed).min()
     }
 
     /// True if clients of the holder's own tenant wait for its GPUs: then the quantum counts between them, although
@@ -266,6 +278,11 @@ impl Scheduler {
                 let gpus = lease.gpus.clone();
                 self.dirty.gpus.extend(gpus);
                 self.set_timer(id, None);
+            } else if !self.lease(id).is_ready
+                && self.lease(id).latest_recall(&self.config) > self.now
+            {
+                let later = self.lease(id).latest_recall(&self.config);
+                self.set_timer(id, Some(later)); // its page-in goes on
             } else {
                 self.recall(id, self.cause(id, at));
             }

@@ -9,8 +9,6 @@
 //!             └─ a later epoch turns up on its GPU ─────┘
 //! ```
 
-use std::collections::BTreeSet;
-
 use crate::config::ConfigError;
 use crate::event::{Held, Refusal};
 use crate::ids::{ClientId, Epoch, Gpu};
@@ -19,7 +17,7 @@ use crate::scheduler::{Client, Lease, Scheduler};
 impl Scheduler {
     /// Keeps free what a client of the earlier life may still hold.
     pub(crate) fn expect_back(&mut self, client: ClientId, held: Held) -> Result<(), ConfigError> {
-        for &(gpu, bytes) in &held.bound {
+        for &(gpu, room) in &held.bound {
             let Some(state) = self.gpus.get_mut(gpu.index()) else {
                 return Err(ConfigError::ExpectedGpu { client, gpu });
             };
@@ -27,8 +25,7 @@ impl Scheduler {
             if held.lease.is_some() {
                 state.claimed.insert(client);
             }
-            let bytes = bytes.min(self.rooms.free(gpu));
-            self.rooms.adopt(client, gpu, bytes);
+            self.memory.guess(client, gpu, room);
         }
         self.expected.insert(client, held);
         Ok(())
@@ -42,7 +39,7 @@ impl Scheduler {
             self.gpus[gpu.index()].bound.remove(&client);
         }
         self.drop_claim(client, &gpus);
-        self.rooms.forget(client, gpus.iter().copied());
+        self.memory.forget(client, gpus.iter().copied());
         gpus
     }
 
@@ -58,16 +55,18 @@ impl Scheduler {
         if self.expected.is_empty() || self.now < self.config.settle.until {
             return;
         }
-        let mut gpus = BTreeSet::new();
         while let Some((&client, _)) = self.expected.first_key_value() {
-            gpus.extend(self.forget_expected(client));
+            self.forget_expected(client);
         }
-        let answers = self.rooms.resolve(gpus.into_iter(), self.now);
-        self.answer(answers);
     }
 
     /// Says why a client that comes back cannot keep what it holds.
-    pub(crate) fn adoptable(&self, width: u32, held: &Held) -> Result<(), Refusal> {
+    pub(crate) fn adoptable(
+        &self,
+        width: u32,
+        limit: Option<u64>,
+        held: &Held,
+    ) -> Result<(), Refusal> {
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
         let known = gpus.iter().all(|gpu| gpu.index() < self.gpus.len());
         let distinct = gpus.iter().enumerate().all(|(at, gpu)| !gpus[..at].contains(gpu));
@@ -96,9 +95,13 @@ impl Scheduler {
             }
         }
         for &(gpu, room) in &held.bound {
-            let free = self.rooms.free(gpu);
-            if room > free {
+            if let Some((room, free)) = self.memory.misfit(gpu, room) {
                 return Err(Refusal::HeldRoom { gpu, room, free });
+            }
+            let most = limit.unwrap_or(u64::MAX);
+            let all = room.fixed.saturating_add(room.claimed);
+            if all > most {
+                return Err(Refusal::HeldRoom { gpu, room: all, free: most });
             }
         }
         Ok(())
@@ -111,10 +114,10 @@ impl Scheduler {
     /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable).
     pub(crate) fn adopt(&mut self, client: ClientId, held: Held) {
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
-        for &(gpu, bytes) in &held.bound {
-            self.rooms.adopt(client, gpu, bytes);
-        }
         self.bind_to(client, gpus.clone());
+        for &(gpu, room) in &held.bound {
+            self.memory.adopt(client, gpu, room);
+        }
         let Some(epoch) = held.lease else { return };
         self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state
         if self.config.policy.is_exclusive() {
@@ -129,7 +132,8 @@ impl Scheduler {
             }
         }
         self.dirty.gpus.extend(&gpus);
-        let lease = Lease::new(epoch, gpus, self.now);
+        let mut lease = Lease::new(epoch, gpus, self.now);
+        lease.is_ready = held.bound.iter().all(|(_, room)| room.resident >= room.claimed);
         self.install(client, lease);
     }
 }

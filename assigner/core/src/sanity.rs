@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use crate::event::Eligible;
 use crate::ids::{ClientId, Epoch, Gpu};
+use crate::memory::RoomFault;
 use crate::order::{Given, Line};
 use crate::recall::{Claim, Claimant};
-use crate::rooms::RoomFault;
 use crate::scheduler::{Scheduler, Ticket};
 
 /// What is wrong with the state; each is a fault in the scheduler.
@@ -71,7 +71,7 @@ impl Scheduler {
         self.check_queue()?;
         self.check_counts()?;
         self.check_waiting()?;
-        match self.rooms.fault() {
+        match self.memory_fault() {
             Some((gpu, fault)) => Err(SanityError::Room(gpu, fault)),
             None => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! The scheduler: applies events, keeps clients, leases and the queue, and hands out actions.
 //!
 //! Owns: the state and its transitions. Does not own: who gets which GPU when (`order`, `plan`, `recall`,
-//! `placement`), what tenants and queues hold (`tenant`, `queue`), the ledger of room (`rooms`), what status shows (`snapshot`), the invariants
+//! `placement`), what tenants and queues hold (`tenant`, `queue`), the ledger of device memory (`memory`), what status shows (`snapshot`), the invariants
 //! (`sanity`).
 //!
 //! ```text
@@ -18,13 +18,11 @@ use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Policy};
 use crate::estimator::Estimator;
-use crate::event::{
-    Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal, RoomDenied, RoomVerdict,
-};
+use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::memory::{Memory, Patience};
 use crate::order::{LaneKey, Level, Line, Place};
 use crate::queue::{QueueId, Queues};
-use crate::rooms::{Answer, Patience, Rooms};
 use crate::tenant::{Shares, TenantId, Tenants, Used};
 
 /// The order of arrival.
@@ -66,6 +64,10 @@ pub(crate) struct Lease {
     pub(crate) epoch: Epoch,
     pub(crate) gpus: Vec<Gpu>,
     pub(crate) granted: Time,
+    /// All of the holder's memory is on the GPUs.
+    pub(crate) is_ready: bool,
+    /// When the holder last got room for its memory.
+    pub(crate) progress: Time,
     /// When its quantum began.
     pub(crate) started: Time,
     /// Its quantum is at least so long: what the switch to it was worth.
@@ -94,6 +96,7 @@ pub(crate) struct Lease {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
+    pub(crate) id: ClientId,
     /// GPUs of a lease.
     pub(crate) width: u32,
     pub(crate) tenant: TenantId,
@@ -118,6 +121,10 @@ pub(crate) struct Client {
     pub(crate) grants: u64,
     pub(crate) waited: Duration,
     pub(crate) held: Duration,
+    /// Device memory that it may have on each GPU.
+    pub(crate) memory_limit: Option<u64>,
+    /// What it cost to begin its latest lease.
+    pub(crate) switch: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -140,6 +147,8 @@ pub(crate) struct GpuState {
     pub(crate) busy_since: Option<Time>,
     pub(crate) held: Duration,
     pub(crate) grants: u64,
+    /// Time that holders have spent on getting their memory onto it.
+    pub(crate) switching: Duration,
 }
 
 impl Client {
@@ -156,6 +165,12 @@ pub(crate) struct Dirty {
     pub(crate) all: bool,
 }
 
+impl Dirty {
+    fn is_empty(&self) -> bool {
+        self.gpus.is_empty() && !self.all
+    }
+}
+
 /// The scheduler of one node. See the crate's documentation for how to drive it.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
@@ -170,7 +185,7 @@ pub struct Scheduler {
     pub(crate) queues: Queues,
     pub(crate) shares: Option<Shares>,
     pub(crate) recalls: Recalls,
-    pub(crate) rooms: Rooms,
+    pub(crate) memory: Memory,
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, Held>,
     /// By time, then by lease, so that names decide nothing.
@@ -197,7 +212,7 @@ impl Scheduler {
             queues: Queues::new(&config.queues, config.policy),
             shares: config.fair_share.map(Shares::new),
             recalls: Recalls::default(),
-            rooms: Rooms::new(config.gpus.iter().map(|gpu| gpu.memory), patience),
+            memory: Memory::new(config.gpus.iter().map(|gpu| gpu.memory), patience, &config.memory),
             expected: BTreeMap::new(),
             timers: BTreeSet::new(),
             next_epoch: config.first_epoch,
@@ -225,26 +240,18 @@ impl Scheduler {
             Event::LetGo { client } => self.let_go(client),
             Event::HoldBack { client } => self.hold_back(client),
             Event::Leave { client } => self.leave(client),
-            Event::RoomRequest { client, seq, gpu, bytes } => {
-                self.room_request(client, seq, gpu, bytes);
-            }
-            Event::RoomCancel { client, seq } => {
-                if let Some(state) = self.clients.get(&client) {
-                    let answers = self.rooms.cancel(client, seq, &state.bound, self.now);
-                    self.answer(answers);
-                }
-            }
-            Event::RoomReturn { client, gpu, bytes } => {
-                if self.clients.contains_key(&client) && gpu.index() < self.gpus.len() {
-                    let answers = self.rooms.give_back(client, gpu, bytes, self.now);
-                    self.answer(answers);
-                }
-            }
             Event::Timer => {}
+            event => self.handle_memory(event),
         }
         self.end_settling();
+        self.fire_lateness();
         self.fire_timers();
         self.plan();
+        self.settle_memory();
+        while !self.dirty.is_empty() {
+            self.plan();
+            self.settle_memory();
+        }
         self.fire_timers(); // whoever came may have found a lease that was long over
     }
 
@@ -258,15 +265,15 @@ impl Scheduler {
     pub fn poll_deadline(&self) -> Option<Time> {
         let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
-        settle.into_iter().chain(recall).min()
+        settle.into_iter().chain(recall).chain(self.memory.late_at()).min()
     }
 
     fn join(&mut self, client: ClientId, spec: ClientSpec) {
         if self.clients.contains_key(&client) {
             return; // a number names one client; the first one keeps it
         }
-        let expected = self.forget_expected(client);
-        match self.admit(&spec) {
+        self.forget_expected(client);
+        match self.admit(client, &spec) {
             Ok(state) => {
                 self.queues.of_mut(state.queue).clients += 1;
                 self.clients.insert(client, state);
@@ -276,9 +283,6 @@ impl Scheduler {
             }
             Err(reason) => self.actions.push_back(Action::Refused { client, reason }),
         }
-        // Only now, so that nobody took what the client has come back for.
-        let answers = self.rooms.resolve(expected.into_iter(), self.now);
-        self.answer(answers);
     }
 
     /// Sorts a list of GPUs and drops what is not there.
@@ -294,7 +298,7 @@ impl Scheduler {
     }
 
     /// The client that a newcomer becomes, unless what it wants can never be.
-    fn admit(&mut self, spec: &ClientSpec) -> Result<Client, Refusal> {
+    fn admit(&mut self, id: ClientId, spec: &ClientSpec) -> Result<Client, Refusal> {
         let wanted = spec.gpus.max(1);
         let Some(queue_id) = self.queues.find(&spec.queue) else {
             let known = names(self.queues.iter().map(|(_, queue)| &queue.name));
@@ -326,12 +330,13 @@ impl Scheduler {
         }
         let held = spec.held.as_ref().filter(|held| holds(held));
         if let Some(held) = held {
-            self.adoptable(wanted, held)?;
+            self.adoptable(wanted, spec.memory_limit, held)?;
         } else if let Some(most) = queue.max_clients.filter(|most| *most <= queue.clients) {
             // Who comes back has been let in before.
             return Err(Refusal::QueueFull { queue: queue.name.clone(), most });
         }
         Ok(Client {
+            id,
             width: wanted,
             tenant: tenant_id,
             queue: queue_id,
@@ -349,6 +354,8 @@ impl Scheduler {
             grants: 0,
             waited: Duration::ZERO,
             held: Duration::ZERO,
+            memory_limit: spec.memory_limit,
+            switch: Duration::ZERO,
         })
     }
 
@@ -375,7 +382,9 @@ impl Scheduler {
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
         client.bound.clone_from(&gpus);
         let held = client.held;
+        let limit = client.memory_limit.unwrap_or(u64::MAX);
         for gpu in gpus {
+            self.memory.open(id, gpu, limit);
             let state = &mut self.gpus[gpu.index()];
             state.bound.insert(id);
             state.load += held;
@@ -498,7 +507,7 @@ impl Scheduler {
         self.dirty.gpus.extend(&client.bound);
     }
 
-    fn cancel(&mut self, id: ClientId) {
+    pub(crate) fn cancel(&mut self, id: ClientId) {
         if self.clients.get(&id).is_some_and(|client| client.waiting.is_some()) {
             self.mark(id);
             self.unqueue(id);
@@ -551,6 +560,9 @@ impl Scheduler {
             return;
         }
         let lease = client.lease.take().expect("it was just compared");
+        for gpu in &client.bound {
+            self.memory.end(id, *gpu);
+        }
         let span = self.now.since(lease.granted);
         if let (Some(Cause::Priority | Cause::Quota), Some(ticket)) = (lease.cause, lease.ticket) {
             let spent = lease.spent + self.now.since(lease.started);
@@ -600,6 +612,9 @@ impl Scheduler {
     /// Gives a client a lease on GPUs that are free.
     pub(crate) fn install(&mut self, id: ClientId, lease: Lease) {
         for gpu in &lease.gpus {
+            if self.memory.begin(id, *gpu) {
+                self.dirty.gpus.insert(*gpu);
+            }
             let state = &mut self.gpus[gpu.index()];
             state.holders.push(id);
             state.busy_since.get_or_insert(self.now);
@@ -617,7 +632,7 @@ impl Scheduler {
     }
 
     fn leave(&mut self, id: ClientId) {
-        let claims = self.forget_expected(id);
+        self.forget_expected(id);
         if self.clients.contains_key(&id) {
             self.cancel(id);
             if let Some(lease) = &self.clients[&id].lease {
@@ -630,31 +645,11 @@ impl Scheduler {
                 state.bound.remove(&id);
                 state.load -= client.held;
             }
-            self.rooms.forget(id, client.bound.iter().copied());
-            let answers = self.rooms.resolve(client.bound.iter().copied(), self.now);
-            self.answer(answers);
+            self.memory.forget(id, client.bound.iter().copied());
+            for gpu in &client.bound {
+                self.replan_memory(*gpu);
+            }
         }
-        let answers = self.rooms.resolve(claims.into_iter(), self.now);
-        self.answer(answers);
-    }
-
-    fn room_request(&mut self, id: ClientId, seq: u64, gpu: Gpu, bytes: u64) {
-        let Some(client) = self.clients.get(&id) else { return };
-        if client.bound.contains(&gpu) {
-            let answers = self.rooms.request(id, seq, gpu, bytes, self.now);
-            self.answer(answers);
-        } else {
-            let verdict = RoomVerdict::Denied(RoomDenied::NotBound);
-            self.actions.push_back(Action::Room { client: id, seq, verdict });
-        }
-    }
-
-    pub(crate) fn answer(&mut self, answers: Vec<Answer>) {
-        self.actions.extend(answers.into_iter().map(|answer| Action::Room {
-            client: answer.client,
-            seq: answer.seq,
-            verdict: answer.verdict,
-        }));
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
-use crate::event::{Cause, Held, Recalls};
+use crate::event::{Cause, Held, Recalls, Room};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
 use crate::scheduler::{Client, Scheduler, Ticket, Waiter};
@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub reservations: Vec<ReservationSnapshot>,
     /// Clients from before a restart that have not come back.
     pub expected: Vec<Expected>,
+    /// Bytes of the host that may be needed for what leaves the GPUs, and the budget for them.
+    pub host: (u64, u64),
     /// The tenants that are configured, or have or had clients.
     pub tenants: Vec<TenantSnapshot>,
     /// The queues, the one without a name included.
@@ -44,7 +46,10 @@ impl Snapshot {
     pub fn survivors(&self) -> Vec<Expected> {
         let survives = |client: &&ClientSnapshot| client.bound || client.epoch.is_some();
         let known = self.clients.iter().filter(survives).map(|client| {
-            let room = |gpu: &Gpu| client.room.iter().find(|(on, _)| on == gpu).map_or(0, |r| r.1);
+            let room = |gpu: &Gpu| {
+                let found = client.room.iter().find(|(on, _)| on == gpu);
+                found.map_or(Room::default(), |(_, room)| *room)
+            };
             let bound = client.gpus.iter().map(|gpu| (*gpu, room(gpu))).collect();
             Expected { client: client.client, held: Held { bound, lease: client.epoch } }
         });
@@ -59,8 +64,12 @@ pub struct GpuSnapshot {
     pub gpu: Gpu,
     /// Bytes that may be promised.
     pub memory: u64,
-    /// Bytes that are promised.
+    /// Bytes that are promised: fixed, resident or credited.
     pub room: u64,
+    /// What clients have.
+    pub total: Room,
+    /// Time that holders have spent on getting their memory onto it.
+    pub switching: Duration,
     /// Requests that wait for room.
     pub room_waiting: usize,
     /// Who holds a lease on it.
@@ -112,7 +121,7 @@ pub struct ClientSnapshot {
     /// Why its lease has been asked back.
     pub recalled_for: Option<Cause>,
     /// Its room on each GPU that it is bound to, in the order of `gpus`.
-    pub room: Vec<(Gpu, u64)>,
+    pub room: Vec<(Gpu, Room)>,
     /// Its place in the queue, from 1.
     pub position: Option<usize>,
     /// Leases granted to it.
@@ -121,6 +130,8 @@ pub struct ClientSnapshot {
     pub waited: Duration,
     /// Time that it has held leases.
     pub held: Duration,
+    /// What it cost to begin its latest lease.
+    pub switch: Duration,
 }
 
 /// GPUs that are kept for a waiting client.
@@ -181,8 +192,10 @@ impl Scheduler {
         let gpus = numbered().map(|(gpu, state)| GpuSnapshot {
             gpu,
             memory: self.config.gpus[gpu.index()].memory,
-            room: self.rooms.used(gpu),
-            room_waiting: self.rooms.waiting(gpu),
+            room: self.memory.used(gpu),
+            total: self.memory.total(gpu),
+            switching: state.switching,
+            room_waiting: self.memory.waiting(gpu),
             holders: state.holders.clone(),
             bound: state.bound.iter().copied().collect(),
             held: state.held + state.busy_since.map_or(Duration::ZERO, |since| now.since(since)),
@@ -230,6 +243,7 @@ impl Scheduler {
             gpus: gpus.collect(),
             clients,
             reservations: reservations.collect(),
+            host: (self.memory.host_used(), self.config.memory.host_budget),
             expected: self
                 .expected
                 .iter()
@@ -255,7 +269,7 @@ impl Scheduler {
 
     fn client(&self, id: ClientId, client: &Client, now: Time) -> ClientSnapshot {
         let lease = client.lease.as_ref();
-        let room_since = self.rooms.waiting_since(id, &client.bound);
+        let room_since = self.memory.waiting_since(id, &client.bound);
         let recalled = lease.and_then(|lease| lease.recalled);
         let (state, since) = match (recalled, room_since, lease, client.waiting) {
             (Some(since), ..) => (ClientState::Recalled, since),
@@ -279,11 +293,12 @@ impl Scheduler {
             epoch: lease.map(|lease| lease.epoch),
             wanted: lease.is_some_and(|lease| lease.wanted),
             recalled_for: lease.and_then(|lease| lease.cause),
-            room: client.bound.iter().map(|gpu| (*gpu, self.rooms.of(id, *gpu))).collect(),
+            room: client.bound.iter().map(|gpu| (*gpu, self.memory.of(id, *gpu))).collect(),
             position: None,
             grants: client.grants,
             waited: client.waited + open_if(client.waiting.is_some()),
             held: client.held + open_if(lease.is_some()),
+            switch: client.switch,
         }
     }
 }

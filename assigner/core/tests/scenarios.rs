@@ -8,7 +8,8 @@
 //! node gpus=2 memory=100 policy=gpu-affinity quantum=10s     starts a scheduler; keys can be left out
 //!      tenants=NAME:GUARANTEE[/LIMIT][*WEIGHT];…              tenants, queues, the half-life of fair share
 //!      queues=NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY];… fair=60s distances=0,1;1,0
-//! 0s join 1 gpus=2 on=0,1 held=0:40,1:40 lease=7             an event: when, what, of which client
+//! 0s join 1 gpus=2 on=0,1 held=0:40,1:40:60:20 lease=7       an event: when, what, of which client;
+//!                                                            GPU:FIXED or GPU:FIXED:CLAIMED:RESIDENT
 //! 0s join 2 prio=5 tenant=a queue=q gang=1
 //!     1 refused: …                                           indented: the actions that follow
 //! 5s show                                                    what a snapshot shows
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use acb_core::*;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
 #[test]
 fn scenarios() -> Result<()> {
@@ -136,7 +137,7 @@ fn config(line: &Line<'_>) -> Result<Config> {
     for (key, _) in &line.keys {
         let known =
             ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
-        let more = ["settle", "expect", "start-count", "drain"];
+        let more = ["settle", "expect", "start-count", "drain", "late", "budget", "share"];
         let tenancy = ["tenants", "queues", "fair", "credit", "distances"];
         if !known.contains(key) && !more.contains(key) && !tenancy.contains(key) {
             bail!("unknown key {key}");
@@ -154,6 +155,13 @@ fn config(line: &Line<'_>) -> Result<Config> {
     }
     if let Some(drain) = line.key("drain") {
         config.drain = span(drain)?;
+    }
+    config.memory.host_budget = line.number("budget", u64::MAX)?;
+    if let Some(share) = line.key("share") {
+        config.switch_share = share.parse()?;
+    }
+    if let Some(late) = line.key("late") {
+        config.memory.late = span(late)?;
     }
     if let Some(patience) = line.key("patience") {
         config.max_bypass_time = span(patience)?;
@@ -228,10 +236,15 @@ fn queue(text: &str) -> Result<QueueConfig> {
     })
 }
 
-fn rooms(text: &str) -> Result<Vec<(Gpu, u64)>> {
+fn rooms(text: &str) -> Result<Vec<(Gpu, Room)>> {
     let room = |item: &str| {
-        let (gpu, bytes) = item.split_once(':').ok_or_else(|| anyhow!("{item} is not GPU:ROOM"))?;
-        Ok((Gpu(gpu.parse()?), bytes.parse()?))
+        let numbers: Vec<u64> = item.split(':').map(str::parse).collect::<Result<_, _>>()?;
+        let (gpu, room) = match numbers[..] {
+            [gpu, fixed] => (gpu, Room { fixed, ..Room::default() }),
+            [gpu, fixed, claimed, resident] => (gpu, Room { fixed, claimed, resident }),
+            _ => bail!("{item} is neither GPU:FIXED nor GPU:FIXED:CLAIMED:RESIDENT"),
+        };
+        Ok((Gpu(u32::try_from(gpu)?), room))
     };
     text.split(',').map(room).collect()
 }
@@ -243,6 +256,7 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
     let number = |at: usize| -> Result<u64> {
         Ok(line.words.get(at).with_context(|| format!("{verb} needs more numbers"))?.parse()?)
     };
+    let gpu = |at: usize| -> Result<Gpu> { Ok(Gpu(u32::try_from(number(at)?)?)) };
     let client = ClientId(number(2)?);
     Ok(match verb {
         "join" => {
@@ -263,7 +277,9 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             let name = |key| line.key(key).unwrap_or_default().to_owned();
             let (tenant, queue) = (name("tenant"), name("queue"));
             let gang = line.key("gang").map(str::parse).transpose()?.map(GangId);
-            let spec = ClientSpec { gpus, eligible, held, priority, tenant, queue, gang };
+            let memory_limit = line.key("limit").map(str::parse).transpose()?;
+            let spec =
+                ClientSpec { gpus, eligible, held, priority, tenant, queue, gang, memory_limit };
             Event::Join { client, spec }
         }
         "let-go" => Event::LetGo { client },
@@ -276,16 +292,23 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             Event::Release { client, epoch: Epoch(number(3)?), busy }
         }
         "leave" => Event::Leave { client },
-        "room" => Event::RoomRequest {
-            client,
-            seq: number(3)?,
-            gpu: Gpu(u32::try_from(number(4)?)?),
-            bytes: number(5)?,
-        },
+        "room" => Event::RoomRequest { client, seq: number(3)?, gpu: gpu(4)?, bytes: number(5)? },
         "room-cancel" => Event::RoomCancel { client, seq: number(3)? },
-        "room-return" => {
-            Event::RoomReturn { client, gpu: Gpu(u32::try_from(number(3)?)?), bytes: number(4)? }
+        "room-return" => Event::RoomReturn { client, gpu: gpu(3)?, bytes: number(4)? },
+        "claim" => Event::Claim { client, seq: number(3)?, gpu: gpu(4)?, bytes: number(5)? },
+        "claim-return" => {
+            Event::ClaimReturn { client, gpu: gpu(3)?, bytes: number(4)?, resident: number(5)? }
         }
+        "evicted" => {
+            let stays = line.words.get(5).is_some_and(|word| *word == "stays");
+            let rest = if stays { Rest::Stays } else { Rest::Comes };
+            Event::Evicted { client, gpu: gpu(3)?, bytes: number(4)?, rest }
+        }
+        "ready" => Event::Ready { client, epoch: Epoch(number(3)?) },
+        "pinned" => Event::Pinned { client, gpu: gpu(3)?, movable: false },
+        "unpinned" => Event::Pinned { client, gpu: gpu(3)?, movable: true },
+        "away" => Event::Away { client },
+        "back" => Event::Back { client },
         other => bail!("nothing is called {other}"),
     })
 }
@@ -307,16 +330,37 @@ fn describe(action: &Action) -> String {
             let verdict = match verdict {
                 RoomVerdict::Granted => "granted".to_owned(),
                 RoomVerdict::Denied(reason) => format!("denied: {reason}"),
-                RoomVerdict::Waiting { missing, holders } => {
+                RoomVerdict::Waiting { missing, holders, obstacle } => {
                     let holders: Vec<String> = holders
                         .iter()
                         .map(|(client, bytes)| format!("{}:{bytes}", client.0))
                         .collect();
-                    format!("waits: {missing} missing, held by {}", holders.join(" "))
+                    let until = match obstacle {
+                        Obstacle::Moving => " (until moved)",
+                        Obstacle::Lease => " (until released)",
+                        Obstacle::Claims => " (until unclaimed)",
+                        Obstacle::Fixed => "",
+                        Obstacle::Restart => " (until settled)",
+                    };
+                    format!("waits: {missing} missing, held by {}{until}", holders.join(" "))
                 }
             };
             format!("{} room {seq} {verdict}", client.0)
         }
+        Action::Evict { client, gpu, bytes } => format!("{} evict {} {bytes}", client.0, gpu.0),
+        Action::Credit { client, gpu, bytes } => format!("{} credit {} {bytes}", client.0, gpu.0),
+        Action::Arena { client, bytes } => format!("{} arena {bytes}", client.0),
+        Action::Blocked { client, gpu, by, bytes } => {
+            format!("{} blocked on {} by {}: {bytes}", client.0, gpu.0, by.0)
+        }
+    }
+}
+
+/// Paged memory is shown where there is some.
+fn paged(room: Room) -> String {
+    match room.claimed {
+        0 => String::new(),
+        claimed => format!(" claimed {claimed} resident {}", room.resident),
     }
 }
 
@@ -331,11 +375,12 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
     for gpu in &snapshot.gpus {
         let holders: Vec<String> = gpu.holders.iter().map(|client| client.0.to_string()).collect();
         lines.push(format!(
-            "gpu {}: holders [{}] room {}/{} waiting {} held {} grants {}{}{}",
+            "gpu {}: holders [{}] room {}/{}{} waiting {} held {} grants {}{}{}",
             gpu.gpu.0,
             holders.join(" "),
             gpu.room,
             gpu.memory,
+            paged(gpu.total),
             gpu.room_waiting,
             seconds(gpu.held),
             gpu.grants,
@@ -345,7 +390,7 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
     }
     for client in &snapshot.clients {
         lines.push(format!(
-            "client {}: {:?} since {} gpus [{}]{}{}{} grants {} waited {} held {}",
+            "client {}: {:?} since {} gpus [{}]{}{}{}{} grants {} waited {} held {}",
             client.client.0,
             client.state,
             seconds(client.since.since(Time(0))),
@@ -353,6 +398,7 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
             if client.bound { " bound" } else { "" },
             client.epoch.map_or(String::new(), |epoch| format!(" epoch {}", epoch.0)),
             client.position.map_or(String::new(), |position| format!(" position {position}")),
+            client.room.iter().map(|(_, room)| paged(*room)).collect::<String>(),
             client.grants,
             seconds(client.waited),
             seconds(client.held),

@@ -145,7 +145,7 @@ impl Broker {
         let Port::Manual(answer) = &mut member.port else { return };
         let answer = answer.take();
         let leased = member.leased.clone();
-        let gpus = leased.iter().map(|gpu| self.bound_gpu(*gpu)).collect();
+        let gpus = leased.iter().map(|gpu| self.bound_gpu(*gpu, None)).collect();
         let allocated = Allocated { client: client.0, epoch: epoch.0, gpus };
         // The holder says nothing after a restart: it must be on disk before it hears of its lease.
         self.save();

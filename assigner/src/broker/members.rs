@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use acb_core::{Action, ClientId, ClientSpec, Eligible, Epoch, Event, Gpu, Held};
+use acb_core::{Action, ClientId, ClientSpec, Eligible, Epoch, Event, Gpu, Held, Room};
 use acb_wire::v1::{self, RefusedCode, assigner_message::Kind};
 
 use super::{Broker, Client, HISTORY, Port};
@@ -64,9 +64,15 @@ impl Broker {
             return Ok(client);
         }
         let eligible = self.eligible(&hello.eligible)?;
+        let memory_limit = self.memory_limit(hello)?;
         let client = self.number(hello.held.as_ref(), newcomer.process);
-        let spec =
-            ClientSpec { gpus: hello.gpus, eligible, held: held.clone(), ..ClientSpec::default() };
+        let spec = ClientSpec {
+            gpus: hello.gpus,
+            eligible,
+            held: held.clone(),
+            memory_limit,
+            ..ClientSpec::default()
+        };
         let member = Client {
             port: Port::Socket(newcomer.outbox),
             process: newcomer.process,
@@ -75,6 +81,7 @@ impl Broker {
             step: printable(&hello.step),
             rank: hello.rank,
             gpus_wanted: hello.gpus.max(1),
+            memory_limit,
             ..Client::new()
         };
         self.admit(client, member, spec)?;
@@ -134,6 +141,8 @@ impl Broker {
             grace_ms: terms.grace_ms,
             on_failure: on_failure.into(),
             context_bytes: terms.context,
+            chunk_bytes: self.settings.memory.chunk,
+            compare: self.settings.memory.compare,
             ..v1::Welcome::default()
         }));
     }
@@ -143,8 +152,7 @@ impl Broker {
     pub fn disconnect(&mut self, client: ClientId) {
         if let Some(member) = self.clients.get_mut(&client) {
             member.port = Port::Lost;
-            // Nobody would hear the grant; a client that comes back asks again.
-            self.apply(Event::Cancel { client });
+            self.apply(Event::Away { client });
         }
     }
 
@@ -208,7 +216,9 @@ impl Broker {
                     format!("{uuid} is no longer handed out here; start the program again"),
                 )
             })?;
-            Ok((gpu, held.room.get(at).copied().unwrap_or(0)))
+            let of = |list: &[u64]| list.get(at).copied().unwrap_or(0);
+            let (fixed, claimed) = (of(&held.room), of(&held.claimed));
+            Ok((gpu, Room { fixed, claimed, resident: of(&held.resident) }))
         });
         let lease = (held.epoch != 0).then_some(Epoch(held.epoch));
         Ok(Held { bound: bound.collect::<Result<_, _>>()?, lease })
@@ -264,13 +274,11 @@ impl Broker {
         if let Some(epoch) = epoch.filter(|epoch| Some(*epoch) != held.lease) {
             self.apply(Event::Release { client, epoch, busy: None });
         }
-        for (gpu, bytes) in rooms {
-            let said =
-                held.bound.iter().find(|(bound, _)| *bound == gpu).map_or(0, |(_, room)| *room);
-            if let Some(bytes) = bytes.checked_sub(said).filter(|bytes| *bytes > 0) {
-                self.apply(Event::RoomReturn { client, gpu, bytes });
-            }
+        for (gpu, ours) in rooms {
+            let said = held.bound.iter().find(|(bound, _)| *bound == gpu);
+            self.reconcile_room(client, gpu, ours, said.map_or(Room::default(), |(_, room)| *room));
         }
+        self.apply(Event::Back { client });
         self.save();
     }
 }
@@ -287,6 +295,8 @@ impl Client {
             gpus_wanted: 1,
             bound: Vec::new(),
             leased: Vec::new(),
+            memory_limit: None,
+            memory: Default::default(),
             waiting_rooms: Default::default(),
             joined: SystemTime::now(),
             first_request: None,

@@ -11,11 +11,13 @@
 //! | `mod.rs` | events in, actions out, the clock |
 //! | `members.rs` | joining, coming back, leaving |
 //! | `messages.rs` | what a client says on its socket, and what it is told |
+//! | `memory.rs` | the same of device memory |
 //! | `manual.rs` | AllocRequest and Release |
 //! | `report.rs` | status, history, statistics, what a restart needs |
 
 mod manual;
 mod members;
+mod memory;
 mod messages;
 mod report;
 
@@ -29,7 +31,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 pub use manual::{AllocError, Allocated};
 pub use members::{Newcomer, Refused};
-pub use messages::size;
+pub use memory::size;
 pub use report::{GpuTotals, Totals};
 
 use crate::inventory::Device;
@@ -82,6 +84,10 @@ struct Client {
     bound: Vec<Gpu>,
     /// GPUs of its present lease.
     leased: Vec<Gpu>,
+    /// Device memory that it may have on each GPU.
+    memory_limit: Option<u64>,
+    /// What it last reported of its memory, by its own device number.
+    memory: BTreeMap<u32, v1::MemoryReport>,
     /// Room requests that wait.
     waiting_rooms: BTreeSet<u64>,
     joined: SystemTime,
@@ -191,6 +197,12 @@ impl Broker {
             Action::Wanted { client, epoch } => self.tell_wanted(client, epoch),
             Action::Recall { client, epoch } => self.tell_recall(client, epoch),
             Action::Room { client, seq, verdict } => self.tell_room(client, seq, verdict),
+            Action::Evict { client, gpu, bytes } => self.tell_evict(client, gpu, bytes),
+            Action::Credit { client, gpu, bytes } => self.tell_credit(client, gpu, bytes),
+            Action::Arena { client, bytes } => self.tell_arena(client, bytes),
+            Action::Blocked { client, gpu, by, bytes } => {
+                self.tell_blocked(client, gpu, by, bytes);
+            }
             // A refused Join is taken out of the queue where the client joins.
             Action::Refused { client, reason } => {
                 tracing::error!("the scheduler refused {client} after it had joined: {reason}");
@@ -238,12 +250,13 @@ impl Broker {
         &self.gpus[gpu.0 as usize]
     }
 
-    fn bound_gpu(&self, gpu: Gpu) -> v1::BoundGpu {
+    fn bound_gpu(&self, gpu: Gpu, limit: Option<u64>) -> v1::BoundGpu {
         let device = self.gpu(gpu);
+        let all = limit.map_or(device.memory, |limit| limit.min(device.memory));
         v1::BoundGpu {
             index: device.index,
             uuid: device.uuid.clone(),
-            memory: device.memory.saturating_sub(self.settings.client.context),
+            memory: all.saturating_sub(self.settings.client.context),
             ..v1::BoundGpu::default()
         }
     }
@@ -259,5 +272,7 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.estimator = scheduling.estimator.clone();
     config.first_epoch = acb_core::Epoch(state.epoch_limit.max(1));
     config.settle = settle;
+    config.switch_share = settings.memory.switch_share;
+    config.memory.host_budget = settings.memory.host_budget;
     config
 }

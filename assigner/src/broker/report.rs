@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acb_core::{ClientId, ClientSnapshot, ClientState, Snapshot};
+use acb_core::{ClientId, ClientSnapshot, ClientState, Room, Snapshot};
 use acb_wire::v1;
 use serde::{Deserialize, Serialize};
 
 use super::members::epoch_ns;
 use super::{Broker, Client, Port};
-use crate::state::{EPOCHS_AHEAD, Remembered, State};
+use crate::state::{EPOCHS_AHEAD, Place, Remembered, State};
 
 /// Sums over the clients that have left.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +93,8 @@ impl Broker {
             held_ns: ns(state.held),
             grants: state.grants,
             busy_ns: ns(*busy),
-            ..v1::GpuStatus::default()
+            claimed: state.total.claimed,
+            switch_ns: ns(state.switching),
         });
         let clients = snapshot.clients.iter().filter_map(|state| {
             let member = self.clients.get(&state.client)?;
@@ -113,6 +114,7 @@ impl Broker {
         member: &Client,
         since: Duration,
     ) -> v1::ClientStatus {
+        let room = |of: fn(&Room) -> u64| state.room.iter().map(|(_, room)| of(room)).sum();
         v1::ClientStatus {
             client: state.client.0,
             pid: member.pid(),
@@ -129,7 +131,11 @@ impl Broker {
             .into(),
             gpus: state.gpus.iter().map(|gpu| self.gpu(*gpu).index).collect(),
             epoch: state.epoch.map_or(0, |epoch| epoch.0),
-            room: state.room.iter().map(|(_, bytes)| bytes).sum(),
+            room: room(|room| room.fixed + room.resident),
+            claimed: room(|room| room.claimed),
+            resident: room(|room| room.resident),
+            memory_limit: member.memory_limit.unwrap_or(0),
+            memory: member.memory.values().cloned().collect(),
             grants: state.grants,
             state_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             wait_ns: ns(state.waited),
@@ -211,15 +217,20 @@ impl Broker {
             let state = states.get(client)?;
             let is_manual = matches!(member.port, Port::Manual(_));
             let bound = match is_manual {
-                true => state.gpus.iter().map(|gpu| (*gpu, 0)).collect(),
+                true => state.gpus.iter().map(|gpu| (*gpu, Room::default())).collect(),
                 false => state.room.clone(),
             };
-            let uuid = |(gpu, room): &(acb_core::Gpu, u64)| (self.gpu(*gpu).uuid.clone(), *room);
+            let place = |(gpu, room): &(acb_core::Gpu, Room)| Place {
+                gpu: self.gpu(*gpu).uuid.clone(),
+                fixed: room.fixed,
+                claimed: room.claimed,
+                resident: room.resident,
+            };
             Some(Remembered {
                 client: client.0,
                 process: member.process?,
                 program: member.program.clone(),
-                bound: bound.iter().map(uuid).collect(),
+                bound: bound.iter().map(place).collect(),
                 epoch: state.epoch.map_or(0, |epoch| epoch.0),
                 manual: is_manual,
             })

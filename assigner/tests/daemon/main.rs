@@ -6,6 +6,7 @@
 mod commands;
 mod launcher;
 mod manual;
+mod memory;
 mod misbehaviour;
 mod multinode;
 mod nodes;

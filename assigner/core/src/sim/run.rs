@@ -317,7 +317,13 @@ impl<'a> Run<'a> {
                 self.clients[index].report.refused = Some(reason);
                 self.unfinished.remove(&index);
             }
-            Action::Bound { .. } | Action::Room { .. } => {}
+            // Made-up clients have no memory.
+            Action::Bound { .. }
+            | Action::Room { .. }
+            | Action::Evict { .. }
+            | Action::Credit { .. }
+            | Action::Arena { .. }
+            | Action::Blocked { .. } => {}
         }
     }
 

@@ -162,7 +162,10 @@ impl World {
         let id = self.name(self.clients[slot].id);
         let client = &mut self.clients[slot];
         client.away = false;
-        let room = |gpu: &Gpu| (*gpu, client.room.get(gpu).copied().unwrap_or(0));
+        let room = |gpu: &Gpu| {
+            let fixed = client.room.get(gpu).copied().unwrap_or(0);
+            (*gpu, Room { fixed, ..Room::default() })
+        };
         let held = Held {
             bound: client.bound.iter().map(room).collect(),
             lease: client.lease.as_ref().map(|lease| lease.epoch),
@@ -307,6 +310,7 @@ impl World {
                 self.recalls.push((slot, client));
             }
             Action::Room { client, seq, verdict } => self.verdict(client, seq, verdict),
+            action => panic!("nobody pages here: {action:?}"),
         }
     }
 
@@ -341,6 +345,11 @@ impl World {
             RoomVerdict::Waiting { .. } => {}
             RoomVerdict::Denied(RoomDenied::NotBound) => assert!(!client.bound.contains(&gpu)),
             RoomVerdict::Denied(RoomDenied::ExceedsGpu { total, .. }) => assert!(*total > 100),
+            RoomVerdict::Denied(
+                other @ (RoomDenied::ExceedsLimit { .. }
+                | RoomDenied::OthersFixed { .. }
+                | RoomDenied::HostBudget { .. }),
+            ) => panic!("nobody pages here: {other}"),
             RoomVerdict::Denied(RoomDenied::Deadlock) => {
                 assert!(client.room.values().any(|bytes| *bytes > 0), "others are left alone");
             }
@@ -349,7 +358,7 @@ impl World {
             client.requests.remove(&seq);
         }
         let verdict = match verdict {
-            RoomVerdict::Waiting { missing, mut holders } => {
+            RoomVerdict::Waiting { missing, mut holders, .. } => {
                 let mut holders: Vec<u64> = holders.drain(..).map(|(_, bytes)| bytes).collect();
                 holders.sort_unstable();
                 format!("waits for {missing} of {holders:?}")
@@ -456,8 +465,8 @@ impl World {
             assert_eq!(theirs.position.is_some(), ours.waiting);
             assert_eq!(theirs.bound, !ours.bound.is_empty());
             for (gpu, bytes) in &theirs.room {
-                assert_eq!(*bytes, ours.room.get(gpu).copied().unwrap_or(0));
-                *room.entry(*gpu).or_insert(0) += bytes;
+                assert_eq!(bytes.fixed, ours.room.get(gpu).copied().unwrap_or(0));
+                *room.entry(*gpu).or_insert(0) += bytes.fixed;
             }
         }
         for gpu in &snapshot.gpus {

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use acb_core::{Action, ClientSpec, Event, Gpu, Held, Time};
+use acb_core::{Action, ClientSpec, Event, Gpu, Held, Room, Time};
 
 use super::{Doing, Done, Happening, Lease, Span, World};
 use crate::random::Random;
@@ -139,7 +139,7 @@ impl World<'_, '_> {
         client.asked = false;
         let held = client.lease.as_ref().map_or(&client.bound, |lease| &lease.gpus);
         told.held = (!held.is_empty()).then(|| Held {
-            bound: held.iter().map(|gpu| (*gpu, 0)).collect(),
+            bound: held.iter().map(|gpu| (*gpu, Room::default())).collect(),
             lease: client.lease.as_ref().map(|lease| lease.epoch),
         });
         let is_bound = told.held.is_some();

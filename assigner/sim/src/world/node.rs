@@ -138,7 +138,11 @@ impl World<'_, '_> {
             Action::Bound { client, .. }
             | Action::Refused { client, .. }
             | Action::Wanted { client, .. }
-            | Action::Room { client, .. } => *client,
+            | Action::Room { client, .. }
+            | Action::Evict { client, .. }
+            | Action::Credit { client, .. }
+            | Action::Arena { client, .. }
+            | Action::Blocked { client, .. } => *client,
         };
         let to = index(client);
         let at = self.now.after(self.delay()).max(self.clients[to].latest.1);

@@ -1,0 +1,215 @@
+//! One GPU's memory: what there is, and what of it every client has.
+//!
+//! Owns the sums, so that no question needs a walk over the accounts that need not be one. Does
+//! not own who gets what, or who has to give it back.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::fixed::Request;
+use crate::event::Room;
+use crate::ids::{ClientId, Time};
+
+/// Why nothing of a client can be moved to the host now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Anchor {
+    /// The client says that its memory must stay where it is.
+    Pinned,
+    /// It could not move what it was asked for; asked again after its next lease.
+    Failed,
+    /// It was asked, and made no progress for too long; until it makes some.
+    Late,
+    /// It cannot be asked: its connection is lost, or it has not come back after a restart.
+    Away,
+}
+
+/// What a client has of a GPU.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Account {
+    /// What stays on the GPU until it is returned.
+    pub(crate) fixed: u64,
+    /// Paged memory, wherever it is.
+    pub(crate) claimed: u64,
+    /// Paged memory that is on the GPU, or may come there: credit that is not yet used.
+    pub(crate) resident: u64,
+    /// What of `resident` it has been asked to move to the host.
+    pub(crate) evicting: u64,
+    /// Grows with every lease: who has the smallest was last here the longest ago.
+    pub(crate) used: u64,
+    /// When it was asked to evict, or last did.
+    pub(crate) progress: Time,
+    pub(crate) anchors: BTreeSet<Anchor>,
+    /// Whether somebody looks after its eviction in time.
+    pub(crate) watched: bool,
+    /// What it may have altogether.
+    pub(crate) limit: u64,
+}
+
+impl Account {
+    /// What a holder still needs.
+    pub(crate) fn lack(&self) -> u64 {
+        match self.anchors.contains(&Anchor::Away) {
+            true => 0, // nobody would hear of it
+            false => self.claimed.saturating_sub(self.resident),
+        }
+    }
+
+    /// What it could still be asked to move to the host.
+    pub(crate) fn movable(&self) -> u64 {
+        if self.anchors.is_empty() { self.resident - self.evicting } else { 0 }
+    }
+
+    fn sums(&self) -> Sums {
+        let if_so = |so: bool, bytes: u64| if so { bytes } else { 0 };
+        Sums {
+            fixed: self.fixed,
+            claimed: self.claimed,
+            resident: self.resident,
+            coming: if_so(!self.anchors.contains(&Anchor::Late), self.evicting),
+            anchored: if_so(!self.anchors.is_empty(), self.resident),
+        }
+    }
+}
+
+/// Sums over the accounts of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) fixed: u64,
+    pub(crate) claimed: u64,
+    pub(crate) resident: u64,
+    /// What is on its way to the host, as far as anybody can count on it.
+    pub(crate) coming: u64,
+    /// Resident memory that cannot be moved.
+    pub(crate) anchored: u64,
+}
+
+impl Sums {
+    fn replace(&mut self, before: Sums, after: Sums) {
+        let put = |sum: &mut u64, before: u64, after: u64| *sum = *sum - before + after;
+        put(&mut self.fixed, before.fixed, after.fixed);
+        put(&mut self.claimed, before.claimed, after.claimed);
+        put(&mut self.resident, before.resident, after.resident);
+        put(&mut self.coming, before.coming, after.coming);
+        put(&mut self.anchored, before.anchored, after.anchored);
+    }
+}
+
+/// The memory of one GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    pub(crate) capacity: u64,
+    accounts: BTreeMap<ClientId, Account>,
+    sums: Sums,
+    /// Requests of fixed memory that wait, in order of arrival.
+    pub(crate) waiting: VecDeque<Request>,
+    /// Clients of an earlier life whose accounts are guesses: nothing is promised meanwhile.
+    pub(crate) guessed: BTreeSet<ClientId>,
+    /// Who lacks memory that other holders have; their leases are contended.
+    pub(crate) pressing: BTreeSet<ClientId>,
+    /// Whether more is claimed than there is, when clients were last told.
+    pub(crate) oversubscribed: bool,
+    /// Clients whose claims or residency have changed since.
+    pub(crate) touched: BTreeSet<ClientId>,
+}
+
+impl Ledger {
+    pub(crate) fn new(capacity: u64) -> Ledger {
+        Ledger {
+            capacity,
+            accounts: BTreeMap::new(),
+            sums: Sums::default(),
+            waiting: VecDeque::new(),
+            guessed: BTreeSet::new(),
+            pressing: BTreeSet::new(),
+            oversubscribed: false,
+            touched: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn sums(&self) -> Sums {
+        self.sums
+    }
+
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = (ClientId, &Account)> {
+        self.accounts.iter().map(|(client, account)| (*client, account))
+    }
+
+    pub(crate) fn account(&self, client: ClientId) -> Option<&Account> {
+        self.accounts.get(&client)
+    }
+
+    /// Opens an account; one that is there stays.
+    pub(crate) fn open(&mut self, client: ClientId, used: u64, limit: u64) {
+        self.accounts.entry(client).or_insert(Account { used, limit, ..Account::default() });
+    }
+
+    /// Strikes a client out, with all that it had.
+    pub(crate) fn close(&mut self, client: ClientId) {
+        if let Some(account) = self.accounts.remove(&client) {
+            self.sums.replace(account.sums(), Sums::default());
+        }
+        self.guessed.remove(&client);
+        self.pressing.remove(&client);
+        self.touched.remove(&client);
+    }
+
+    /// Changes an account, if there is one.
+    pub(crate) fn change<R>(
+        &mut self,
+        client: ClientId,
+        change: impl FnOnce(&mut Account) -> R,
+    ) -> Option<R> {
+        let account = self.accounts.get_mut(&client)?;
+        let before = account.sums();
+        let result = change(account);
+        account.evicting = account.evicting.min(account.resident);
+        self.sums.replace(before, account.sums());
+        self.touched.insert(client);
+        Some(result)
+    }
+
+    /// What is promised to nobody.
+    pub(crate) fn free(&self) -> u64 {
+        self.capacity - self.sums.fixed - self.sums.resident
+    }
+
+    /// What `client` has and claims.
+    pub(crate) fn room(&self, client: ClientId) -> Room {
+        self.account(client).map_or(Room::default(), |account| Room {
+            fixed: account.fixed,
+            claimed: account.claimed,
+            resident: account.resident,
+        })
+    }
+
+    /// The largest claim of a client.
+    pub(crate) fn largest_claim(&self) -> u64 {
+        self.accounts.values().map(|account| account.claimed).max().unwrap_or(0)
+    }
+
+    /// The largest claim among some clients.
+    pub(crate) fn largest_claim_of(&self, clients: impl Iterator<Item = ClientId>) -> u64 {
+        clients.map(|client| self.room(client).claimed).max().unwrap_or(0)
+    }
+
+    /// What stays on the GPU whatever `client` needs: everybody's fixed memory, and what of the
+    /// others' paged memory cannot be moved.
+    pub(crate) fn immovable(&self, client: ClientId) -> u64 {
+        let own = self.account(client).map_or(0, |account| account.sums().anchored);
+        self.sums.fixed + self.sums.anchored - own
+    }
+
+    /// True if the claims and the fixed memory, with so much more, exceed the GPU.
+    pub(crate) fn would_oversubscribe(&self, more: u64) -> bool {
+        let waiting = self.waiting.iter().fold(more, |sum, r| sum.saturating_add(r.bytes));
+        self.sums.claimed.saturating_add(self.sums.fixed).saturating_add(waiting) > self.capacity
+    }
+
+    /// Whether the sums are those of the accounts, for `sanity_check`.
+    pub(crate) fn adds_up(&self) -> bool {
+        let mut sums = Sums::default();
+        for account in self.accounts.values() {
+            sums.replace(Sums::default(), account.sums());
+        }
+        sums == self.sums
+    }
+}

@@ -1,0 +1,242 @@
+//! Device memory: what a client says of it, what it is told, and the words for people.
+
+use std::time::Duration;
+
+use acb_core::{ClientId, Epoch, Event, Gpu, Obstacle, Rest, Room, RoomDenied, RoomVerdict};
+use acb_wire::v1::{self, RefusedCode, RoomKind, assigner_message::Kind};
+
+use super::{Broker, Refused};
+
+/// Programs that a message names at most.
+const NAMED: usize = 4;
+
+impl Broker {
+    /// What a client may have on each GPU, as it says; refused where no context would fit.
+    pub(super) fn memory_limit(&self, hello: &v1::Hello) -> Result<Option<u64>, Refused> {
+        let limit = (hello.memory_limit != 0).then_some(hello.memory_limit);
+        let context = self.settings.client.context;
+        match limit {
+            Some(limit) if limit <= context => Err(Refused::new(
+                RefusedCode::Limit,
+                format!(
+                    "the memory limit of {} leaves nothing beside a CUDA context, which takes {}; \
+                     ask for more with mem= (agarun --mem)",
+                    size(limit),
+                    size(context)
+                ),
+            )),
+            limit => Ok(limit),
+        }
+    }
+
+    pub(super) fn room_request(&mut self, client: ClientId, request: &v1::RoomRequest) {
+        let seq = request.seq;
+        if request.cancel {
+            if let Some(member) = self.clients.get_mut(&client) {
+                member.waiting_rooms.remove(&seq);
+            }
+            self.apply(Event::RoomCancel { client, seq });
+            return;
+        }
+        let Some(gpu) = self.gpu_of(client, request.device) else {
+            let reason = format!("device {} is none of the client's", request.device);
+            self.tell_room_verdict(client, seq, v1::RoomVerdict::Denied, reason);
+            return;
+        };
+        let bytes = request.bytes;
+        self.apply(match request.kind() {
+            RoomKind::Paged => Event::Claim { client, seq, gpu, bytes },
+            _ => Event::RoomRequest { client, seq, gpu, bytes },
+        });
+    }
+
+    pub(super) fn room_return(&mut self, client: ClientId, back: &v1::RoomReturn) {
+        let Some(gpu) = self.gpu_of(client, back.device) else { return };
+        let (bytes, resident) = (back.bytes, back.resident);
+        self.apply(match back.kind() {
+            RoomKind::Paged => Event::ClaimReturn { client, gpu, bytes, resident },
+            _ => Event::RoomReturn { client, gpu, bytes },
+        });
+    }
+
+    pub(super) fn evicted(&mut self, client: ClientId, evicted: &v1::Evicted) {
+        let Some(gpu) = self.gpu_of(client, evicted.device) else { return };
+        let rest = if evicted.failed.is_empty() { Rest::Comes } else { Rest::Stays };
+        if rest == Rest::Stays {
+            let (who, why) = (self.who(client), super::members::printable(&evicted.failed));
+            tracing::warn!("{who} cannot move its memory off {}: {why}", self.name_of(gpu));
+        }
+        self.apply(Event::Evicted { client, gpu, bytes: evicted.bytes, rest });
+    }
+
+    pub(super) fn ready(&mut self, client: ClientId, ready: &v1::Ready) {
+        let switch = Duration::from_nanos(ready.switch_ns);
+        tracing::debug!("{client} ready after {switch:?}, {} copied in", size(ready.bytes_in));
+        self.apply(Event::Ready { client, epoch: Epoch(ready.epoch) });
+    }
+
+    pub(super) fn memory_report(&mut self, client: ClientId, report: v1::MemoryReport) {
+        let Some(gpu) = self.gpu_of(client, report.device) else { return };
+        let Some(member) = self.clients.get_mut(&client) else { return };
+        let movable = report.pinned.is_empty();
+        let before = member.memory.insert(report.device, report);
+        if before.is_none_or(|before| before.pinned.is_empty()) != movable {
+            self.apply(Event::Pinned { client, gpu, movable });
+        }
+        self.dirty = true;
+    }
+
+    /// Makes the ledger agree with what a client says that it has, after its connection was lost.
+    pub(super) fn reconcile_room(&mut self, client: ClientId, gpu: Gpu, ours: Room, said: Room) {
+        let fixed = ours.fixed.saturating_sub(said.fixed);
+        if fixed > 0 {
+            self.apply(Event::RoomReturn { client, gpu, bytes: fixed });
+        }
+        let bytes = ours.claimed.saturating_sub(said.claimed);
+        let resident = ours.resident.saturating_sub(said.resident);
+        if bytes > 0 || resident > 0 {
+            self.apply(Event::ClaimReturn { client, gpu, bytes, resident });
+        }
+    }
+
+    fn device_of(&self, client: ClientId, gpu: Gpu) -> Option<u32> {
+        let position = self.clients.get(&client)?.bound.iter().position(|other| *other == gpu)?;
+        u32::try_from(position).ok()
+    }
+
+    pub(super) fn tell_evict(&self, client: ClientId, gpu: Gpu, bytes: u64) {
+        tracing::debug!("{client} is to move {bytes} bytes off {gpu}");
+        if let Some(device) = self.device_of(client, gpu) {
+            self.tell(client, Kind::Evict(v1::Evict { device, bytes }));
+        }
+    }
+
+    pub(super) fn tell_credit(&self, client: ClientId, gpu: Gpu, bytes: u64) {
+        tracing::debug!("{client} is credited {bytes} bytes of {gpu}");
+        if let Some(device) = self.device_of(client, gpu) {
+            self.tell(client, Kind::Credit(v1::Credit { device, bytes }));
+        }
+    }
+
+    pub(super) fn tell_arena(&self, client: ClientId, bytes: u64) {
+        self.tell(client, Kind::Arena(v1::Arena { bytes }));
+    }
+
+    pub(super) fn tell_blocked(&self, client: ClientId, gpu: Gpu, by: ClientId, bytes: u64) {
+        let text = format!(
+            "{} is in the way on {}: it was asked to move {} to the host and does not (is it \
+             stopped?); others are asked instead",
+            self.who(by),
+            self.name_of(gpu),
+            size(bytes),
+        );
+        tracing::warn!("{} waits for memory: {text}", self.who(client));
+        self.tell(client, Kind::Notice(v1::Notice { text }));
+    }
+
+    pub(super) fn tell_room(&mut self, client: ClientId, seq: u64, verdict: RoomVerdict) {
+        let (code, reason) = match verdict {
+            RoomVerdict::Granted => (v1::RoomVerdict::Granted, String::new()),
+            RoomVerdict::Denied(why) => {
+                let reason = denial(&why);
+                tracing::info!("{} gets no memory: {reason}", self.who(client));
+                (v1::RoomVerdict::Denied, reason)
+            }
+            RoomVerdict::Waiting { missing, holders, obstacle } => {
+                (v1::RoomVerdict::Waiting, self.why_waiting(missing, &holders, obstacle))
+            }
+        };
+        if let Some(member) = self.clients.get_mut(&client) {
+            match code {
+                v1::RoomVerdict::Waiting => member.waiting_rooms.insert(seq),
+                _ => member.waiting_rooms.remove(&seq),
+            };
+        }
+        self.tell_room_verdict(client, seq, code, reason);
+    }
+
+    fn tell_room_verdict(
+        &self,
+        client: ClientId,
+        seq: u64,
+        verdict: v1::RoomVerdict,
+        reason: String,
+    ) {
+        self.tell(client, Kind::RoomReply(v1::RoomReply { seq, verdict: verdict.into(), reason }));
+    }
+
+    fn why_waiting(&self, missing: u64, holders: &[(ClientId, u64)], obstacle: Obstacle) -> String {
+        let shown = holders.iter().take(NAMED);
+        let shown =
+            shown.map(|(client, bytes)| format!("{} has {}", self.who(*client), size(*bytes)));
+        let mut names = shown.collect::<Vec<_>>().join(", ");
+        if holders.len() > NAMED {
+            names.push_str(&format!(" and {} more", holders.len() - NAMED));
+        }
+        let until = match obstacle {
+            Obstacle::Moving => "until others' memory is moved to the host",
+            Obstacle::Lease => "until those who compute on the GPU now give it back",
+            Obstacle::Claims => {
+                return format!(
+                    "the other programs' own memory needs all of the GPU at their turn, until they \
+                     free some (a limit, mem=, would leave room): {names}"
+                );
+            }
+            Obstacle::Fixed => "until others free theirs, which cannot be moved",
+            Obstacle::Restart => "until the programs from before the assigner's restart are back",
+        };
+        format!("{} of GPU memory are missing {until}: {names}", size(missing))
+    }
+
+    /// A client for people.
+    fn who(&self, client: ClientId) -> String {
+        self.clients.get(&client).map_or_else(
+            || client.to_string(),
+            |member| format!("{} (pid {})", member.program, member.pid()),
+        )
+    }
+
+    fn name_of(&self, gpu: Gpu) -> String {
+        format!("GPU {}", self.gpu(gpu).index)
+    }
+}
+
+/// Why there is no memory, for people.
+fn denial(why: &RoomDenied) -> String {
+    match *why {
+        RoomDenied::ExceedsLimit { total, limit } => format!(
+            "the program may have {} of each GPU and would have {}; raise its limit with mem= \
+             (agarun --mem)",
+            size(limit),
+            size(total)
+        ),
+        RoomDenied::ExceedsGpu { total, capacity } => {
+            format!("the program would have {}, and the GPU has {}", size(total), size(capacity))
+        }
+        RoomDenied::OthersFixed { total, capacity, others } => format!(
+            "the program would have {}, and of the GPU's {} other programs have {} that cannot be \
+             moved (contexts and the like; see gpu_assigner status)",
+            size(total),
+            size(capacity),
+            size(others)
+        ),
+        RoomDenied::HostBudget { budget, used, needed } => format!(
+            "the budget of host memory for what leaves the GPUs is {}, {} of it are spoken for, and \
+             this would make {}; ask for more memory with the job (--mem), or raise host_share or \
+             host_budget in [memory] of the cluster file",
+            size(budget),
+            size(used),
+            size(needed)
+        ),
+        ref other => other.to_string(),
+    }
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..=1_048_575 => format!("{} KiB", bytes.div_ceil(1024)),
+        1_048_576..=1_073_741_823 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
