@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, check};
 
 /// Plays a part.
 pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result<()> {
@@ -72,6 +72,136 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             println!("done");
             Ok(())
         }
+        // Makes calls by name and prints the code of each.
+        "calls" => {
+            for name in rest {
+                println!("{name} {}", call_named(&gpu, name)?);
+            }
+            Ok(())
+        }
+        // A kernel that no software GPU knows: what it leaves in memory, and the
+        // milliseconds that it took, as the GPU counts.
+        "stranger" => {
+            let (start, end) =
+                (gpu.event().map_err(call("event"))?, gpu.event().map_err(call("event"))?);
+            let mut module = 0;
+            let text = STRANGER.as_ptr().cast();
+            check(gpu.driver.cuModuleLoadData(&raw mut module, text)).map_err(call("load"))?;
+            let memory = gpu.alloc(8).map_err(call("allocate"))?;
+            gpu.write(memory, &[4711]).map_err(call("write"))?;
+            // So that all is there before the first one runs.
+            gpu.launch(0, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            gpu.record(start, 0).map_err(call("record"))?;
+            for name in [c"stranger", c"stranger", c"another", c"stranger"] {
+                let mut kernel = 0;
+                let found = gpu.driver.cuModuleGetFunction(&raw mut kernel, module, name.as_ptr());
+                check(found).map_err(call("find"))?;
+                let shape = [1, 1, 1, 1, 1, 1];
+                gpu.launch_shaped(kernel, 0, shape, &[memory]).map_err(call("launch"))?;
+            }
+            gpu.record(end, 0).map_err(call("record"))?;
+            let words = gpu.read(memory, 1).map_err(call("read"))?;
+            println!("{} {}", words[0], gpu.elapsed(start, end).map_err(call("elapsed"))?);
+            Ok(())
+        }
+        // Copies out, copies in, and both at a time: the milliseconds of each.
+        "both-ways" => {
+            let bytes = number(0)? as usize;
+            let (out, back) =
+                (gpu.stream(1).map_err(call("stream"))?, gpu.stream(1).map_err(call("stream"))?);
+            let (a, b) =
+                (gpu.alloc(bytes).map_err(call("a"))?, gpu.alloc(bytes).map_err(call("b"))?);
+            let (from, to) = (
+                gpu.pinned(bytes / 8).map_err(call("pin"))?,
+                gpu.pinned(bytes / 8).map_err(call("pin"))?,
+            );
+            let event = || gpu.event().map_err(call("event"));
+            let go_out =
+                |stream| check(gpu.driver.cuMemcpyDtoHAsync_v2(to.pointer(), a, bytes, stream));
+            let go_in =
+                |stream| check(gpu.driver.cuMemcpyHtoDAsync_v2(b, from.pointer(), bytes, stream));
+            let (start, half, whole) = (event()?, event()?, event()?);
+            // So that all is there before the first one runs.
+            gpu.launch(out, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            gpu.record(start, out).map_err(call("record"))?;
+            go_out(out).map_err(call("copy"))?;
+            gpu.record(half, out).map_err(call("record"))?;
+            go_in(out).map_err(call("copy"))?;
+            gpu.record(whole, out).map_err(call("record"))?;
+            gpu.synchronize().map_err(call("synchronize"))?;
+            let (begin, end) = (event()?, event()?);
+            // Both wait for a kernel, so that they begin together.
+            gpu.launch(out, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            gpu.record(begin, out).map_err(call("record"))?;
+            check(gpu.driver.cuStreamWaitEvent(back, begin, 0)).map_err(call("wait"))?;
+            go_out(out).map_err(call("copy"))?;
+            go_in(back).map_err(call("copy"))?;
+            let joined = event()?;
+            gpu.record(joined, back).map_err(call("record"))?;
+            check(gpu.driver.cuStreamWaitEvent(out, joined, 0)).map_err(call("wait"))?;
+            gpu.record(end, out).map_err(call("record"))?;
+            gpu.synchronize().map_err(call("synchronize"))?;
+            let elapsed = |from, to| gpu.elapsed(from, to).map_err(call("elapsed"));
+            println!(
+                "{} {} {}",
+                elapsed(start, half)?,
+                elapsed(half, whole)?,
+                elapsed(begin, end)?
+            );
+            Ok(())
+        }
+        // Copies as fast as the link lets it, and says how many milliseconds of the
+        // clock they took.
+        "copies" => {
+            let (count, bytes) = (number(0)?, number(1)? as usize);
+            let pinned = gpu.pinned(bytes / 8).map_err(call("pin"))?;
+            let a = gpu.alloc(bytes).map_err(call("allocate"))?;
+            println!("ready");
+            std::io::stdout().flush()?;
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line)?;
+            let begin = std::time::Instant::now();
+            for _ in 0..count {
+                let copied = gpu.driver.cuMemcpyDtoHAsync_v2(pinned.pointer(), a, bytes, 0);
+                check(copied).map_err(call("copy"))?;
+            }
+            gpu.synchronize().map_err(call("synchronize"))?;
+            println!("{}", begin.elapsed().as_secs_f64() * 1e3);
+            Ok(())
+        }
+        // Maps, opens, unmaps and pins: the milliseconds of each, and those that the
+        // thread was on a processor.
+        "costs" => {
+            let (count, size) = (number(0)? as usize, number(1)? as usize);
+            let range = gpu.reserve(count * size).map_err(call("reserve"))?;
+            let parts: Vec<u64> = (0..count).map(|at| range + (at * size) as u64).collect();
+            let handle = gpu.create(size).map_err(call("create"))?;
+            let processor = processor_time();
+            let clock = std::time::Instant::now;
+            let begin = clock();
+            for &part in &parts {
+                gpu.map(part, size, handle).map_err(call("map"))?;
+            }
+            let mapped = clock();
+            for &part in &parts {
+                gpu.open_up(part, size).map_err(call("access"))?;
+            }
+            let opened = clock();
+            for &part in &parts {
+                gpu.unmap(part, size).map_err(call("unmap"))?;
+            }
+            let unmapped = clock();
+            let pinned = gpu.pinned(count * size / 8).map_err(call("pin"))?;
+            let end = clock();
+            drop(pinned);
+            let spent = (processor_time() - processor).as_secs_f64() * 1e3;
+            let milliseconds =
+                [(begin, mapped), (mapped, opened), (opened, unmapped), (unmapped, end)]
+                    .map(|(from, to)| (to - from).as_secs_f64() * 1e3);
+            let [map, open, unmap, pin] = milliseconds;
+            println!("{map} {open} {unmap} {pin} {spent}");
+            Ok(())
+        }
         // The time of an empty launch.
         "launch-cost" => {
             let nop = gpu.function("acb_nop").map_err(call("function"))?;
@@ -89,6 +219,50 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
         }
         _ => anyhow::bail!("there is no part {part:?}"),
     }
+}
+
+/// Two kernels of which nothing is known but their names.
+const STRANGER: &str = ".version 6.4\n.target sm_52\n.address_size 64\n\
+    .visible .entry stranger(.param .u64 p) { ret; }\n\
+    .visible .entry another(.param .u64 p) { ret; }\n\0";
+
+fn call_named(gpu: &Gpu, name: &str) -> anyhow::Result<u32> {
+    let code = |answer: Result<(), u32>| answer.err().unwrap_or(0);
+    let unit = 2 << 20;
+    Ok(match name {
+        "allocate" => code(gpu.alloc(unit).map(drop)),
+        "allocate-later" => {
+            let mut pointer = 0;
+            gpu.driver.cuMemAllocAsync(&raw mut pointer, unit, 0)
+        }
+        "create" => code(gpu.create(unit).map(drop)),
+        "map" => code(gpu.create(unit).and_then(|handle| {
+            let range = gpu.reserve(unit)?;
+            gpu.map(range, unit, handle)
+        })),
+        "pin" => code(gpu.pinned(1024).map(drop)),
+        "register" => {
+            let pages = vec![0_u64; 4096];
+            let start = (pages.as_ptr() as usize).next_multiple_of(4096);
+            let start = std::ptr::without_provenance_mut(start);
+            let registered = gpu.driver.cuMemHostRegister_v2(start, 8192, 0);
+            if registered == 0 {
+                gpu.driver.cuMemHostUnregister(start);
+            }
+            registered
+        }
+        "copy" => code(gpu.alloc(64).and_then(|a| gpu.write(a, &[1; 8]))),
+        "launch" => code(gpu.launch(0, "acb_nop", &[])),
+        "spin" => code(gpu.launch(0, "acb_spin", &[1000])),
+        "query" => code(gpu.query(0)),
+        "wait" => code(gpu.synchronize()),
+        _ => anyhow::bail!("there is no call {name:?}"),
+    })
+}
+
+fn processor_time() -> Duration {
+    let [user, system] = crate::gpu::processor_times();
+    user + system
 }
 
 fn stay() -> anyhow::Result<()> {

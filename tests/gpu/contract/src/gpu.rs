@@ -16,6 +16,8 @@ pub(crate) mod code {
     pub(crate) const NOT_INITIALIZED: u32 = 3;
     pub(crate) const INVALID_IMAGE: u32 = 200;
     pub(crate) const INVALID_CONTEXT: u32 = 201;
+    pub(crate) const NO_BINARY: u32 = 209;
+    pub(crate) const FILE_NOT_FOUND: u32 = 301;
     pub(crate) const INVALID_PTX: u32 = 218;
     pub(crate) const INVALID_HANDLE: u32 = 400;
     pub(crate) const NOT_FOUND: u32 = 500;
@@ -258,4 +260,16 @@ impl Drop for Pinned<'_> {
         // Fails after an error that broke the context; the process ends soon.
         let _ = self.gpu.driver.cuMemFreeHost(self.pointer.cast());
     }
+}
+
+/// What the process spent on processors, as itself and in the system.
+pub(crate) fn processor_times() -> [std::time::Duration; 2] {
+    // SAFETY: a structure of numbers, for which zeroes are valid, filled in by the call.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    [usage.ru_utime, usage.ru_stime]
+        .map(|time| std::time::Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000))
 }

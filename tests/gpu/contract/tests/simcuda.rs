@@ -56,6 +56,15 @@ impl Lab {
         command
     }
 
+    /// Runs calls by name, in a program whose environment holds `variable`.
+    fn codes(&self, variable: &str, calls: &[&str]) -> String {
+        let mut command = self.contract(&["--act", "calls"]);
+        let (name, value) = variable.split_once('=').expect("a name and a value");
+        let output = command.args(calls).env(name, value).output().expect("the part runs");
+        assert!(output.status.success(), "{calls:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().replace('\n', ", ")
+    }
+
     /// Starts a part and waits until it says `ready`.
     fn start(&self, part: &[&str]) -> Part {
         let mut arguments = vec!["--act"];
@@ -147,6 +156,8 @@ fn a_process_killed_in_mid_copy_leaves_the_link() {
     drop(busy);
     let lab = Lab { state: lab.state.clone(), folder: rewrite(&lab) };
     assert_eq!(lab.run(&["short-copy"]), "done");
+    // And its memory: all of the GPU but a context.
+    assert_eq!(lab.run(&["allocate", "16642998272"]), "0");
 }
 
 /// The same state, with a link of the usual speed.
@@ -181,4 +192,101 @@ fn modelled_times_are_what_was_asked_for() {
     let took: f64 = part.line().parse().expect("a time");
     // 500 kernels of 0.1 ms, one behind the other without a gap.
     assert!((took - 50.0).abs() < 0.001, "{took}");
+}
+
+#[test]
+fn a_link_carries_both_ways_at_once_or_one() {
+    let both_ways = |duplex: bool| {
+        let name = if duplex { "duplex" } else { "simplex" };
+        let config = format!("link_out = 1000000000\nlink_in = 500000000\nduplex = {duplex}");
+        let said = Lab::new(name, &config).run(&["both-ways", "8000000"]);
+        let times: Vec<f64> = said.split(' ').map(|time| time.parse().expect("a time")).collect();
+        assert!((times[0] - 8.0).abs() < 0.001, "out: {said}");
+        assert!((times[1] - 16.0).abs() < 0.001, "in: {said}");
+        times[2]
+    };
+    assert!((both_ways(true) - 16.0).abs() < 0.001, "{}", both_ways(true));
+    assert!((both_ways(false) - 24.0).abs() < 0.001, "{}", both_ways(false));
+}
+
+#[test]
+fn what_mapping_and_pinning_cost_is_waited_and_not_worked() {
+    let lab = Lab::new(
+        "costs",
+        "map_ns = 1000000\nmap_ns_per_mib = 500000\naccess_ns = 2000000\naccess_ns_per_mib = 500000\n\
+         unmap_ns = 3000000\nunmap_ns_per_mib = 500000\npin_ns_per_mib = 1000000",
+    );
+    // 20 parts of 2 MiB: (1 + 1) ms, (2 + 1) ms and (3 + 1) ms each, and 40 ms.
+    let said = lab.run(&["costs", "20", "2097152"]);
+    let times: Vec<f64> = said.split(' ').map(|time| time.parse().expect("a time")).collect();
+    for (time, modelled) in times.iter().zip([40.0, 60.0, 80.0, 40.0]) {
+        // What one sleep took too long the next one makes up for, but for the last.
+        assert!(*time >= modelled - 2.1, "{said}");
+    }
+    assert!(times[4] < 110.0, "half of it on a processor: {said}");
+}
+
+#[test]
+fn unknown_kernels_take_their_time_write_nothing_and_are_named_once() {
+    let lab = Lab::new("stranger", "unknown_kernel_ns = 3000000\nlaunch_ns = 1000");
+    let output = lab
+        .contract(&["--act", "stranger"])
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the part runs");
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let (word, time) = said.split_once(' ').expect("a word and a time");
+    assert_eq!(word, "4711");
+    let time: f64 = time.parse().expect("a time");
+    // Four of them.
+    assert!((time - 12.004_f64).abs() < 0.001, "{said}");
+    let named = String::from_utf8_lossy(&output.stderr).into_owned();
+    for name in ["stranger", "another"] {
+        assert_eq!(named.matches(&format!("kernel {name} is not known")).count(), 1, "{named}");
+    }
+}
+
+#[test]
+fn faults_strike_the_call_that_was_scripted() {
+    let fault = |kind: &str, rest: &str| {
+        Lab::new(&format!("fault-{kind}"), &format!("[[fault]]\nkind = '{kind}'\n{rest}"))
+    };
+    let lab = fault("out_of_memory", "at = 2\ntimes = 2");
+    let calls = ["allocate", "create", "allocate-later", "allocate"];
+    assert_eq!(lab.codes("A=1", &calls), "allocate 0, create 2, allocate-later 2, allocate 0");
+    // The n-th call of its kind, and no other kind of call.
+    let lab = fault("create_fails", "at = 3");
+    let calls = ["create", "allocate", "create", "create", "allocate", "create"];
+    assert_eq!(
+        lab.codes("A=1", &calls),
+        "create 0, allocate 0, create 0, create 2, allocate 0, create 0"
+    );
+    let lab = fault("map_fails", "at = 2\ntimes = 0");
+    assert_eq!(lab.codes("A=1", &["map", "map", "map"]), "map 0, map 2, map 2");
+    let lab = fault("pin_fails", "at = 2\ntimes = 2");
+    let calls = ["pin", "register", "pin", "register"];
+    assert_eq!(lab.codes("A=1", &calls), "pin 0, register 2, pin 2, register 0");
+    // These break the context: what failed is said by whatever waits for it.
+    let lab = fault("copy_fails", "at = 2");
+    let calls = ["copy", "copy", "allocate"];
+    assert_eq!(lab.codes("A=1", &calls), "copy 0, copy 700, allocate 700");
+    let lab = fault("launch_fails", "kernel = 'acb_spin'");
+    let calls = ["launch", "wait", "spin", "wait", "allocate"];
+    assert_eq!(lab.codes("A=1", &calls), "launch 0, wait 0, spin 0, wait 719, allocate 719");
+    let lab = fault("endless", "kernel = 'acb_spin'");
+    assert_eq!(lab.codes("A=1", &["spin", "query", "query"]), "spin 0, query 600, query 600");
+}
+
+#[test]
+fn faults_strike_the_programs_that_they_name() {
+    let lab = Lab::new("fault-env", "[[fault]]\nkind = 'out_of_memory'\nenv = 'RANK=3'");
+    assert_eq!(lab.codes("RANK=2", &["allocate"]), "allocate 0");
+    assert_eq!(lab.codes("RANK=3", &["allocate", "allocate"]), "allocate 2, allocate 0");
+    // Each process counts for itself.
+    assert_eq!(lab.codes("RANK=3", &["allocate"]), "allocate 2");
+    for (program, code) in [("contract", 2), ("phases", 0)] {
+        let rule = format!("[[fault]]\nkind = 'out_of_memory'\nprogram = '{program}'");
+        let lab = Lab::new(&format!("fault-{program}"), &rule);
+        assert_eq!(lab.codes("A=1", &["allocate"]), format!("allocate {code}"));
+    }
 }

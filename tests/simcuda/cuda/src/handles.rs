@@ -21,6 +21,8 @@ pub(crate) enum Tag {
     Node,
     Executable,
     Capture,
+    Link,
+    Array,
 }
 
 /// A handle to a `T`.

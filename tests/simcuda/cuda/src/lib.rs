@@ -17,6 +17,7 @@ mod graph_memory;
 mod handles;
 mod host_time;
 mod kernels;
+mod link;
 mod loaded;
 mod objects;
 mod physical;

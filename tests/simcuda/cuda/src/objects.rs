@@ -12,6 +12,7 @@ use crate::graph::{Executable, Graph, Node};
 use crate::graph_memory::GraphMemory;
 use crate::handles::{Handle, Slab, Tag};
 use crate::kernels::Kernel;
+use crate::link::Link;
 use crate::physical::Physical;
 use crate::ptx::{Image, Parameter};
 use crate::space::Space;
@@ -126,6 +127,8 @@ pub(crate) struct Mapped {
 pub(crate) struct Pool {
     pub(crate) ordinal: usize,
     pub(crate) default: bool,
+    /// Other GPUs that reach its allocations, one bit each.
+    pub(crate) open_to: u32,
     pub(crate) release_threshold: u64,
     pub(crate) reuse: [i32; 3],
     pub(crate) used: u64,
@@ -134,6 +137,19 @@ pub(crate) struct Pool {
     pub(crate) kept: Vec<Arc<Physical>>,
     pub(crate) reserved: u64,
     pub(crate) reserved_high: u64,
+}
+
+/// An array; its rows lie one behind the other.
+pub(crate) struct Array {
+    pub(crate) context: Handle<Context>,
+    pub(crate) start: u64,
+    /// Bytes of a row.
+    pub(crate) row: usize,
+    /// Elements in a row, rows, layers; 0 where it has no such dimension.
+    pub(crate) size: [usize; 3],
+    pub(crate) format: u32,
+    pub(crate) channels: u32,
+    pub(crate) flags: u32,
 }
 
 /// The primary context of a device.
@@ -161,6 +177,8 @@ pub(crate) struct Tables {
     pub(crate) nodes: Slab<Node>,
     pub(crate) executables: Slab<Executable>,
     pub(crate) captures: Captures,
+    pub(crate) links: Slab<Link>,
+    pub(crate) arrays: Slab<Array>,
     pub(crate) graph_memory: GraphMemory,
     pub(crate) space: Space,
     pub(crate) timeline: Timeline,
@@ -187,6 +205,8 @@ impl Tables {
             nodes: Slab::new(Tag::Node),
             executables: Slab::new(Tag::Executable),
             captures: Captures::new(),
+            links: Slab::new(Tag::Link),
+            arrays: Slab::new(Tag::Array),
             graph_memory: GraphMemory::default(),
             space: Space::default(),
             timeline: Timeline::new(),

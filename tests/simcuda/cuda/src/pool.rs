@@ -14,6 +14,7 @@ impl Pool {
         Pool {
             ordinal,
             default,
+            open_to: 0,
             release_threshold: 0,
             reuse: [1; 3],
             used: 0,
@@ -66,12 +67,32 @@ impl Tables {
             }
         };
         let start = self.space.add(length, unit, RegionKind::Pooled { pool: handle, gpu })?;
-        self.space.map(start, length, memory, 0, 1 << gpu)?;
+        let open_to = self.pools.get(handle).map_or(0, |pool| pool.open_to);
+        self.space.map(start, length, memory, 0, open_to | 1 << gpu)?;
         if let Some(pool) = self.pools.get_mut(handle) {
             pool.used += length as u64;
             pool.used_high = pool.used_high.max(pool.used);
         }
         Ok(start)
+    }
+
+    /// Lets another GPU reach the allocations of a pool, also those to come; or
+    /// shuts it out.
+    pub(crate) fn open_pool(&mut self, handle: Handle<Pool>, gpu: usize, open: bool) {
+        let Some(pool) = self.pools.get_mut(handle) else { return };
+        pool.open_to = if open { pool.open_to | 1 << gpu } else { pool.open_to & !(1 << gpu) };
+        let own: Vec<(u64, usize)> = self
+            .space
+            .regions()
+            .filter(|(_, region)| {
+                matches!(region.kind, RegionKind::Pooled { pool, .. } if pool == handle)
+            })
+            .map(|(start, region)| (start, region.length))
+            .collect();
+        for (start, length) in own {
+            // An allocation is one mapping as long as its region.
+            let _ = self.space.set_access(start, length, gpu, open, open);
+        }
     }
 
     /// Gives an allocation back to its pool.

@@ -34,6 +34,8 @@ pub(crate) enum RegionKind {
     Reservation,
     /// A module's variable.
     Global,
+    /// An array, whose address programs are not told.
+    Array,
 }
 
 /// Memory at an address.

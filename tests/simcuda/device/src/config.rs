@@ -51,8 +51,14 @@ pub struct GpuConfig {
     pub map_ns: u64,
     /// What `cuMemMap` costs the host per MiB.
     pub map_ns_per_mib: u64,
+    /// What `cuMemSetAccess` costs the host per call.
+    pub access_ns: u64,
+    /// What `cuMemSetAccess` costs the host per MiB.
+    pub access_ns_per_mib: u64,
     /// What `cuMemUnmap` costs the host per call.
     pub unmap_ns: u64,
+    /// What `cuMemUnmap` costs the host per MiB.
+    pub unmap_ns_per_mib: u64,
     /// What pinning host memory costs the host per MiB.
     pub pin_ns_per_mib: u64,
     /// How long kernels that the software GPU does not know take.
@@ -153,7 +159,10 @@ impl Default for GpuConfig {
             copy_ns: 0,
             map_ns: 0,
             map_ns_per_mib: 0,
+            access_ns: 0,
+            access_ns_per_mib: 0,
             unmap_ns: 0,
+            unmap_ns_per_mib: 0,
             pin_ns_per_mib: 0,
             unknown_kernel_ns: 10_000,
             time_slice_ns: 2_000_000,
@@ -179,7 +188,10 @@ struct ConfigFile {
     copy_ns: Option<u64>,
     map_ns: Option<u64>,
     map_ns_per_mib: Option<u64>,
+    access_ns: Option<u64>,
+    access_ns_per_mib: Option<u64>,
     unmap_ns: Option<u64>,
+    unmap_ns_per_mib: Option<u64>,
     pin_ns_per_mib: Option<u64>,
     unknown_kernel_ns: Option<u64>,
     time_slice_ns: Option<u64>,
@@ -233,7 +245,10 @@ fn resolve(
         copy_ns: file.copy_ns.unwrap_or(usual.copy_ns),
         map_ns: file.map_ns.unwrap_or(usual.map_ns),
         map_ns_per_mib: file.map_ns_per_mib.unwrap_or(usual.map_ns_per_mib),
+        access_ns: file.access_ns.unwrap_or(usual.access_ns),
+        access_ns_per_mib: file.access_ns_per_mib.unwrap_or(usual.access_ns_per_mib),
         unmap_ns: file.unmap_ns.unwrap_or(usual.unmap_ns),
+        unmap_ns_per_mib: file.unmap_ns_per_mib.unwrap_or(usual.unmap_ns_per_mib),
         pin_ns_per_mib: file.pin_ns_per_mib.unwrap_or(usual.pin_ns_per_mib),
         unknown_kernel_ns: file.unknown_kernel_ns.unwrap_or(usual.unknown_kernel_ns),
         time_slice_ns: file.time_slice_ns.unwrap_or(usual.time_slice_ns),

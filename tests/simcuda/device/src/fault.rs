@@ -11,6 +11,8 @@ use serde::Deserialize;
 pub enum FaultKind {
     /// An allocation (any call that takes device memory) is out of memory.
     OutOfMemory,
+    /// `cuMemCreate` is out of memory; the other allocations are not.
+    CreateFails,
     /// A kernel fails while it runs, which breaks its context.
     LaunchFails,
     /// A kernel never ends.

@@ -38,29 +38,29 @@ struct Set {
 /// One end of a `CUDA_MEMCPY3D`.
 #[repr(C)]
 #[derive(Default)]
-struct End {
-    x: usize,
-    y: usize,
-    z: usize,
-    level: usize,
-    kind: u32,
-    host: usize,
-    device: u64,
-    array: usize,
-    reserved: usize,
-    pitch: usize,
-    height: usize,
+pub(super) struct End {
+    pub(super) x: usize,
+    pub(super) y: usize,
+    pub(super) z: usize,
+    pub(super) level: usize,
+    pub(super) kind: u32,
+    pub(super) host: usize,
+    pub(super) device: u64,
+    pub(super) array: usize,
+    pub(super) reserved: usize,
+    pub(super) pitch: usize,
+    pub(super) height: usize,
 }
 
 /// `CUDA_MEMCPY3D`
 #[repr(C)]
 #[derive(Default)]
-struct Copy {
-    from: End,
-    to: End,
-    width: usize,
-    height: usize,
-    depth: usize,
+pub(super) struct Copy {
+    pub(super) from: End,
+    pub(super) to: End,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) depth: usize,
 }
 
 /// `CUDA_HOST_NODE_PARAMS`

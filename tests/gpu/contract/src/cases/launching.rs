@@ -143,6 +143,68 @@ pub(super) fn chunks_are_hashed(path: &Path) -> Result<(), String> {
     same("hashes", gpu.read(out, 6), Ok(wanted))
 }
 
+const PTX: u32 = 1;
+
+pub(super) fn texts_are_linked(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let driver = &gpu.driver;
+    let none = std::ptr::null_mut();
+    let mut state = 0;
+    same("create", driver.cuLinkCreate_v2(0, none, none.cast(), &raw mut state), 0)?;
+    let add = |text: &str| {
+        let (data, name) = (text.as_ptr().cast(), c"kernels".as_ptr());
+        driver.cuLinkAddData_v2(state, PTX, data, text.len(), name, 0, none, none.cast())
+    };
+    same("add", add(KERNELS), 0)?;
+    same("add another", add(hash::PTX), 0)?;
+    let (mut image, mut size) = (std::ptr::null_mut(), 0);
+    same("complete", driver.cuLinkComplete(state, &raw mut image, &raw mut size), 0)?;
+    same("an image", !image.is_null() && size > 0, true)?;
+    let (mut module, mut kernel) = (0, 0);
+    same("load", driver.cuModuleLoadData(&raw mut module, image), 0)?;
+    let mut library = 0;
+    let loaded = driver.cuLibraryLoadData(&raw mut library, image, 0, 0, 0, 0, 0, 0);
+    same("load as a library", loaded, 0)?;
+    same("destroy", driver.cuLinkDestroy(state), 0)?;
+    for name in [c"acb_hash128", c"acb_fill"] {
+        same("find", driver.cuModuleGetFunction(&raw mut kernel, module, name.as_ptr()), 0)?;
+    }
+    let a = gpu.alloc(800).map_err(why("allocate"))?;
+    gpu.launch_shaped(kernel, 0, [1, 1, 1, 64, 1, 1], &[a, 100, 3]).map_err(why("launch"))?;
+    let words = gpu.read(a, 100).map_err(why("read"))?;
+    same("last word", words[99], super::splitmix64(3 + 99))
+}
+
+pub(super) fn compilers_say_what_is_wrong(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let driver = &gpu.driver;
+    let mut log = [0x55_u8; 512];
+    // The buffer for errors, and its size, which becomes the length of what was said.
+    let mut options = [5, 6];
+    let mut values = [log.as_mut_ptr() as usize, log.len()];
+    let (options, places) = (options.as_mut_ptr(), values.as_mut_ptr());
+    let said = |log: &[u8]| log.iter().position(|&byte| byte == 0);
+    let middle = KERNELS.find("SPIN:").ok_or("the kernels have changed")?;
+    let cut = format!("{}\0", &KERNELS[..middle]);
+    let mut module = 0;
+    let text = cut.as_ptr().cast();
+    let loaded = driver.cuModuleLoadDataEx(&raw mut module, text, 2, options, places);
+    any_of("half an image", Err(loaded), &[code::INVALID_PTX, code::INVALID_IMAGE])?;
+    same("something", said(&log).is_some_and(|length| length > 0), true)?;
+    let mut state = 0;
+    values[1] = log.len();
+    same("create", driver.cuLinkCreate_v2(2, options, values.as_mut_ptr(), &raw mut state), 0)?;
+    let none = std::ptr::null_mut();
+    let (name, size) = (c"half".as_ptr(), cut.len());
+    let added =
+        driver.cuLinkAddData_v2(state, PTX, cut.as_ptr().cast(), size, name, 0, none, none.cast());
+    any_of("half a text", Err(added), &[code::INVALID_PTX, code::INVALID_IMAGE, code::NO_BINARY])?;
+    let nowhere = c"/nowhere/at/all.ptx".as_ptr();
+    let added = driver.cuLinkAddFile_v2(state, PTX, nowhere, 0, none, none.cast());
+    any_of("no file", Err(added), &[code::FILE_NOT_FOUND, code::INVALID_VALUE])?;
+    same("destroy", driver.cuLinkDestroy(state), 0)
+}
+
 pub(super) fn an_endless_kernel_ends_by_its_flag(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
     let kernels = gpu.stream(1).map_err(why("stream"))?;

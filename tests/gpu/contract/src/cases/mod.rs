@@ -2,12 +2,14 @@
 //! says what was not as expected.
 #![allow(unsafe_code)] // reads what drivers give pointers to
 
+mod arrays;
 mod capturing;
 mod graph_memory;
 mod graphs;
 mod launching;
 mod memory;
 mod order;
+mod pools;
 mod starting;
 mod virtual_memory;
 
@@ -68,6 +70,8 @@ cases! {
         a_bad_address_breaks_the_context
         libraries_have_kernels
         chunks_are_hashed
+        texts_are_linked
+        compilers_say_what_is_wrong
         an_endless_kernel_ends_by_its_flag;
     virtual_memory:
         mapped_memory_is_used
@@ -75,6 +79,17 @@ cases! {
         data_moves_with_its_handle
         sizes_are_checked
         ranges_in_use_are_kept;
+    arrays:
+        rows_and_layers_are_found_again
+        arrays_tell_what_they_are
+        arrays_count
+        deep_copies_of_plain_memory;
+    pools:
+        pools_keep_account
+        a_pool_keeps_what_it_may
+        freed_memory_waits_for_its_stream
+        pools_of_the_programs_own
+        only_plain_memory_is_shared;
     capturing:
         what_is_captured_does_not_run
         events_lead_from_stream_to_stream

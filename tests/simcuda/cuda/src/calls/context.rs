@@ -434,6 +434,7 @@ fn destroy(driver: &Driver, tables: Locked<'_>, handle: Handle<Context>) {
     for module in modules {
         tables.unload(module);
     }
+    tables.remove_arrays(handle);
     let regions: Vec<u64> = tables
         .space
         .regions()

@@ -8,7 +8,7 @@ use acb_cuda_abi::{StreamForm, sys};
 use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome};
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
 use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::kernels::span;
@@ -164,6 +164,130 @@ stream_calls! {
     ) {
         copy(deep(shape)?, stream as u64, form, When::Later)
     }
+
+    fn cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds [form] (
+        to: sys::CUarray,
+        offset: usize,
+        from: *const c_void,
+        bytes: usize,
+    ) {
+        let request = Request::line(inside(to, offset)?, End::Host(from as u64), bytes);
+        copy(request, 0, form, When::Now)
+    }
+
+    fn cuMemcpyAtoH_v2 cuMemcpyAtoH_v2_ptds [form] (
+        to: *mut c_void,
+        from: sys::CUarray,
+        offset: usize,
+        bytes: usize,
+    ) {
+        let request = Request::line(End::Host(to as u64), inside(from, offset)?, bytes);
+        copy(request, 0, form, When::Now)
+    }
+
+    fn cuMemcpyHtoAAsync_v2 cuMemcpyHtoAAsync_v2_ptsz [form] (
+        to: sys::CUarray,
+        offset: usize,
+        from: *const c_void,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(inside(to, offset)?, End::Host(from as u64), bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyAtoHAsync_v2 cuMemcpyAtoHAsync_v2_ptsz [form] (
+        to: *mut c_void,
+        from: sys::CUarray,
+        offset: usize,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) {
+        let request = Request::line(End::Host(to as u64), inside(from, offset)?, bytes);
+        copy(request, stream as u64, form, When::Later)
+    }
+
+    fn cuMemcpyDtoA_v2 cuMemcpyDtoA_v2_ptds [form] (
+        to: sys::CUarray,
+        offset: usize,
+        from: u64,
+        bytes: usize,
+    ) {
+        let request = Request::line(inside(to, offset)?, End::Device(from), bytes);
+        copy(request, 0, form, When::Later)
+    }
+
+    fn cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds [form] (
+        to: u64,
+        from: sys::CUarray,
+        offset: usize,
+        bytes: usize,
+    ) {
+        let request = Request::line(End::Device(to), inside(from, offset)?, bytes);
+        copy(request, 0, form, When::Later)
+    }
+
+    fn cuMemcpyAtoA_v2 cuMemcpyAtoA_v2_ptds [form] (
+        to: sys::CUarray,
+        to_offset: usize,
+        from: sys::CUarray,
+        from_offset: usize,
+        bytes: usize,
+    ) {
+        let request = Request::line(inside(to, to_offset)?, inside(from, from_offset)?, bytes);
+        copy(request, 0, form, When::Later)
+    }
+
+    fn cuMemcpyBatchAsync cuMemcpyBatchAsync_ptsz [form] (
+        to: *mut u64,
+        from: *mut u64,
+        sizes: *mut usize,
+        count: usize,
+        attributes: *mut sys::CUmemcpyAttributes,
+        indices: *mut usize,
+        attribute_count: usize,
+        failed: *mut usize,
+        stream: sys::CUstream,
+    ) {
+        // No single copy is to blame.
+        super::put_wanted(failed, usize::MAX);
+        if form == StreamForm::Legacy {
+            cuMemcpyBatchAsync_v2(
+                to, from, sizes, count, attributes, indices, attribute_count, stream,
+            )
+        } else {
+            cuMemcpyBatchAsync_v2_ptsz(
+                to, from, sizes, count, attributes, indices, attribute_count, stream,
+            )
+        }
+    }
+
+    fn cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz [form] (
+        to: *mut u64,
+        from: *mut u64,
+        sizes: *mut usize,
+        count: usize,
+        attributes: *mut sys::CUmemcpyAttributes,
+        indices: *mut usize,
+        attribute_count: usize,
+        stream: sys::CUstream,
+    ) {
+        let none = to.is_null() || from.is_null() || sizes.is_null() || count == 0;
+        let unsaid = attributes.is_null() || indices.is_null();
+        let unsaid = unsaid || attribute_count == 0 || attribute_count > count;
+        // The legacy stream does not take batches.
+        let legacy = matches!((stream as u64, form), (1, _) | (0, StreamForm::Legacy));
+        if none || unsaid || legacy {
+            driver::get()?;
+            return Err(INVALID_VALUE);
+        }
+        for at in 0..count {
+            let (to, from) = (End::Either(to.add(at).read()), End::Either(from.add(at).read()));
+            let request = Request::line(to, from, sizes.add(at).read());
+            copy(request, stream as u64, form, When::Later)?;
+        }
+        Ok(())
+    }
 }
 
 /// # Safety
@@ -176,13 +300,18 @@ unsafe fn flat(shape: *const sys::CUDA_MEMCPY2D) -> Outcome<Request> {
     unsafe {
         let kind = |field: *const sys::CUmemorytype| field.cast::<c_uint>().read();
         let s = &raw const *shape;
-        let (from_row, to_row) = ((*s).srcPitch, (*s).dstPitch);
+        let (from_array, to_array) = ((*s).srcArray as u64, (*s).dstArray as u64);
+        let from_kind = kind(&raw const (*s).srcMemoryType);
+        let to_kind = kind(&raw const (*s).dstMemoryType);
+        let from_array = layout(from_kind, from_array)?;
+        let to_array = layout(to_kind, to_array)?;
+        let from_row = from_array.map_or((*s).srcPitch, |array| array.row);
+        let to_row = to_array.map_or((*s).dstPitch, |array| array.row);
         let bytes = (*s).WidthInBytes;
         let from_start = (*s).srcXInBytes as u64 + (*s).srcY as u64 * from_row as u64;
         let to_start = (*s).dstXInBytes as u64 + (*s).dstY as u64 * to_row as u64;
-        let from =
-            end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
-        let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
+        let from = end_of(from_kind, (*s).srcHost as u64, (*s).srcDevice, from_array)?;
+        let to = end_of(to_kind, (*s).dstHost as u64, (*s).dstDevice, to_array)?;
         let rows = (*s).Height;
         let pitch = |row: usize| {
             let row = if row == 0 { bytes } else { row };
@@ -218,14 +347,24 @@ unsafe fn deep(shape: *const sys::CUDA_MEMCPY3D) -> Outcome<Request> {
             }
             Ok(Pitch { row, layer: row.checked_mul(height).ok_or(INVALID_VALUE)? })
         };
-        let from_pitch = pitch((*s).srcPitch, (*s).srcHeight)?;
-        let to_pitch = pitch((*s).dstPitch, (*s).dstHeight)?;
+        let (from_array, to_array) = ((*s).srcArray as u64, (*s).dstArray as u64);
+        let from_kind = kind(&raw const (*s).srcMemoryType);
+        let to_kind = kind(&raw const (*s).dstMemoryType);
+        let from_array = layout(from_kind, from_array)?;
+        let to_array = layout(to_kind, to_array)?;
+        let from_pitch = match from_array {
+            Some(array) => pitch(array.row, array.rows)?,
+            None => pitch((*s).srcPitch, (*s).srcHeight)?,
+        };
+        let to_pitch = match to_array {
+            Some(array) => pitch(array.row, array.rows)?,
+            None => pitch((*s).dstPitch, (*s).dstHeight)?,
+        };
         let start = |x: usize, y: usize, z: usize, pitch: Pitch| {
             x as u64 + y as u64 * pitch.row as u64 + z as u64 * pitch.layer as u64
         };
-        let from =
-            end_of(kind(&raw const (*s).srcMemoryType), (*s).srcHost as u64, (*s).srcDevice)?;
-        let to = end_of(kind(&raw const (*s).dstMemoryType), (*s).dstHost as u64, (*s).dstDevice)?;
+        let from = end_of(from_kind, (*s).srcHost as u64, (*s).srcDevice, from_array)?;
+        let to = end_of(to_kind, (*s).dstHost as u64, (*s).dstDevice, to_array)?;
         Ok(Request {
             to: moved(to, start((*s).dstXInBytes, (*s).dstY, (*s).dstZ, to_pitch)),
             to_pitch,
@@ -236,11 +375,39 @@ unsafe fn deep(shape: *const sys::CUDA_MEMCPY3D) -> Outcome<Request> {
     }
 }
 
-fn end_of(kind: c_uint, host: u64, device: u64) -> Outcome<End> {
+/// `CU_MEMORYTYPE_ARRAY`
+const ARRAY: c_uint = 3;
+
+/// Where an array lies, and how.
+#[derive(Clone, Copy)]
+struct Layout {
+    start: u64,
+    row: usize,
+    rows: usize,
+}
+
+/// How the array lies that an end of a copy names, if its kind is that.
+fn layout(kind: c_uint, array: u64) -> Outcome<Option<Layout>> {
+    if kind != ARRAY {
+        return Ok(None);
+    }
+    let driver = driver::get()?;
+    let tables = driver.lock();
+    let array = tables.arrays.get(Handle::from_bits(array)).ok_or(INVALID_HANDLE)?;
+    Ok(Some(Layout { start: array.start, row: array.row, rows: array.size[1].max(1) }))
+}
+
+/// A part of an array, as a line of bytes.
+fn inside(array: sys::CUarray, offset: usize) -> Outcome<End> {
+    let layout = layout(ARRAY, array as u64)?.ok_or(INVALID_HANDLE)?;
+    Ok(End::Device(layout.start + offset as u64))
+}
+
+fn end_of(kind: c_uint, host: u64, device: u64, array: Option<Layout>) -> Outcome<End> {
     match kind {
         1 => Ok(End::Host(host)),
         2 => Ok(End::Device(device)),
-        3 => Err(NOT_SUPPORTED),
+        ARRAY => array.map(|array| End::Device(array.start)).ok_or(INVALID_HANDLE),
         4 => Ok(End::Either(device)),
         _ => Err(INVALID_VALUE),
     }

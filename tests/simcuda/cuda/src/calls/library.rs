@@ -8,7 +8,7 @@ use std::sync::Arc;
 use acb_cuda_abi::sys;
 
 use super::function::{function_attribute, lasting};
-use super::module::{cuModuleGetGlobal_v2, read_image, report_no_log};
+use super::module::{JitOptions, cuModuleGetGlobal_v2, read_image};
 use super::{put, put_wanted, text};
 use crate::code::{FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND};
 use crate::driver::{self};
@@ -27,8 +27,10 @@ calls! {
         _library_count: c_uint,
     ) {
         let driver = driver::get()?;
-        report_no_log(count, options, values);
-        let image = Arc::new(read_image(code)?);
+        let options = JitOptions::read(count, options, values);
+        let image = read_image(code);
+        options.tell(image.as_ref().map(drop).map_err(|&code| code));
+        let image = Arc::new(image?);
         let (modules, kernels) = (HashMap::new(), HashMap::new());
         let handle = driver.lock().libraries.insert(Library { image, modules, kernels });
         put(library, handle.bits() as sys::CUlibrary)

@@ -98,7 +98,7 @@ calls! {
                 tables.sweep_graph_memory();
                 Ok(())
             }
-            RegionKind::Reservation | RegionKind::Global => Err(INVALID_VALUE),
+            RegionKind::Reservation | RegionKind::Global | RegionKind::Array => Err(INVALID_VALUE),
         }
     }
 
@@ -297,8 +297,14 @@ calls! {
         }
         let location = (&raw const (*properties).location.type_).cast::<c_uint>().read();
         let dev = (&raw const (*properties).location).cast::<c_int>().add(1).read();
-        if location != 1 {
+        // type, handle types
+        let fields = properties.cast::<c_uint>();
+        if location != 1 || fields.read() != 1 {
             return Err(INVALID_VALUE);
+        }
+        if fields.add(1).read() != 0 {
+            // Memory to be handed to other processes.
+            return Err(crate::code::NOT_SUPPORTED);
         }
         driver.gpu(dev).map_err(|_| INVALID_VALUE)?;
         let handle = driver.lock().pools.insert(Pool::new(dev as usize, false));
@@ -363,6 +369,53 @@ calls! {
             _ => return Err(INVALID_VALUE),
         }
         Ok(())
+    }
+
+    fn cuMemPoolSetAccess(
+        pool: sys::CUmemoryPool,
+        descriptions: *const sys::CUmemAccessDesc,
+        count: usize,
+    ) {
+        let driver = driver::get()?;
+        if descriptions.is_null() || count == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let mut tables = driver.lock();
+        let handle = Handle::from_bits(pool as u64);
+        let own = tables.pools.get(handle).ok_or(INVALID_VALUE)?.ordinal;
+        for at in 0..count {
+            // location: type and id; flags
+            let fields = descriptions.add(at).cast::<c_uint>();
+            let (kind, flags) = (fields.read(), fields.add(2).read());
+            let dev = fields.add(1).cast::<c_int>().read();
+            let gpu = driver.gpu(dev).map_err(|_| INVALID_VALUE)?;
+            // The pool's own device cannot be shut out.
+            if kind != 1 || !matches!(flags, 0 | 3) || (dev as usize == own && flags == 0) {
+                return Err(INVALID_VALUE);
+            }
+            tables.open_pool(handle, gpu, flags == 3);
+        }
+        Ok(())
+    }
+
+    fn cuMemPoolGetAccess(
+        flags: *mut c_uint,
+        pool: sys::CUmemoryPool,
+        location: *mut sys::CUmemLocation,
+    ) {
+        let driver = driver::get()?;
+        if location.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let kind = location.cast::<c_uint>().read();
+        let gpu = driver.gpu(location.cast::<c_int>().add(1).read()).map_err(|_| INVALID_VALUE)?;
+        let tables = driver.lock();
+        let pool = tables.pools.get(Handle::from_bits(pool as u64)).ok_or(INVALID_VALUE)?;
+        if kind != 1 {
+            return Err(INVALID_VALUE);
+        }
+        let own = driver.devices.get(pool.ordinal) == Some(&gpu);
+        put(flags, if own || pool.open_to >> gpu & 1 == 1 { 3 } else { 0 })
     }
 
     fn cuDeviceGetDefaultMemPool(pool: *mut sys::CUmemoryPool, dev: c_int) {
@@ -566,7 +619,8 @@ unsafe fn pointer_attribute(
                 RegionKind::Pooled { .. }
                 | RegionKind::Graph { .. }
                 | RegionKind::Reservation
-                | RegionKind::Global => 0,
+                | RegionKind::Global
+                | RegionKind::Array => 0,
             };
             (start, region.length, context, DEVICE, None)
         } else if let Some((start, range)) = space.host_of(pointer) {

@@ -33,6 +33,7 @@ macro_rules! stream_calls {
     )*};
 }
 
+mod array;
 mod capture;
 mod context;
 mod copy;
@@ -41,8 +42,10 @@ mod event;
 mod function;
 mod graph;
 mod init;
+mod ipc;
 mod launch;
 mod library;
+mod link;
 mod memory;
 mod module;
 mod node;
@@ -53,6 +56,7 @@ mod vmm;
 
 /// All of them, for the exports.
 pub(crate) mod all {
+    pub(crate) use super::array::*;
     pub(crate) use super::capture::*;
     pub(crate) use super::context::*;
     pub(crate) use super::copy::*;
@@ -61,8 +65,10 @@ pub(crate) mod all {
     pub(crate) use super::function::*;
     pub(crate) use super::graph::*;
     pub(crate) use super::init::*;
+    pub(crate) use super::ipc::*;
     pub(crate) use super::launch::*;
     pub(crate) use super::library::*;
+    pub(crate) use super::link::*;
     pub(crate) use super::memory::*;
     pub(crate) use super::module::*;
     pub(crate) use super::node::*;
@@ -71,6 +77,8 @@ pub(crate) mod all {
     pub(crate) use super::stream::*;
     pub(crate) use super::vmm::*;
 }
+
+pub(crate) use module::JitOptions;
 
 use crate::code::{INVALID_VALUE, NOT_SUPPORTED, Outcome};
 

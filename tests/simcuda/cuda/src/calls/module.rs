@@ -8,10 +8,12 @@ use acb_cuda_abi::sys;
 
 use super::{put, put_wanted, text};
 use crate::code::{
-    FILE_NOT_FOUND, INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NOT_FOUND, Outcome,
+    FILE_NOT_FOUND, INVALID_HANDLE, INVALID_IMAGE, INVALID_PTX, INVALID_VALUE, NO_BINARY_FOR_GPU,
+    NOT_FOUND, Outcome,
 };
 use crate::driver::{self};
 use crate::handles::Handle;
+use crate::link::Container;
 use crate::ptx::{self, Image};
 
 calls! {
@@ -31,8 +33,10 @@ calls! {
         options: *mut c_uint,
         values: *mut *mut c_void,
     ) {
-        report_no_log(count, options, values);
-        cuModuleLoadData(module, image)
+        let options = JitOptions::read(count, options, values);
+        let loaded = cuModuleLoadData(module, image);
+        options.tell(loaded);
+        loaded
     }
 
     fn cuModuleLoadFatBinary(module: *mut sys::CUmodule, image: *const c_void) {
@@ -137,29 +141,113 @@ pub(super) unsafe fn read_image(image: *const c_void) -> Outcome<Image> {
     }
     if matches!(head, ELF | FAT | FAT_WRAPPED) {
         // Machine code: nothing here could run it.
-        return Err(crate::code::NO_BINARY_FOR_GPU);
+        return Err(NO_BINARY_FOR_GPU);
+    }
+    if head == Container::MARK[..4] {
+        // SAFETY: nothing else begins with this; a linker made it.
+        let texts = unsafe { contained(image.cast()) }?;
+        return Container::image(&texts);
     }
     // SAFETY: not one of the binary forms, so it is a text that ends with a zero.
     let text = unsafe { CStr::from_ptr(image.cast()) };
     ptx::parse(text.to_str().map_err(|_| INVALID_IMAGE)?)
 }
 
-/// Says that the compiler's logs are empty, where the program asked for them.
+/// The texts of a container; it says how many there are, but not how long it is.
 ///
 /// # Safety
-/// The arrays are null or have `count` elements.
-pub(super) unsafe fn report_no_log(count: c_uint, options: *mut c_uint, values: *mut *mut c_void) {
-    const INFO_SIZE: c_uint = 4;
-    const ERROR_SIZE: c_uint = 6;
-    if options.is_null() || values.is_null() {
-        return;
+/// `image` is a container.
+unsafe fn contained<'a>(image: *const u8) -> Outcome<Vec<&'a str>> {
+    let mark = Container::MARK.len();
+    // SAFETY: as long as a container at least.
+    let head = unsafe { std::slice::from_raw_parts(image, mark + 4) };
+    if head[..mark] != Container::MARK {
+        return Err(INVALID_IMAGE);
     }
-    for at in 0..count as usize {
-        // SAFETY: inside the arrays, as the caller vouches.
-        unsafe {
-            if matches!(options.add(at).read(), INFO_SIZE | ERROR_SIZE) {
-                values.add(at).write(std::ptr::null_mut());
+    let count = u32::from_le_bytes([head[mark], head[mark + 1], head[mark + 2], head[mark + 3]]);
+    let mut at = image.wrapping_add(mark + 4);
+    let mut texts = Vec::new();
+    for _ in 0..count {
+        // SAFETY: that many texts follow, each with a zero at its end.
+        let text = unsafe { CStr::from_ptr(at.cast()) };
+        texts.push(text.to_str().map_err(|_| INVALID_IMAGE)?);
+        at = at.wrapping_add(text.to_bytes_with_nul().len());
+    }
+    Ok(texts)
+}
+
+/// Where a program wants the compiler's and the linker's words.
+pub(crate) struct JitOptions {
+    info: Log,
+    error: Log,
+}
+
+/// A buffer for words, and where their number goes.
+#[derive(Default)]
+struct Log {
+    buffer: usize,
+    size: usize,
+    /// The option's value, which becomes the number of bytes written.
+    number: usize,
+}
+
+impl JitOptions {
+    /// # Safety
+    /// The arrays are null or have `count` elements, and stay as long as this does.
+    pub(super) unsafe fn read(
+        count: c_uint,
+        options: *mut c_uint,
+        values: *mut *mut c_void,
+    ) -> JitOptions {
+        let mut read = JitOptions { info: Log::default(), error: Log::default() };
+        if options.is_null() || values.is_null() {
+            return read;
+        }
+        for at in 0..count as usize {
+            // SAFETY: inside the arrays, as the caller vouches.
+            let (option, value) = unsafe { (options.add(at).read(), values.add(at).read()) };
+            let place = values.wrapping_add(at) as usize;
+            match option {
+                3 => read.info.buffer = value as usize,
+                4 => (read.info.size, read.info.number) = (value as u32 as usize, place),
+                5 => read.error.buffer = value as usize,
+                6 => (read.error.size, read.error.number) = (value as u32 as usize, place),
+                _ => {}
             }
+        }
+        read
+    }
+
+    /// Says how it went.
+    pub(super) fn tell(&self, outcome: Outcome) {
+        let error = match outcome {
+            Ok(()) => "",
+            Err(code) if code == INVALID_PTX => "ptxas fatal   : the PTX cannot be read",
+            Err(code) if code == NO_BINARY_FOR_GPU => {
+                "fatal   : the software GPU takes PTX, no machine code"
+            }
+            Err(_) => "fatal   : the image cannot be read",
+        };
+        self.info.write("");
+        self.error.write(error);
+    }
+}
+
+impl Log {
+    fn write(&self, text: &str) {
+        let mut written = 0;
+        if self.buffer != 0 && self.size > 0 {
+            written = text.len().min(self.size - 1);
+            let to = self.buffer as *mut u8;
+            // SAFETY: the program gave a buffer of this size, and keeps it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(text.as_ptr(), to, written);
+                to.add(written).write(0);
+            }
+        }
+        if self.number != 0 {
+            // SAFETY: a place in the program's array of values, which it keeps.
+            unsafe { (self.number as *mut *mut c_void).write(written as *mut c_void) };
         }
     }
 }

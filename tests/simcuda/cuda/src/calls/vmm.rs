@@ -79,7 +79,9 @@ calls! {
             return Err(INVALID_VALUE);
         }
         let gpu = driver.gpu(dev)?;
-        if driver.faults.strikes(FaultKind::OutOfMemory, None) {
+        let struck = driver.faults.strikes(FaultKind::OutOfMemory, None);
+        // Both count the call.
+        if driver.faults.strikes(FaultKind::CreateFails, None) || struck {
             return Err(OUT_OF_MEMORY);
         }
         let memory = Physical::new(gpu, size)?;
@@ -120,7 +122,7 @@ calls! {
         tables.space.map(pointer, size, memory, offset, 0)?;
         drop(tables);
         let config = &driver.config.gpus[gpu];
-        host_time::pay(config.map_ns + (size as u64 >> 20) * config.map_ns_per_mib);
+        host_time::pay(config.map_ns + per_mib(size, config.map_ns_per_mib));
         Ok(())
     }
 
@@ -135,7 +137,8 @@ calls! {
         // Work that uses the range is not waited for: it will fail.
         tables.space.unmap(pointer, size)?;
         drop(tables);
-        host_time::pay(driver.config.gpus[gpu].unmap_ns);
+        let config = &driver.config.gpus[gpu];
+        host_time::pay(config.unmap_ns + per_mib(size, config.unmap_ns_per_mib));
         Ok(())
     }
 
@@ -150,6 +153,7 @@ calls! {
             return Err(INVALID_VALUE);
         }
         let mut tables = driver.lock();
+        let mut cost = 0;
         for at in 0..count {
             let description = descriptions.add(at);
             // The flags lie behind the location: type, id, flags.
@@ -163,7 +167,11 @@ calls! {
             };
             let gpu = driver.gpu(dev)?;
             tables.space.set_access(pointer, size, gpu, read, write)?;
+            let config = &driver.config.gpus[gpu];
+            cost += config.access_ns + per_mib(size, config.access_ns_per_mib);
         }
+        drop(tables);
+        host_time::pay(cost);
         Ok(())
     }
 
@@ -219,6 +227,11 @@ calls! {
         };
         put(handle, found.bits())
     }
+}
+
+/// What `size` bytes cost.
+fn per_mib(size: usize, cost: u64) -> u64 {
+    ((size as u128 * u128::from(cost)) >> 20) as u64
 }
 
 /// The device that memory is asked for on.
