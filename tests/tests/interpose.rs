@@ -111,7 +111,7 @@ fn a_child_forked_after_cu_init_gets_an_error_and_the_parent_goes_on() -> Result
 #[test]
 fn python_through_nvidias_bindings() -> Result<()> {
     let (_, outside) = start()?;
-    let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-bindings");
+    let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let made = Command::new(sources().join("python-env")).arg(environment).output()?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let python = PathBuf::from(String::from_utf8(made.stdout)?.trim());

@@ -1,0 +1,112 @@
+//! Programs that nobody here wrote the driver access of, on software GPUs: alone, and several at a time under
+//! the interposer and a user's own assigner.
+//!
+//! Owns: that each of them computes what is right in every round, and that they take turns. Does not own: how they
+//! find the driver (interpose.rs). Needs an installation with tests, named by ACB_PREFIX.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use acb_tests::bench::outside::Outside;
+use acb_tests::bench::record::Round;
+use acb_tests::lab::Prefix;
+use anyhow::{Context, Result, ensure};
+
+const GPU: &str = "[[gpu]]\nname = \"Simulated GPU\"\nmemory = \"2GiB\"\n";
+const ROUNDS: usize = 4;
+
+/// A program and what comes before the options of all of them.
+#[derive(Clone)]
+struct Client {
+    name: &'static str,
+    program: PathBuf,
+    script: Option<OsString>,
+}
+
+impl Client {
+    fn rust(prefix: &Prefix) -> Client {
+        let program = prefix.test_program("cudarc_rounds");
+        Client { name: "cudarc", program, script: None }
+    }
+
+    fn python(name: &'static str, script: &str) -> Result<Client> {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
+        let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
+        let made = Command::new(sources.join("python-env")).arg(environment).output()?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let program = PathBuf::from(String::from_utf8(made.stdout)?.trim());
+        Ok(Client { name, program, script: Some(sources.join(script).into()) })
+    }
+
+    /// Runs all rounds; its record.
+    fn run(&self, mut command: Command, name: &str) -> Result<Vec<Round>> {
+        command.args(&self.script);
+        command.args(["--rounds", &ROUNDS.to_string(), "--cpu-ms", "20", "--gpu-ms", "10"]);
+        command.args(["--bytes", "3145728", "--seed", &name.len().to_string(), "--name", name]);
+        let ended =
+            command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+        let stdout = String::from_utf8_lossy(&ended.stdout);
+        let rounds: Vec<Round> = stdout.lines().filter_map(Round::parse).collect();
+        ensure!(ended.status.success(), "{name}: {ended:?}");
+        ensure!(rounds.len() == ROUNDS && rounds.iter().all(|round| round.ok), "{name}: {ended:?}");
+        Ok(rounds)
+    }
+
+    /// Alone, and then two at a time.
+    fn proves_itself(&self) -> Result<()> {
+        let prefix = Prefix::from_env()?;
+        // A pause inside a GPU phase, on a crowded machine, is not to end the lease.
+        let outside = Outside::start(&prefix, GPU, &["--idle-us", "100000"])?;
+        self.run(outside.plain(&self.program), "alone").context("without the interposer")?;
+        let names = ["a", "bb"];
+        let records = std::thread::scope(|scope| -> Result<Vec<Vec<Round>>> {
+            let clients = names
+                .map(|name| scope.spawn(|| self.run(outside.agarun(&[], &self.program), name)));
+            clients.into_iter().map(|client| client.join().expect("no panic")).collect()
+        });
+        let records = records.with_context(|| format!("{}\n{}", self.name, outside.log()))?;
+        let mut phases: Vec<(u64, u64)> =
+            records.iter().flatten().map(|round| (round.gpu_got_ns, round.gpu_done_ns)).collect();
+        phases.sort_unstable();
+        for pair in phases.windows(2) {
+            ensure!(pair[0].1 <= pair[1].0, "{}: two GPU phases at a time: {pair:?}", self.name);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn cudarc_in_rounds() -> Result<()> {
+    Client::rust(&Prefix::from_env()?).proves_itself()
+}
+
+#[test]
+fn numba_in_rounds() -> Result<()> {
+    Client::python("numba", "numba_rounds.py")?.proves_itself()
+}
+
+#[test]
+fn nvidias_bindings_in_rounds() -> Result<()> {
+    Client::python("cuda-bindings", "bindings_rounds.py")?.proves_itself()
+}
+
+#[test]
+fn all_of_them_together() -> Result<()> {
+    let prefix = Prefix::from_env()?;
+    let outside = Outside::start(&prefix, GPU, &["--idle-us", "100000"])?;
+    let clients = [
+        Client::rust(&prefix),
+        Client::python("numba", "numba_rounds.py")?,
+        Client::python("cuda-bindings", "bindings_rounds.py")?,
+    ];
+    std::thread::scope(|scope| -> Result<()> {
+        let running = clients.each_ref().map(|client| {
+            scope.spawn(|| client.run(outside.agarun(&[], &client.program), client.name))
+        });
+        for client in running {
+            client.join().expect("no panic").with_context(|| outside.log())?;
+        }
+        Ok(())
+    })
+}
