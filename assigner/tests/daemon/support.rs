@@ -26,7 +26,10 @@ impl Home {
         // Free now; nobody else takes ports from this range in between.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("acb").tempdir_in("/tmp").unwrap();
-        std::fs::write(folder.path().join("sim.toml"), "gpus = 2\nmemory = \"1GiB\"\n").unwrap();
+        // The GPUs' shared state has the folder's name, and goes with it.
+        let state = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        let text = format!("state = \"{state}\"\ngpus = 2\nmemory = \"1GiB\"\n");
+        std::fs::write(folder.path().join("sim.toml"), text).unwrap();
         Home { folder, port }
     }
 
@@ -77,6 +80,13 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         let _ = self.assigner(&["stop"]);
+        let state = self.folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("simcuda-") && name.ends_with(&format!("-{state}")) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 

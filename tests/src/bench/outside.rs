@@ -49,6 +49,8 @@ impl Outside {
     /// It does not come up; the error has its log.
     pub fn start(prefix: &Prefix, simcuda: &str, options: &[&str]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("acb-out-").tempdir_in("/tmp")?;
+        // The GPUs' shared state has the folder's name, and goes with it.
+        let simcuda = format!("state = \"{}\"\n{simcuda}", state_of(&folder));
         fs::write(folder.path().join("simcuda.toml"), simcuda)?;
         let log = File::create(folder.path().join("out"))?;
         // A port that was free a moment ago.
@@ -172,7 +174,20 @@ impl Drop for Outside {
             let _ = self.daemon.kill();
         }
         let _ = self.daemon.wait();
+        // Whoever used the GPUs has ended, or will find that they are gone.
+        let state = format!("-{}", state_of(&self.folder));
+        for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("simcuda-") && name.ends_with(&state) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
+}
+
+/// The name of the software GPUs' shared state.
+fn state_of(folder: &TempDir) -> String {
+    folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Takes everything out of a command's environment that another job may have put there.
