@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::event::Held;
+use crate::gang::Timing;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::queue::QueueConfig;
 use crate::tenant::{FairShare, TenantConfig};
@@ -93,6 +94,8 @@ pub struct Config {
     pub topology: Topology,
     /// How device memory is shared.
     pub memory: MemoryConfig,
+    /// How gangs are run.
+    pub gangs: GangConfig,
 }
 
 /// How device memory is shared.
@@ -132,6 +135,7 @@ impl Config {
             switch_share: 0.1,
             topology: Topology::default(),
             memory: MemoryConfig::default(),
+            gangs: GangConfig::default(),
         }
     }
 
@@ -208,6 +212,21 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// How gangs are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GangConfig {
+    /// The job has no other node: a gang that does not fit here is refused.
+    pub alone: bool,
+    /// The spans.
+    pub timing: Timing,
+}
+
+impl Default for GangConfig {
+    fn default() -> Self {
+        GangConfig { alone: true, timing: Timing::default() }
     }
 }
 

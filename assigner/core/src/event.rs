@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::config::Policy;
-use crate::ids::{ClientId, Epoch, GangId, Gpu, Priority};
+use crate::gang;
+use crate::ids::{ClientId, Epoch, Gpu, Priority};
 
 /// What a client says of itself when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub struct ClientSpec {
     pub tenant: String,
     /// Where it waits; empty: the queue without a name.
     pub queue: String,
-    /// Its gang. A member waits until its gang is let go ([`Event::LetGo`]).
-    pub gang: Option<GangId>,
+    /// Its gang. A member waits until all members of its gang can hold their leases.
+    pub gang: Option<gang::GangSpec>,
     /// Device memory that it may have on each of its GPUs, contexts included.
     pub memory_limit: Option<u64>,
 }
@@ -94,16 +95,12 @@ pub enum Event {
         /// How long it was in use, where the client knows; otherwise all of it counts.
         busy: Option<Duration>,
     },
-    /// The gang of a client is ready: its requests can be granted from now on.
-    LetGo {
-        /// The client.
-        client: ClientId,
-    },
-    /// The gang of a client is not ready any more: its requests wait for the next [`Event::LetGo`].
-    HoldBack {
-        /// The client.
-        client: ClientId,
-    },
+    /// There is a connection to the controller of the gangs that span nodes. It replaces an earlier one.
+    GangConnected(gang::Session),
+    /// That connection is lost.
+    GangDisconnected,
+    /// The controller says something.
+    GangOrder(gang::Order),
     /// A client is gone; all that it held is free. Also said of a client of an earlier life that
     /// will not come back ([`Settle::expected`](crate::Settle::expected)).
     Leave {
@@ -215,6 +212,8 @@ pub enum Rest {
 /// What the caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Send to the controller of the gangs that span nodes.
+    GangReport(gang::Report),
     /// Tell a client its GPUs, in its device order.
     Bound {
         /// The client.
@@ -310,6 +309,8 @@ pub enum Cause {
     Quota,
     /// Somebody's promised start would be late otherwise: it was let go before (backfill), or is in the way alone.
     Promise,
+    /// Its gang's round has ended: another member has given back, was recalled or is gone.
+    Gang,
 }
 
 /// Leases that have been asked back, by cause.
@@ -323,6 +324,8 @@ pub struct Recalls {
     pub quota: u64,
     /// [`Cause::Promise`]
     pub promise: u64,
+    /// [`Cause::Gang`]
+    pub gang: u64,
 }
 
 impl Recalls {
@@ -332,6 +335,7 @@ impl Recalls {
             Cause::Priority => &mut self.priority,
             Cause::Quota => &mut self.quota,
             Cause::Promise => &mut self.promise,
+            Cause::Gang => &mut self.gang,
         } += 1;
     }
 }
@@ -391,6 +395,9 @@ pub enum Refusal {
         /// What it takes.
         most: u32,
     },
+    /// It cannot be a member of its gang. Can also come later, when that turns out.
+    #[error("{0}")]
+    Gang(gang::GangRefusal),
     /// The policy gives one GPU to a client.
     #[error("policy {policy} gives one GPU to a client, but {wanted} are wanted; use gpu-affinity")]
     PolicyGivesOne {

@@ -78,16 +78,6 @@ impl fmt::Display for Priority {
     }
 }
 
-/// Clients that hold their leases together, or not at all; numbered by the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GangId(pub u64);
-
-impl fmt::Display for GangId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gang {}", self.0)
-    }
-}
-
 /// Number of a lease; grows with every grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);

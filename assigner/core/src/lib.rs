@@ -44,14 +44,14 @@ pub mod gang;
 pub mod sim;
 
 pub use config::{
-    Backfill, Config, ConfigError, EstimatorConfig, Expected, GpuConfig, MemoryConfig, Policy,
-    Settle,
+    Backfill, Config, ConfigError, EstimatorConfig, Expected, GangConfig, GpuConfig, MemoryConfig,
+    Policy, Settle,
 };
 pub use event::{
     Action, Cause, ClientSpec, Eligible, Event, Held, Obstacle, Recalls, Refusal, Rest, Room,
     RoomDenied, RoomVerdict,
 };
-pub use ids::{ClientId, Epoch, GangId, Gpu, Priority, Time};
+pub use ids::{ClientId, Epoch, Gpu, Priority, Time};
 pub use memory::RoomFault;
 pub use queue::QueueConfig;
 pub use sanity::SanityError;

@@ -100,8 +100,13 @@ impl Scheduler {
     /// Chooses the GPUs that a client is bound to: the least loaded.
     pub(crate) fn place(&self, client: &Client) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.candidates(client).collect();
-        gpus.sort_by_cached_key(|&gpu| (self.fellows(client, gpu), self.load(gpu)));
         let width = client.width as usize;
+        // Two members of a gang on one GPU could never hold it at the same time.
+        let apart = gpus.iter().filter(|gpu| self.siblings(client, **gpu) == 0).count();
+        if apart >= width {
+            gpus.retain(|gpu| self.siblings(client, *gpu) == 0);
+        }
+        gpus.sort_by_cached_key(|&gpu| (self.fellows(client, gpu), self.load(gpu)));
         if width > 1 {
             gpus = self.close_together(&gpus, width, |gpu| self.load(gpu).0);
         }

@@ -22,6 +22,7 @@ use std::collections::BTreeSet;
 
 use crate::config::{Backfill, Policy};
 use crate::event::{Action, Cause, Eligible};
+use crate::gang::{Member, Seat};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
@@ -76,6 +77,7 @@ impl Lease {
             yields: None,
             passed: Vec::new(),
             promised: None,
+            is_told: true,
             wanted: false,
             recalled: None,
             cause: None,
@@ -123,7 +125,11 @@ impl Scheduler {
             }
             open.tries += u32::from(open.fresh == 0);
             let limited = self.is_limited(lane, &given);
-            if !limited && let Some(start) = self.start(&self.queue[&ticket]) {
+            let keeps = self.clients[&client].member.as_ref().is_some_and(Member::keeps);
+            if !limited
+                && !keeps
+                && let Some(start) = self.start(&self.queue[&ticket])
+            {
                 let kept = |gpu: &&Gpu| self.gpus[gpu.index()].reserved.is_some();
                 open.lent -= start.gpus.iter().filter(kept).count();
                 self.grant(ticket, start);
@@ -168,7 +174,9 @@ impl Scheduler {
         let client = &self.clients[&who.client];
         for gpu in kept {
             open.fresh -= 1;
-            if self.config.backfill == Backfill::ByEstimate && self.is_free(*gpu, client) {
+            let is_firm = client.member.as_ref().is_some_and(|it| it.seat == Seat::Firm);
+            let lends = self.config.backfill == Backfill::ByEstimate && !is_firm;
+            if lends && self.is_free(*gpu, client) {
                 open.lent += 1;
             } else {
                 walk.close_line(*gpu);
@@ -237,8 +245,15 @@ impl Scheduler {
     fn may_pass(&self, waiter: &Waiter, earlier: Ticket) -> bool {
         let passed = &self.queue[&earlier];
         let Some(reservation) = passed.reservation else { return false };
-        self.policy_of(&self.clients[&waiter.client]) == Policy::GpuAffinity
-            && self.config.backfill == Backfill::ByEstimate
+        let backfills = self.policy_of(&self.clients[&waiter.client]) == Policy::GpuAffinity
+            && self.config.backfill == Backfill::ByEstimate;
+        match &self.clients[&passed.client].member {
+            // It is given back as soon as the gang's other GPUs are there.
+            Some(member) if member.seat == Seat::Keeping => return backfills,
+            Some(member) if member.seat == Seat::Firm => return false,
+            _ => {}
+        }
+        backfills
             && passed.bypassed < self.config.max_bypass
             && self.now < reservation.since.after(self.config.max_bypass_time)
             && waiter
@@ -259,6 +274,9 @@ impl Scheduler {
         lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
         for earlier in &start.passes {
             let passed = self.queue.get_mut(earlier).expect("GPUs are kept for waiting clients");
+            if self.clients[&passed.client].member.as_ref().is_some_and(Member::keeps) {
+                continue; // its gang waits for others, not for this lease
+            }
             passed.bypassed += 1;
             let expected = passed.reservation.map(|reservation| reservation.expected);
             lease.yields = lease.yields.into_iter().chain(expected).min();

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::{Action, Cause};
+use crate::gang::{NodeEvent, Seat};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::LaneKey;
 use crate::scheduler::{Lease, Scheduler};
@@ -106,10 +107,17 @@ impl Scheduler {
     pub(crate) fn claim(&self, who: &Claimant, holder: ClientId, taken: &[ClientId]) -> Claim {
         let id = holder;
         let holder = &self.clients[&id];
+        let seat = |client: ClientId| self.clients[&client].member.as_ref().map(|it| it.seat);
+        if seat(id) == Some(Seat::Kept) {
+            return Claim::Never; // its gang is about to start, or lets go
+        }
         if let (Some(ticket), Some(lease)) = (self.clients[&who.client].waiting, &holder.lease)
             && lease.passed.contains(&ticket)
         {
-            return Claim::Now(Cause::Promise);
+            return match seat(who.client) {
+                Some(Seat::Keeping) => Claim::Never, // it is lent until the gang's round is firm
+                _ => Claim::Now(Cause::Promise),
+            };
         }
         let by_level = match who.lane.level.cmp(&holder.level) {
             std::cmp::Ordering::Greater => Claim::Now(Cause::Priority),
@@ -193,7 +201,8 @@ impl Scheduler {
             let waiting = lease.gpus.iter().any(|gpu| {
                 self.gpus[gpu.index()].reserved.is_some() || self.memory.presses(id, *gpu)
             });
-            let recall_at = if waiting { self.recall_time(id) } else { None };
+            let is_kept = self.clients[&id].member.as_ref().is_some_and(|it| it.seat == Seat::Kept);
+            let recall_at = if waiting && !is_kept { self.recall_time(id) } else { None };
             if waiting {
                 self.tell_wanted(id);
             }
@@ -201,12 +210,15 @@ impl Scheduler {
         }
     }
 
-    fn tell_wanted(&mut self, id: ClientId) {
+    pub(crate) fn tell_wanted(&mut self, id: ClientId) {
         let lease = self.lease_mut(id);
         if !lease.wanted {
             lease.wanted = true;
-            let epoch = lease.epoch;
-            self.actions.push_back(Action::Wanted { client: id, epoch });
+            if lease.is_told {
+                let epoch = lease.epoch;
+                self.actions.push_back(Action::Wanted { client: id, epoch });
+            }
+            self.tell_gang(id, NodeEvent::Wanted);
         }
     }
 
@@ -258,12 +270,15 @@ impl Scheduler {
         let lease = self.lease_mut(id);
         lease.recalled = Some(now);
         lease.cause = Some(cause);
-        let (epoch, width) = (lease.epoch, lease.width());
+        let (epoch, width, is_told) = (lease.epoch, lease.width(), lease.is_told);
         let tenant = self.clients[&id].tenant;
         self.tenants.of_mut(tenant).leaving += width;
         self.recalls.count(cause);
-        self.actions.push_back(Action::Recall { client: id, epoch });
+        if is_told {
+            self.actions.push_back(Action::Recall { client: id, epoch });
+        }
         self.set_timer(id, Some(now.after(self.config.drain)));
+        self.tell_gang(id, NodeEvent::Recalled);
     }
 
     /// Recalls the contended leases whose time is over, and gives up on those recalled long ago.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::event::Eligible;
+use crate::gang::Member;
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::memory::RoomFault;
 use crate::order::{Given, Line};
@@ -254,7 +255,8 @@ impl Scheduler {
                 given.add(other, other.width);
             }
             let limited = self.is_limited(lane, &given);
-            if !limited && candidates.iter().filter(idle).count() >= width {
+            let keeps = client.member.as_ref().is_some_and(Member::keeps);
+            if !limited && !keeps && candidates.iter().filter(idle).count() >= width {
                 return Err(SanityError::Idle(waiter.client));
             }
             let kept = kept_for(*ticket).count();

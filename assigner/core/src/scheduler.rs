@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::config::{Config, ConfigError, Policy};
 use crate::estimator::Estimator;
 use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
+use crate::gang::{Gangs, Member, NodeEvent};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
 use crate::order::{LaneKey, Level, Line, Place};
@@ -84,6 +85,8 @@ pub(crate) struct Lease {
     pub(crate) passed: Vec<Ticket>,
     /// What the client had been promised when it waited.
     pub(crate) promised: Option<Time>,
+    /// The client knows of it. Others are seats of a gang (`gang::seats`).
+    pub(crate) is_told: bool,
     pub(crate) wanted: bool,
     pub(crate) recalled: Option<Time>,
     /// Why.
@@ -113,6 +116,8 @@ pub(crate) struct Client {
     pub(crate) last: Vec<Gpu>,
     pub(crate) waiting: Option<Ticket>,
     pub(crate) lease: Option<Lease>,
+    /// Its part in its gang.
+    pub(crate) member: Option<Member>,
     /// False while its gang is not ready: its requests wait without a place in the order.
     pub(crate) let_go: bool,
     pub(crate) estimator: Estimator,
@@ -152,6 +157,16 @@ pub(crate) struct GpuState {
 }
 
 impl Client {
+    /// It wants a lease: not only its gang does, for which it stands in line with this ticket.
+    pub(crate) fn asks_for(&self, ticket: Option<Ticket>) -> bool {
+        self.member.as_ref().map_or(ticket.is_some(), |member| member.asks)
+    }
+
+    /// The lease that it knows of.
+    pub(crate) fn known_lease(&self) -> Option<&Lease> {
+        self.lease.as_ref().filter(|lease| lease.is_told)
+    }
+
     /// The lane in which it waits.
     pub(crate) fn lane(&self) -> LaneKey {
         LaneKey { level: self.level, tenant: self.tenant, queue: self.queue, width: self.width }
@@ -186,6 +201,7 @@ pub struct Scheduler {
     pub(crate) shares: Option<Shares>,
     pub(crate) recalls: Recalls,
     pub(crate) memory: Memory,
+    pub(crate) gangs: Gangs,
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, Held>,
     /// By time, then by lease, so that names decide nothing.
@@ -213,6 +229,7 @@ impl Scheduler {
             shares: config.fair_share.map(Shares::new),
             recalls: Recalls::default(),
             memory: Memory::new(config.gpus.iter().map(|gpu| gpu.memory), patience, &config.memory),
+            gangs: Gangs::new(&config),
             expected: BTreeMap::new(),
             timers: BTreeSet::new(),
             next_epoch: config.first_epoch,
@@ -235,10 +252,17 @@ impl Scheduler {
             Event::Join { client, spec } => self.join(client, spec),
             Event::Bind { client } => self.bind(client),
             Event::Acquire { client, expected } => self.acquire(client, expected),
-            Event::Cancel { client } => self.cancel(client),
+            Event::Cancel { client } => {
+                if !self.withdraw_in_gang(client) {
+                    self.cancel(client);
+                }
+            }
             Event::Release { client, epoch, busy } => self.release(client, epoch, busy),
-            Event::LetGo { client } => self.let_go(client),
-            Event::HoldBack { client } => self.hold_back(client),
+            Event::GangConnected(session) => {
+                self.gangs.news.push_back(NodeEvent::Connected(session));
+            }
+            Event::GangDisconnected => self.gangs.news.push_back(NodeEvent::Disconnected),
+            Event::GangOrder(order) => self.gangs.news.push_back(NodeEvent::Order(order)),
             Event::Leave { client } => self.leave(client),
             Event::Timer => {}
             event => self.handle_memory(event),
@@ -248,11 +272,15 @@ impl Scheduler {
         self.fire_timers();
         self.plan();
         self.settle_memory();
-        while !self.dirty.is_empty() {
+        while self.follow_gangs() {
             self.plan();
             self.settle_memory();
         }
         self.fire_timers(); // whoever came may have found a lease that was long over
+        while !self.gangs.news.is_empty() && self.follow_gangs() {
+            self.plan();
+            self.settle_memory();
+        }
     }
 
     /// The next thing to do; `None` when all is done.
@@ -265,7 +293,8 @@ impl Scheduler {
     pub fn poll_deadline(&self) -> Option<Time> {
         let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
-        settle.into_iter().chain(recall).chain(self.memory.late_at()).min()
+        let (memory, gangs) = (self.memory.late_at(), self.gang_deadline());
+        settle.into_iter().chain(recall).chain(memory).chain(gangs).min()
     }
 
     fn join(&mut self, client: ClientId, spec: ClientSpec) {
@@ -279,6 +308,9 @@ impl Scheduler {
                 self.clients.insert(client, state);
                 if let Some(held) = spec.held.filter(holds) {
                     self.adopt(client, held);
+                }
+                if let Some(gang) = &spec.gang {
+                    self.join_gang(client, gang);
                 }
             }
             Err(reason) => self.actions.push_back(Action::Refused { client, reason }),
@@ -348,6 +380,7 @@ impl Scheduler {
             last: Vec::new(),
             waiting: None,
             lease: None,
+            member: spec.gang.as_ref().map(|gang| Member::new(gang, spec.priority)),
             let_go: spec.gang.is_none(),
             estimator: Estimator::default(),
             since: self.now,
@@ -389,6 +422,10 @@ impl Scheduler {
             state.bound.insert(id);
             state.load += held;
         }
+        if client.member.is_some() {
+            let gpus = client.bound.iter().copied().collect();
+            self.gangs.news.push_back(NodeEvent::Bound(id, gpus));
+        }
         if let Some(ticket) = waiting {
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
             waiter.reservation = None; // it was for other GPUs
@@ -399,7 +436,10 @@ impl Scheduler {
     }
 
     fn acquire(&mut self, id: ClientId, expected: Option<Duration>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        if !self.clients.contains_key(&id) || self.ask_in_gang(id) {
+            return;
+        }
+        let client = self.clients.get_mut(&id).expect("it was just there");
         if client.lease.is_some() {
             return;
         }
@@ -410,13 +450,25 @@ impl Scheduler {
             self.mark(id);
             return;
         }
+        self.stand_in_line(id, None);
+        let ticket = self.clients[&id].waiting.expect("it stands in line now");
+        let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
+        waiter.estimate = estimate;
+        self.mark(id);
+    }
+
+    /// Puts a client in line, with an earlier ticket of its own if it has one.
+    pub(crate) fn stand_in_line(&mut self, id: ClientId, earlier: Option<Ticket>) {
+        let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
+        let estimate = client.estimator.estimate(&self.config.estimator);
         // Who had to give way goes on where it was, unless it has done something else since.
         let quantum = self.config.quantum;
         let gave_way = client.gave_way.take();
         let gave_way = gave_way.filter(|(_, at, _)| self.now.since(*at) < quantum);
-        let (ticket, spent) = match gave_way {
-            Some((ticket, _, spent)) => (ticket, spent),
-            None => {
+        let (ticket, spent) = match (gave_way, earlier) {
+            (Some((ticket, _, spent)), _) => (ticket, spent),
+            (None, Some(earlier)) => (earlier, Duration::ZERO),
+            (None, None) => {
                 let ticket = self.next_ticket;
                 self.next_ticket = Ticket(ticket.0 + 1);
                 (ticket, Duration::ZERO)
@@ -445,7 +497,7 @@ impl Scheduler {
     }
 
     /// Gives a waiting client its place in the lines.
-    fn step_in(&mut self, id: ClientId) {
+    pub(crate) fn step_in(&mut self, id: ClientId) {
         let client = &self.clients[&id];
         let ticket = client.waiting.expect("the caller knows that it waits");
         let place = self.queue[&ticket].place;
@@ -466,7 +518,7 @@ impl Scheduler {
     }
 
     /// Takes it away.
-    fn step_out(&mut self, id: ClientId) {
+    pub(crate) fn step_out(&mut self, id: ClientId) {
         let client = &self.clients[&id];
         let ticket = client.waiting.expect("the caller knows that it waits");
         let place = self.queue[&ticket].place;
@@ -501,7 +553,7 @@ impl Scheduler {
     }
 
     /// Has everything planned again that the client may run on.
-    fn mark(&mut self, id: ClientId) {
+    pub(crate) fn mark(&mut self, id: ClientId) {
         let client = &self.clients[&id];
         self.dirty.all |= client.bound.is_empty();
         self.dirty.gpus.extend(&client.bound);
@@ -514,7 +566,7 @@ impl Scheduler {
         }
     }
 
-    fn let_go(&mut self, id: ClientId) {
+    pub(crate) fn let_go(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         if client.let_go {
             return;
@@ -526,7 +578,7 @@ impl Scheduler {
         self.mark(id);
     }
 
-    fn hold_back(&mut self, id: ClientId) {
+    pub(crate) fn hold_back(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         let waiting = client.waiting;
         if let Some(ticket) = waiting {
@@ -548,13 +600,15 @@ impl Scheduler {
         self.step_out(id);
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
         let ticket = client.waiting.take().expect("the caller knows that it waits");
-        client.waited += self.now.since(client.since);
-        client.since = self.now;
+        if client.asks_for(Some(ticket)) {
+            client.waited += self.now.since(client.since);
+            client.since = self.now;
+        }
         self.tenants.of_mut(client.tenant).active -= 1;
         self.queue.remove(&ticket).expect("a waiting client is in the queue")
     }
 
-    fn release(&mut self, id: ClientId, epoch: Epoch, busy: Option<Duration>) {
+    pub(crate) fn release(&mut self, id: ClientId, epoch: Epoch, busy: Option<Duration>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         if client.lease.as_ref().is_none_or(|lease| lease.epoch != epoch) {
             return;
@@ -606,7 +660,10 @@ impl Scheduler {
         let queue = self.queues.of_mut(queue);
         queue.held -= lease.width();
         self.dirty.all |= tenant.is_bounded() || queue.max_gpus.is_some();
-        self.dirty.gpus.extend(lease.gpus);
+        self.dirty.gpus.extend(lease.gpus.iter().copied());
+        if lease.is_told {
+            self.reseat(id, &lease);
+        }
     }
 
     /// Gives a client a lease on GPUs that are free.
@@ -631,9 +688,12 @@ impl Scheduler {
         client.lease = Some(lease);
     }
 
-    fn leave(&mut self, id: ClientId) {
+    pub(crate) fn leave(&mut self, id: ClientId) {
         self.forget_expected(id);
-        if self.clients.contains_key(&id) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            if client.member.take().is_some() {
+                self.gangs.news.push_back(NodeEvent::Leave(id));
+            }
             self.cancel(id);
             if let Some(lease) = &self.clients[&id].lease {
                 self.release(id, lease.epoch, None);

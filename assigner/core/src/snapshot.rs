@@ -268,10 +268,11 @@ impl Scheduler {
     }
 
     fn client(&self, id: ClientId, client: &Client, now: Time) -> ClientSnapshot {
-        let lease = client.lease.as_ref();
+        let lease = client.known_lease();
+        let asks = client.asks_for(client.waiting).then_some(());
         let room_since = self.memory.waiting_since(id, &client.bound);
         let recalled = lease.and_then(|lease| lease.recalled);
-        let (state, since) = match (recalled, room_since, lease, client.waiting) {
+        let (state, since) = match (recalled, room_since, lease, asks) {
             (Some(since), ..) => (ClientState::Recalled, since),
             (None, Some(since), ..) => (ClientState::WaitingForRoom, since),
             (None, None, Some(_), _) => (ClientState::Holding, client.since),
@@ -296,7 +297,7 @@ impl Scheduler {
             room: client.bound.iter().map(|gpu| (*gpu, self.memory.of(id, *gpu))).collect(),
             position: None,
             grants: client.grants,
-            waited: client.waited + open_if(client.waiting.is_some()),
+            waited: client.waited + open_if(asks.is_some()),
             held: client.held + open_if(lease.is_some()),
             switch: client.switch,
         }

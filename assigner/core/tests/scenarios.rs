@@ -10,7 +10,7 @@
 //!      queues=NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY];… fair=60s distances=0,1;1,0
 //! 0s join 1 gpus=2 on=0,1 held=0:40,1:40:60:20 lease=7       an event: when, what, of which client;
 //!                                                            GPU:FIXED or GPU:FIXED:CLAIMED:RESIDENT
-//! 0s join 2 prio=5 tenant=a queue=q gang=1
+//! 0s join 2 prio=5 tenant=a queue=q gang=NAME:SIZE
 //!     1 refused: …                                           indented: the actions that follow
 //! 5s show                                                    what a snapshot shows
 //! ```
@@ -276,14 +276,16 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             let priority = Priority::new(priority).context("a priority is from -100 to 100")?;
             let name = |key| line.key(key).unwrap_or_default().to_owned();
             let (tenant, queue) = (name("tenant"), name("queue"));
-            let gang = line.key("gang").map(str::parse).transpose()?.map(GangId);
+            let gang = line.key("gang").map(|text| {
+                let (name, size) = text.split_once(':').context("gang=NAME:SIZE")?;
+                Ok::<_, anyhow::Error>(gang::GangSpec { name: name.into(), size: size.parse()? })
+            });
+            let gang = gang.transpose()?;
             let memory_limit = line.key("limit").map(str::parse).transpose()?;
             let spec =
                 ClientSpec { gpus, eligible, held, priority, tenant, queue, gang, memory_limit };
             Event::Join { client, spec }
         }
-        "let-go" => Event::LetGo { client },
-        "hold-back" => Event::HoldBack { client },
         "bind" => Event::Bind { client },
         "acquire" => Event::Acquire { client, expected: line.key("for").map(span).transpose()? },
         "cancel" => Event::Cancel { client },
@@ -320,6 +322,7 @@ fn list(gpus: &[Gpu]) -> String {
 fn describe(action: &Action) -> String {
     match action {
         Action::Bound { client, gpus } => format!("{} bound to {}", client.0, list(gpus)),
+        Action::GangReport(report) => format!("report {}", report.seq),
         Action::Refused { client, reason } => format!("{} refused: {reason}", client.0),
         Action::Grant { client, epoch, gpus } => {
             format!("{} granted {} (epoch {})", client.0, list(gpus), epoch.0)
@@ -425,11 +428,19 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
     for queue in snapshot.queues.iter().filter(|queue| !queue.name.is_empty()) {
         lines.push(format!("queue {}: {} clients hold {}", queue.name, queue.clients, queue.held));
     }
-    let Recalls { quantum, priority, quota, promise } = snapshot.recalls;
+    let Recalls { quantum, priority, quota, promise, gang } = snapshot.recalls;
     if priority + quota + promise > 0 {
         lines.push(format!(
             "recalls: quantum {quantum} priority {priority} quota {quota} promise {promise}"
         ));
+    }
+    if gang > 0 {
+        lines.push(format!("recalls for gangs: {gang}"));
+    }
+    for gang in scheduler.gangs() {
+        let members: Vec<String> = gang.members.iter().map(|client| client.0.to_string()).collect();
+        let (members, round, stage) = (members.join(" "), gang.round.0, gang.stage);
+        lines.push(format!("{}: [{members}] of {} round {round} {stage:?}", gang.name, gang.size));
     }
     if let Some(deadline) = scheduler.poll_deadline() {
         lines.push(format!("deadline {}", seconds(deadline.since(Time(0)))));

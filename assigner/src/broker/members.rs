@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use acb_core::gang::GangSpec;
 use acb_core::{Action, ClientId, ClientSpec, Eligible, Epoch, Event, Gpu, Held, Room};
 use acb_wire::v1::{self, RefusedCode, assigner_message::Kind};
 
@@ -71,6 +72,7 @@ impl Broker {
             eligible,
             held: held.clone(),
             memory_limit,
+            gang: gang(hello),
             ..ClientSpec::default()
         };
         let member = Client {
@@ -178,6 +180,15 @@ impl Broker {
         self.clients.remove(&client);
         self.apply(Event::Leave { client });
         self.save();
+    }
+
+    /// A client that had joined cannot be served after all.
+    pub(super) fn turn_away(&mut self, client: ClientId, reason: &str) {
+        tracing::warn!("{client} is refused: {reason}");
+        if let Some(Port::Socket(outbox)) = self.clients.get(&client).map(|member| &member.port) {
+            outbox.send(Refused::new(RefusedCode::Impossible, reason).message());
+        }
+        self.leave(client);
     }
 
     /// The process of a client of an earlier life, or of a manual-mode client, is gone.
@@ -309,6 +320,13 @@ impl Client {
     pub(super) fn pid(&self) -> u32 {
         self.process.map_or(self.claimed_pid, |process| process.pid)
     }
+}
+
+/// The gang that a client names; one of a single client is none.
+fn gang(hello: &v1::Hello) -> Option<GangSpec> {
+    let name = printable(&hello.gang);
+    (!name.is_empty() && hello.gang_size > 1)
+        .then(|| GangSpec { name: name.as_str().into(), size: hello.gang_size })
 }
 
 pub(super) fn epoch_ns(time: SystemTime) -> u64 {

@@ -203,10 +203,10 @@ impl Broker {
             Action::Blocked { client, gpu, by, bytes } => {
                 self.tell_blocked(client, gpu, by, bytes);
             }
-            // A refused Join is taken out of the queue where the client joins.
-            Action::Refused { client, reason } => {
-                tracing::error!("the scheduler refused {client} after it had joined: {reason}");
-            }
+            // A refused Join is taken out of the queue where the client joins; this came later.
+            Action::Refused { client, reason } => self.turn_away(client, &reason.to_string()),
+            // There are none while nobody has connected the scheduler to a controller.
+            Action::GangReport(_) => {}
         }
     }
 

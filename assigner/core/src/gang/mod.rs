@@ -9,6 +9,7 @@
 //! | `node.rs` | a node's part: its members, and what they hold of a round |
 //! | `arbiter.rs` | the decisions: which gang is called, when it holds, when its round ends |
 //! | `controller.rs` | the controller: an arbiter that hears of several nodes |
+//! | `seats.rs` | a round on the GPUs of the scheduler |
 //! | `link.rs` | how the two keep each other's latest state, over a network that loses and reorders |
 //! | `message.rs` | what they tell each other |
 //!
@@ -37,6 +38,7 @@ mod controller;
 mod link;
 mod message;
 mod node;
+mod seats;
 
 pub use controller::{Controller, ControllerAction, ControllerEvent};
 pub use message::{
@@ -44,6 +46,8 @@ pub use message::{
     Session, Site, Stage, Standing, Step,
 };
 pub use node::{GangSnapshot, Newcomer, Node, NodeAction, NodeConfig, NodeEvent};
+
+pub(crate) use seats::{Gangs, Member, Seat};
 
 use std::time::Duration;
 

@@ -319,6 +319,7 @@ impl<'a> Run<'a> {
             }
             // Made-up clients have no memory.
             Action::Bound { .. }
+            | Action::GangReport(_)
             | Action::Room { .. }
             | Action::Evict { .. }
             | Action::Credit { .. }

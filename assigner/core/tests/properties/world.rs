@@ -300,6 +300,7 @@ impl World {
                 assert!(!lease.wanted, "told once");
                 lease.wanted = true;
             }
+            Action::GangReport(report) => panic!("nobody is connected, but told {report:?}"),
             Action::Recall { client, epoch } => {
                 let slot = self.slot(client);
                 self.log.push(format!("{slot} recalled {epoch}"));
@@ -415,6 +416,7 @@ impl World {
                     assert!(had >= quantum || self.gave_way[*slot], "it had its quantum");
                 }
                 Cause::Promise => {}
+                Cause::Gang => panic!("there are no gangs in these histories"),
             }
         }
         for (slot, client) in recalls {

@@ -135,6 +135,8 @@ impl World<'_, '_> {
                 self.outcome.recalls += 1;
                 *client
             }
+            // Without a connection to a controller there are none.
+            Action::GangReport(_) => return,
             Action::Bound { client, .. }
             | Action::Refused { client, .. }
             | Action::Wanted { client, .. }

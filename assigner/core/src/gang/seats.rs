@@ -1,0 +1,425 @@
+//! Gangs on the scheduler's GPUs: how a round keeps, grants and ends.
+//!
+//! Owns the seats: what a member has of a round. Does not own the rounds ([`Node`] does), nor who goes first (`plan`).
+//!
+//! ```text
+//!           Keep                  Firm, all of the gang's GPUs free       Grant
+//!   Out ───────────► Keeping ───────────────────────────────► Kept ───────────► Holding
+//!    ▲               in line, keeps GPUs,                      a lease that      told, if it asks; what it gives
+//!    │               but does not start                        nobody is told    back stays its gang's
+//!    └────────────────────────────────────── End ──────────────────────────────────┘
+//! ```
+//!
+//! While a gang keeps, its members stand in line as if they asked, each with its own place, but only
+//! reserve. A reservation is for all GPUs of a client or none, and the gang takes its leases at one
+//! moment, for all of its members here or none: so nobody holds a part while waiting for the rest.
+//! Others may have the kept GPUs until the round is firm; then they are recalled.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::{GangName, GangSnapshot, GangSpec, Newcomer, Node, NodeAction, NodeConfig, NodeEvent};
+use crate::config::Config;
+use crate::event::{Action, Cause, Eligible, Refusal};
+use crate::ids::{ClientId, Gpu, Priority, Time};
+use crate::scheduler::{Lease, Scheduler, Ticket};
+
+/// A client's part in its gang.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) gang: GangName,
+    /// It has asked for a lease that it has not been told of.
+    pub(crate) asks: bool,
+    pub(crate) seat: Seat,
+    /// Its own priority; that of its lane can be its gang's.
+    priority: Priority,
+}
+
+/// How far its gang's round is for a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seat {
+    Out,
+    Keeping,
+    Firm,
+    Kept,
+    Holding,
+    Ending,
+}
+
+/// The gangs of a scheduler.
+#[derive(Clone, Debug)]
+pub(crate) struct Gangs {
+    pub(crate) node: Node,
+    /// What has happened that the node's part does not know yet.
+    pub(crate) news: VecDeque<NodeEvent>,
+    /// Gangs that are to reach something.
+    open: BTreeMap<GangName, Open>,
+}
+
+/// What a gang is to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    Reachable,
+    /// That has been said; now it is to become firm.
+    Firm,
+    Kept,
+    Freed,
+}
+
+impl Gangs {
+    pub(crate) fn new(config: &Config) -> Gangs {
+        let node = Node::new(NodeConfig {
+            gpus: u32::try_from(config.gpus.len()).unwrap_or(u32::MAX),
+            exclusive: config.policy.is_exclusive(),
+            alone: config.gangs.alone,
+            timing: config.gangs.timing,
+        });
+        Gangs { node, news: VecDeque::new(), open: BTreeMap::new() }
+    }
+}
+
+impl Member {
+    pub(crate) fn new(gang: &GangSpec, priority: Priority) -> Member {
+        Member { gang: gang.name.clone(), asks: false, seat: Seat::Out, priority }
+    }
+
+    /// It stands in line, but only keeps GPUs.
+    pub(crate) fn keeps(&self) -> bool {
+        matches!(self.seat, Seat::Keeping | Seat::Firm)
+    }
+}
+
+impl Scheduler {
+    /// The gangs with members here.
+    #[must_use]
+    pub fn gangs(&self) -> Vec<GangSnapshot> {
+        self.gangs.node.snapshot()
+    }
+
+    /// A new client that is a member tells its gang.
+    pub(crate) fn join_gang(&mut self, id: ClientId, spec: &GangSpec) {
+        let client = &self.clients[&id];
+        let gpus: Vec<Gpu> = match (&client.bound[..], &client.eligible) {
+            ([], Eligible::All) => (0..).map(Gpu).take(self.gpus.len()).collect(),
+            ([], Eligible::Only(gpus)) => gpus.clone(),
+            (bound, _) => bound.to_vec(),
+        };
+        self.gangs.news.push_back(NodeEvent::Join(Newcomer {
+            client: id,
+            gang: spec.clone(),
+            width: client.width,
+            gpus: gpus.into_iter().collect(),
+            priority: client.level.own.number(),
+            holds: client.lease.is_some(),
+        }));
+    }
+
+    /// A member asks for a lease. True if that is all there is to do: its gang's round has a place for it.
+    pub(crate) fn ask_in_gang(&mut self, id: ClientId) -> bool {
+        let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
+        let Some(member) = &mut client.member else { return false };
+        if client.lease.as_ref().is_some_and(|lease| lease.is_told) || member.asks {
+            return false;
+        }
+        member.asks = true;
+        client.since = self.now;
+        let (seat, is_seated) = (member.seat, client.lease.is_some());
+        self.gangs.news.push_back(NodeEvent::Waits(id));
+        if is_seated && seat == Seat::Holding {
+            self.tell_seat(id);
+        }
+        is_seated || client_waits(self, id)
+    }
+
+    /// A member asks no more. True if its place stays: its gang's round needs it.
+    pub(crate) fn withdraw_in_gang(&mut self, id: ClientId) -> bool {
+        let Some(client) = self.clients.get_mut(&id) else { return false };
+        let Some(member) = client.member.as_mut().filter(|member| member.asks) else {
+            return client.member.as_ref().is_some_and(|member| member.seat != Seat::Out);
+        };
+        member.asks = false;
+        let stays = member.keeps() || client.lease.is_some();
+        self.gangs.news.push_back(NodeEvent::Idle(id));
+        stays
+    }
+
+    /// A member has given its lease back: while its round lasts, its gang has the GPUs still.
+    pub(crate) fn reseat(&mut self, id: ClientId, before: &Lease) {
+        let Some(member) = &self.clients[&id].member else { return };
+        self.gangs.news.push_back(NodeEvent::Idle(id));
+        if member.seat != Seat::Holding || before.recalled.is_some() {
+            return;
+        }
+        let mut lease = self.seat_lease(before.gpus.clone(), None);
+        lease.started = before.started;
+        lease.least = before.least;
+        lease.spent = before.spent;
+        lease.wanted = before.wanted;
+        self.install(id, lease);
+    }
+
+    /// The deadline of the gangs.
+    pub(crate) fn gang_deadline(&self) -> Option<Time> {
+        self.gangs.node.poll_deadline()
+    }
+
+    /// Does what follows from what has happened; true if something has to be planned again.
+    pub(crate) fn follow_gangs(&mut self) -> bool {
+        if self.gangs.node.poll_deadline().is_some_and(|at| at <= self.now) {
+            self.gangs.news.push_back(NodeEvent::Timer);
+        }
+        loop {
+            if let Some(event) = self.gangs.news.pop_front() {
+                self.gangs.node.handle(event, self.now);
+            } else if let Some(action) = self.gangs.node.poll_action() {
+                self.act_for_gang(action);
+            } else if self.dirty.all || !self.dirty.gpus.is_empty() {
+                return true;
+            } else if let Some(event) = self.reached() {
+                self.gangs.news.push_back(event);
+            } else {
+                return false;
+            }
+        }
+    }
+
+    /// What a gang has reached.
+    fn reached(&mut self) -> Option<NodeEvent> {
+        let (name, open) = self.gangs.open.iter().find_map(|(name, open)| {
+            let members = self.members_of(name);
+            let has = match open {
+                Open::Reachable => self.can_have(&members, Had::OrLent),
+                Open::Firm => false,
+                Open::Kept => self.can_have(&members, Had::Free),
+                Open::Freed => members.iter().all(|id| self.clients[id].lease.is_none()),
+            };
+            has.then(|| (name.clone(), *open))
+        })?;
+        self.gangs.open.remove(&name);
+        let members = self.members_of(&name);
+        Some(match open {
+            Open::Reachable | Open::Firm => {
+                self.gangs.open.insert(name.clone(), Open::Firm);
+                NodeEvent::Reachable(name)
+            }
+            Open::Kept => {
+                self.take_seats(&members);
+                NodeEvent::Kept(name)
+            }
+            Open::Freed => {
+                for id in members {
+                    self.seat(id, Seat::Out);
+                }
+                NodeEvent::Freed(name)
+            }
+        })
+    }
+
+    /// True if all GPUs are kept for members that their gang needs here.
+    fn can_have(&self, members: &[ClientId], had: Had) -> bool {
+        members.iter().all(|id| {
+            let client = &self.clients[id];
+            let Some(ticket) = client.waiting else { return false };
+            let is_there = |gpu: &Gpu| {
+                let state = &self.gpus[gpu.index()];
+                let lent = |holder: &ClientId| self.lease(*holder).passed.contains(&ticket);
+                let has = self.is_free(*gpu, client)
+                    || had == Had::OrLent
+                        && state.claimed.is_empty()
+                        && state.holders.iter().all(lent);
+                state.reserved == Some(ticket) && has
+            };
+            self.candidates(client).filter(is_there).count() == client.width as usize
+        })
+    }
+
+    /// Gives every member the lease that is kept for it, without telling anybody yet.
+    fn take_seats(&mut self, members: &[ClientId]) {
+        for id in members {
+            let client = &self.clients[id];
+            let ticket = client.waiting.expect("a member that keeps stands in line");
+            let kept = |gpu: &Gpu| self.gpus[gpu.index()].reserved == Some(ticket);
+            let gpus = match client.bound.is_empty() {
+                true => self.candidates(client).filter(kept).collect(),
+                false => client.bound.clone(),
+            };
+            for gpu in &gpus {
+                self.gpus[gpu.index()].reserved = None;
+            }
+            self.unqueue(*id);
+            let lease = self.seat_lease(gpus, Some(ticket));
+            self.install(*id, lease);
+            self.seat(*id, Seat::Kept);
+        }
+    }
+
+    fn seat_lease(&mut self, gpus: Vec<Gpu>, ticket: Option<Ticket>) -> Lease {
+        let epoch = self.next_epoch;
+        self.next_epoch = epoch.next();
+        self.dirty.gpus.extend(&gpus);
+        let mut lease = Lease::new(epoch, gpus, self.now);
+        lease.ticket = ticket;
+        lease.is_told = false;
+        lease
+    }
+
+    fn act_for_gang(&mut self, action: NodeAction) {
+        match action {
+            NodeAction::Send(report) => self.actions.push_back(Action::GangReport(report)),
+            NodeAction::Keep { gang, priority } => {
+                let priority = Priority::new(priority).unwrap_or_default();
+                for id in self.members_of(&gang) {
+                    self.inherit(id, priority);
+                    self.seat(id, Seat::Keeping);
+                    if self.clients[&id].waiting.is_none() {
+                        self.stand_in_line(id, None);
+                    }
+                    self.let_go(id);
+                }
+                self.gangs.open.insert(gang, Open::Reachable);
+            }
+            NodeAction::Firm(gang) => {
+                for id in self.members_of(&gang) {
+                    self.seat(id, Seat::Firm);
+                    self.mark(id);
+                }
+                self.gangs.open.insert(gang, Open::Kept);
+            }
+            NodeAction::Grant(gang) => {
+                for id in self.members_of(&gang) {
+                    self.seat(id, Seat::Holding);
+                    let now = self.now;
+                    let client = self.clients.get_mut(&id).expect("a member is known");
+                    let asks = client.member.as_ref().is_some_and(|member| member.asks);
+                    let Some(lease) = &mut client.lease else { continue };
+                    (lease.granted, lease.started, lease.wanted) = (now, now, false);
+                    self.dirty.gpus.extend(lease.gpus.iter().copied());
+                    if asks {
+                        self.tell_seat(id);
+                    }
+                }
+            }
+            NodeAction::Want(gang) => {
+                for id in self.members_of(&gang) {
+                    if self.clients[&id].lease.is_some() {
+                        self.tell_wanted(id);
+                    }
+                }
+            }
+            NodeAction::End(gang) => {
+                for id in self.members_of(&gang) {
+                    self.leave_seat(id);
+                }
+                self.gangs.open.insert(gang, Open::Freed);
+            }
+            NodeAction::Refuse { client, reason } => {
+                self.leave(client);
+                let reason = Refusal::Gang(reason);
+                self.actions.push_back(Action::Refused { client, reason });
+            }
+        }
+    }
+
+    /// Tells a member of the lease that it has had already.
+    fn tell_seat(&mut self, id: ClientId) {
+        let client = self.clients.get_mut(&id).expect("a member is known");
+        client.grants += 1;
+        client.waited += self.now.since(client.since);
+        client.since = self.now;
+        if let Some(member) = &mut client.member {
+            member.asks = false;
+        }
+        let gpus = client.lease.as_ref().map(|lease| lease.gpus.clone()).unwrap_or_default();
+        let is_ready = !self.memory.pages(id, &gpus);
+        let client = self.clients.get_mut(&id).expect("a member is known");
+        let lease = client.lease.as_mut().expect("the caller knows that it has a seat");
+        (lease.is_told, lease.is_ready, lease.progress) = (true, is_ready, self.now);
+        let (epoch, gpus, wanted) = (lease.epoch, lease.gpus.clone(), lease.wanted);
+        for gpu in &gpus {
+            self.gpus[gpu.index()].grants += 1;
+        }
+        self.actions.push_back(Action::Grant { client: id, epoch, gpus });
+        if wanted {
+            self.actions.push_back(Action::Wanted { client: id, epoch });
+        }
+        self.gangs.news.push_back(NodeEvent::Granted(id));
+    }
+
+    /// Ends the round for a member: what it holds is recalled, what is kept for it is let go.
+    fn leave_seat(&mut self, id: ClientId) {
+        self.seat(id, Seat::Ending);
+        let client = &self.clients[&id];
+        let member = client.member.as_ref().expect("the caller knows that it is a member");
+        let (asks, own) = (member.asks, member.priority);
+        match &client.lease {
+            Some(lease) if lease.is_told && lease.recalled.is_some() => {}
+            Some(lease) if lease.is_told => self.recall(id, Cause::Gang),
+            Some(lease) => {
+                let (epoch, ticket) = (lease.epoch, lease.ticket);
+                if asks {
+                    let waited = self.now.since(client.since);
+                    self.clients.get_mut(&id).expect("a member is known").waited += waited;
+                }
+                // What nobody was told of tells nothing about phases.
+                self.release(id, epoch, Some(Duration::ZERO));
+                if asks {
+                    self.stand_in_line(id, ticket);
+                }
+            }
+            None => {}
+        }
+        self.hold_back(id);
+        if !asks && client_waits(self, id) {
+            self.unqueue(id);
+        }
+        self.inherit(id, own);
+    }
+
+    /// A member waits with its gang's priority.
+    fn inherit(&mut self, id: ClientId, priority: Priority) {
+        let waits = client_waits(self, id);
+        if waits {
+            self.step_out(id);
+        }
+        self.clients.get_mut(&id).expect("a member is known").level.own = priority;
+        if waits {
+            self.step_in(id);
+        }
+    }
+
+    fn seat(&mut self, id: ClientId, seat: Seat) {
+        let client = self.clients.get_mut(&id).expect("a member is known");
+        if let Some(member) = &mut client.member {
+            member.seat = seat;
+        }
+    }
+
+    fn members_of(&self, gang: &GangName) -> Vec<ClientId> {
+        self.gangs.node.members(gang).collect()
+    }
+
+    /// A lease that somebody waits for, or whose time is over, is its gang's as a whole.
+    pub(crate) fn tell_gang(&mut self, id: ClientId, event: fn(GangName) -> NodeEvent) {
+        if let Some(member) = &self.clients[&id].member {
+            self.gangs.news.push_back(event(member.gang.clone()));
+        }
+    }
+
+    /// Members of the same gang that are bound to a GPU: they could never hold it at the same time.
+    pub(crate) fn siblings(&self, client: &crate::scheduler::Client, gpu: Gpu) -> usize {
+        let Some(member) = &client.member else { return 0 };
+        let bound = self.gpus[gpu.index()].bound.iter().filter_map(|id| self.clients.get(id));
+        bound.filter(|other| other.member.as_ref().is_some_and(|it| it.gang == member.gang)).count()
+    }
+}
+
+/// What of a gang's GPUs counts as there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Had {
+    Free,
+    OrLent,
+}
+
+fn client_waits(scheduler: &Scheduler, id: ClientId) -> bool {
+    scheduler.clients[&id].waiting.is_some()
+}
