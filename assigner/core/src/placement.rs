@@ -45,6 +45,12 @@ impl Scheduler {
             && state.holders.iter().all(|holder| shares(&self.clients[holder]))
     }
 
+    /// True if all that hold the GPU are of the policy that shares.
+    pub(crate) fn is_shared(&self, gpu: Gpu) -> bool {
+        let mut holders = self.gpus[gpu.index()].holders.iter();
+        holders.all(|holder| !self.policy_of(&self.clients[holder]).is_exclusive())
+    }
+
     /// The policy that a client is scheduled by: that of its queue.
     pub(crate) fn policy_of(&self, client: &Client) -> crate::config::Policy {
         self.queues.of(client.queue).policy

@@ -106,7 +106,9 @@ impl Scheduler {
         self.memory.dirty.extend(island);
         let before = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved.take());
         let before: BTreeSet<Ticket> = before.collect();
-        let fresh = island.iter().filter(|gpu| !self.is_stuck(**gpu)).count();
+        // One that shares a GPU can start beside a holder that does not stop.
+        let is_open = |gpu: &&Gpu| !self.is_stuck(**gpu) || self.is_shared(**gpu);
+        let fresh = island.iter().filter(is_open).count();
         let mut open = Open { fresh, lent: 0, tries: 0 };
         let mut ahead = Ahead::default();
         let mut given = Given::default();

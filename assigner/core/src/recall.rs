@@ -312,7 +312,7 @@ impl Scheduler {
         }
         let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
         let mut causes = kept.filter_map(|ticket| {
-            let waiter = &self.queue[&ticket];
+            let waiter = self.queue.get(&ticket)?; // it may have withdrawn at this very moment
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
             match self.claim(&who, holder, &[]) {

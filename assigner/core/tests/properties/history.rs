@@ -23,6 +23,8 @@ pub(crate) struct Setup {
     /// Priority, GPUs and clients at once of each queue.
     pub(crate) queues: Vec<(i32, Option<u32>, Option<u32>)>,
     pub(crate) half_life_ms: Option<u64>,
+    /// Bytes of the host for what leaves the GPUs.
+    pub(crate) budget: Option<u64>,
 }
 
 /// What a client says of itself.
@@ -34,6 +36,8 @@ pub(crate) struct Who {
     /// Position in [`Setup::tenants`] and [`Setup::queues`]; beyond them: nobody in particular.
     pub(crate) tenant: usize,
     pub(crate) queue: usize,
+    /// Memory that it may have on each GPU.
+    pub(crate) limit: Option<u64>,
 }
 
 impl Setup {
@@ -58,6 +62,8 @@ impl Setup {
         config.max_bypass_time = Duration::from_millis(500);
         config.estimator.start_count = 2;
         config.estimator.interval = 1;
+        config.memory.late = Duration::from_millis(100);
+        config.memory.host_budget = self.budget.unwrap_or(u64::MAX);
         let tenants = self.tenants.iter().enumerate().map(|(at, (guarantee, _, weight))| {
             let limit = self.quota(at).1;
             let guarantee = *guarantee;
@@ -113,10 +119,42 @@ pub(crate) enum What {
         gpu: u32,
         bytes: u64,
     },
+    /// Something with paged memory.
+    Memory(Deed),
     /// The caller waits for the deadline, if there is one.
     Timer,
     /// The assigner starts again; everybody has to join again.
     Restart,
+}
+
+/// What a client does with paged memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Deed {
+    Claim {
+        gpu: u32,
+        bytes: u64,
+    },
+    Unclaim {
+        gpu: u32,
+        bytes: u64,
+    },
+    /// It moves so much of what it was asked for.
+    Evict {
+        gpu: u32,
+        bytes: u64,
+    },
+    /// It cannot.
+    Fail {
+        gpu: u32,
+    },
+    Ready,
+    Pin {
+        gpu: u32,
+        movable: bool,
+    },
+    /// Its connection is lost.
+    Away,
+    Back,
 }
 
 pub(crate) fn setups() -> impl Strategy<Value = Setup> {
@@ -126,8 +164,10 @@ pub(crate) fn setups() -> impl Strategy<Value = Setup> {
         4 => Just(Policy::GpuAffinity),
     ];
     let backfill = prop_oneof![1 => Just(Backfill::Off), 3 => Just(Backfill::ByEstimate)];
-    (1..5u32, policy, backfill, 1..300u64, 0..4u32, tenancies()).prop_map(
-        |(gpus, policy, backfill, quantum_ms, max_bypass, (tenants, queues, half_life_ms))| {
+    let budget = prop::option::weighted(0.3, 0..500u64);
+    (1..5u32, policy, backfill, 1..300u64, 0..4u32, tenancies(), budget).prop_map(
+        |(gpus, policy, backfill, quantum_ms, max_bypass, tenancy, budget)| {
+            let (tenants, queues, half_life_ms) = tenancy;
             let mut left = gpus;
             let tenants = tenants.into_iter().map(|(guarantee, beyond, weight)| {
                 let guarantee = guarantee.min(left);
@@ -144,6 +184,7 @@ pub(crate) fn setups() -> impl Strategy<Value = Setup> {
                 tenants: tenants.collect(),
                 queues,
                 half_life_ms,
+                budget,
             }
         },
     )
@@ -191,8 +232,24 @@ fn whats() -> impl Strategy<Value = What> {
         15 => (0..5u32, bytes()).prop_map(|(gpu, bytes)| What::Room { gpu, bytes }),
         3 => (0..3usize).prop_map(|nth| What::RoomCancel { nth }),
         8 => (0..5u32, bytes()).prop_map(|(gpu, bytes)| What::RoomReturn { gpu, bytes }),
+        60 => deeds().prop_map(What::Memory),
         10 => Just(What::Timer),
         1 => Just(What::Restart),
+    ]
+}
+
+fn deeds() -> impl Strategy<Value = Deed> {
+    let gpu = || prop_oneof![4 => Just(0u32), 1 => 1..5u32];
+    let bytes = || prop_oneof![1..40u64, 40..110u64];
+    prop_oneof![
+        10 => (gpu(), bytes()).prop_map(|(gpu, bytes)| Deed::Claim { gpu, bytes }),
+        4 => (gpu(), bytes()).prop_map(|(gpu, bytes)| Deed::Unclaim { gpu, bytes }),
+        12 => (gpu(), bytes()).prop_map(|(gpu, bytes)| Deed::Evict { gpu, bytes }),
+        1 => gpu().prop_map(|gpu| Deed::Fail { gpu }),
+        8 => Just(Deed::Ready),
+        1 => (gpu(), any::<bool>()).prop_map(|(gpu, movable)| Deed::Pin { gpu, movable }),
+        1 => Just(Deed::Away),
+        2 => Just(Deed::Back),
     ]
 }
 
@@ -200,7 +257,15 @@ fn people() -> impl Strategy<Value = Who> {
     let eligible =
         prop::option::weighted(0.4, prop::collection::vec((0..5u32).prop_map(Gpu), 0..4));
     let priority = prop_oneof![3 => Just(0), 2 => -2..3i32, 1 => Just(100)];
-    (1..4u32, eligible, priority, 0..4usize, 0..3usize).prop_map(
-        |(gpus, eligible, priority, tenant, queue)| Who { gpus, eligible, priority, tenant, queue },
+    let limit = prop::option::weighted(0.2, 20..90u64);
+    (1..4u32, eligible, priority, 0..4usize, 0..3usize, limit).prop_map(
+        |(gpus, eligible, priority, tenant, queue, limit)| Who {
+            gpus,
+            eligible,
+            priority,
+            tenant,
+            queue,
+            limit,
+        },
     )
 }

@@ -5,6 +5,7 @@
 //! Failing histories are kept in `proptest-regressions/`.
 
 mod history;
+mod memory;
 mod world;
 
 use std::time::Duration;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use acb_core::*;
 
-use crate::history::{SLOTS, Setup, Step, What, Who};
+use crate::history::{Deed, SLOTS, Setup, Step, What, Who};
+use crate::memory::{Memory, Paged};
 
 /// How clients are numbered: the order of numbers must not matter.
 #[derive(Clone, Copy, Debug)]
@@ -17,35 +18,42 @@ pub(crate) enum Names {
 
 /// A client, as it sees itself.
 #[derive(Clone, Debug, Default)]
-struct Client {
+pub(crate) struct Client {
     id: u64,
-    present: bool,
+    pub(crate) present: bool,
     /// The assigner has started again, and the client has not joined the new one.
-    away: bool,
-    who: Who,
-    bound: Vec<Gpu>,
-    waiting: bool,
-    lease: Option<Lease>,
-    room: BTreeMap<Gpu, u64>,
+    pub(crate) away: bool,
+    pub(crate) who: Who,
+    pub(crate) bound: Vec<Gpu>,
+    pub(crate) waiting: bool,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) room: BTreeMap<Gpu, u64>,
+    pub(crate) memory: Memory,
     /// Requests for room without a final answer.
-    requests: BTreeMap<u64, (Gpu, u64)>,
-    next_seq: u64,
+    pub(crate) requests: BTreeMap<u64, (Gpu, u64)>,
+    pub(crate) next_seq: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Lease {
-    epoch: Epoch,
-    gpus: Vec<Gpu>,
+pub(crate) struct Lease {
+    pub(crate) epoch: Epoch,
+    pub(crate) gpus: Vec<Gpu>,
     granted: Time,
     wanted: bool,
     recalled: bool,
 }
 
 pub(crate) struct World {
-    setup: Setup,
+    pub(crate) setup: Setup,
     names: Names,
-    scheduler: Scheduler,
-    clients: Vec<Client>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) clients: Vec<Client>,
+    /// Claims that have not been answered.
+    pub(crate) claims: BTreeMap<(usize, u64), (Gpu, u64)>,
+    /// Who was asked by the latest event to move memory, and where.
+    pub(crate) evictions: Vec<(usize, Gpu)>,
+    /// Counts uses of GPUs.
+    uses: u64,
     now: Time,
     latest_epoch: Epoch,
     next_id: u64,
@@ -66,6 +74,9 @@ impl World {
             scheduler: Scheduler::new(setup.config(|tenant| tenant_name(names, tenant)))
                 .expect("the configuration is valid"),
             clients: vec![Client::default(); SLOTS],
+            claims: BTreeMap::new(),
+            evictions: Vec::new(),
+            uses: 0,
             now: Time(0),
             latest_epoch: Epoch(0),
             next_id: 0,
@@ -83,7 +94,17 @@ impl World {
         })
     }
 
-    fn slot(&self, client: ClientId) -> usize {
+    pub(crate) fn id(&self, slot: usize) -> ClientId {
+        self.name(self.clients[slot].id)
+    }
+
+    /// A client has just used its GPUs, or come to them.
+    fn use_gpus(&mut self, slot: usize) {
+        self.uses += 1;
+        self.clients[slot].memory.used = self.uses;
+    }
+
+    pub(crate) fn slot(&self, client: ClientId) -> usize {
         let named = |other: &Client| other.present && self.name(other.id) == client;
         self.clients.iter().position(named).expect("actions concern clients that are there")
     }
@@ -102,6 +123,10 @@ impl World {
             return self.step_away(slot, &step.what);
         }
         let client = self.name(self.clients[slot].id);
+        let deaf = self.clients[slot].memory.deaf;
+        if deaf && !matches!(step.what, What::Memory(_) | What::Leave) {
+            return;
+        }
         match &step.what {
             What::Join { who } if !self.clients[slot].present => self.join(slot, who),
             _ if !self.clients[slot].present => {}
@@ -135,6 +160,7 @@ impl World {
                 }
             }
             What::RoomReturn { gpu, bytes } => self.room_return(slot, Gpu(*gpu), *bytes),
+            What::Memory(deed) => self.deed(slot, deed),
             What::Timer | What::Restart => unreachable!("handled above"),
         }
     }
@@ -144,6 +170,12 @@ impl World {
         let id = self.name(self.clients[slot].id);
         match what {
             What::Release => self.clients[slot].lease = None,
+            What::Memory(Deed::Unclaim { gpu, bytes }) => {
+                if let Some(paged) = self.clients[slot].memory.gpus.get_mut(&Gpu(*gpu)) {
+                    paged.claimed = paged.claimed.saturating_sub(*bytes);
+                    paged.resident = paged.resident.min(paged.claimed);
+                }
+            }
             What::RoomReturn { gpu, bytes } => {
                 if let Some(room) = self.clients[slot].room.get_mut(&Gpu(*gpu)) {
                     *room = room.saturating_sub(*bytes);
@@ -164,7 +196,8 @@ impl World {
         client.away = false;
         let room = |gpu: &Gpu| {
             let fixed = client.room.get(gpu).copied().unwrap_or(0);
-            (*gpu, Room { fixed, ..Room::default() })
+            let Paged { claimed, resident, .. } = client.memory.of(*gpu);
+            (*gpu, Room { fixed, claimed, resident })
         };
         let held = Held {
             bound: client.bound.iter().map(room).collect(),
@@ -173,6 +206,7 @@ impl World {
         let who = client.who.clone();
         let spec = ClientSpec { held: Some(held), ..self.spec(&who) };
         let is_late = self.now >= self.settled;
+        self.use_gpus(slot);
         self.tell(Event::Join { client: id, spec });
         assert!(self.clients[slot].present || is_late, "what it held had to be kept for it");
     }
@@ -185,6 +219,7 @@ impl World {
             priority: Priority::new(who.priority).expect("drawn within the bounds"),
             tenant: if known { tenant_name(self.names, who.tenant) } else { String::new() },
             queue: self.setup.queue_name(who.queue),
+            memory_limit: who.limit,
             ..ClientSpec::default()
         }
     }
@@ -200,6 +235,7 @@ impl World {
 
     fn release(&mut self, slot: usize) {
         if let Some(lease) = self.clients[slot].lease.take() {
+            self.use_gpus(slot);
             let client = self.name(self.clients[slot].id);
             self.tell(Event::Release { client, epoch: lease.epoch, busy: None });
         }
@@ -242,6 +278,11 @@ impl World {
                 *client = Client::default();
             }
             client.away = client.present;
+            client.memory.deaf = false;
+            client.memory.forget_asked();
+            for paged in client.memory.gpus.values_mut() {
+                (paged.pinned, paged.failed) = (false, false); // it would say so again
+            }
             if let Some(lease) = &mut client.lease {
                 (lease.wanted, lease.recalled) = (false, false); // the new life says it again
             }
@@ -258,12 +299,13 @@ impl World {
         self.tell(Event::Timer);
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(crate) fn tell(&mut self, event: Event) {
         self.scheduler.handle(event.clone(), self.now);
         while let Some(action) = self.scheduler.poll_action() {
             self.obey(action);
         }
         self.judge_recalls();
+        self.judge_evictions();
         if let Err(error) = self.scheduler.sanity_check() {
             panic!("after {event:?} at {:?}: {error}", self.now);
         }
@@ -275,6 +317,9 @@ impl World {
             Action::Bound { client, gpus } => {
                 let slot = self.slot(client);
                 self.log.push(format!("{slot} bound {gpus:?}"));
+                if self.clients[slot].bound.is_empty() {
+                    self.use_gpus(slot);
+                }
                 let client = &mut self.clients[slot];
                 assert!(client.bound.is_empty() || client.bound == gpus, "bound for good");
                 check_gpus(client, &gpus);
@@ -311,7 +356,7 @@ impl World {
                 self.recalls.push((slot, client));
             }
             Action::Room { client, seq, verdict } => self.verdict(client, seq, verdict),
-            action => panic!("nobody pages here: {action:?}"),
+            action => self.obey_memory(action),
         }
     }
 
@@ -332,12 +377,19 @@ impl World {
         check_gpus(client, &gpus);
         assert!(client.bound.is_empty() || client.bound == gpus, "a lease covers all bound GPUs");
         client.waiting = false;
+        assert!(!client.memory.deaf, "only who can hear is granted a lease");
+        for paged in client.memory.gpus.values_mut() {
+            paged.failed = false;
+        }
         let granted = self.now;
         client.lease = Some(Lease { epoch, gpus, granted, wanted: false, recalled: false });
     }
 
     fn verdict(&mut self, client: ClientId, seq: u64, verdict: RoomVerdict) {
         let slot = self.slot(client);
+        if self.answer_claim(slot, seq, &verdict) {
+            return;
+        }
         let client = &mut self.clients[slot];
         let request = client.requests.get(&seq).copied();
         let (gpu, bytes) = request.expect("only open requests are answered");
@@ -346,13 +398,17 @@ impl World {
             RoomVerdict::Waiting { .. } => {}
             RoomVerdict::Denied(RoomDenied::NotBound) => assert!(!client.bound.contains(&gpu)),
             RoomVerdict::Denied(RoomDenied::ExceedsGpu { total, .. }) => assert!(*total > 100),
-            RoomVerdict::Denied(
-                other @ (RoomDenied::ExceedsLimit { .. }
-                | RoomDenied::OthersFixed { .. }
-                | RoomDenied::HostBudget { .. }),
-            ) => panic!("nobody pages here: {other}"),
+            RoomVerdict::Denied(RoomDenied::ExceedsLimit { total, limit }) => {
+                assert!(total > limit && Some(*limit) == client.who.limit);
+            }
+            RoomVerdict::Denied(RoomDenied::HostBudget { needed, .. }) => {
+                assert!(*needed > self.setup.budget.expect("there is one"));
+            }
+            RoomVerdict::Denied(RoomDenied::OthersFixed { .. }) => panic!("that is for claims"),
             RoomVerdict::Denied(RoomDenied::Deadlock) => {
-                assert!(client.room.values().any(|bytes| *bytes > 0), "others are left alone");
+                let fixed = client.room.values().any(|bytes| *bytes > 0);
+                let claimed = client.memory.gpus.values().any(|paged| paged.claimed > 0);
+                assert!(fixed || claimed, "others are left alone");
             }
         }
         if !matches!(verdict, RoomVerdict::Waiting { .. }) {
@@ -471,6 +527,7 @@ impl World {
                 *room.entry(*gpu).or_insert(0) += bytes.fixed;
             }
         }
+        self.compare_memory(&snapshot);
         for gpu in &snapshot.gpus {
             assert!(gpu.room <= gpu.memory, "no room is promised twice");
             assert!(gpu.room >= room.get(&gpu.gpu).copied().unwrap_or(0));
@@ -480,22 +537,41 @@ impl World {
         }
     }
 
-    /// Everybody releases what it holds and returns its room, until nobody waits.
+    /// Everybody moves what it is asked for, releases what it holds once it has had all of its memory there, and
+    /// returns its room, until nobody waits.
     pub(crate) fn calm_down(&mut self) {
         for slot in 0..SLOTS {
             if self.clients[slot].away {
                 self.come_back(slot);
             }
+            if self.clients[slot].memory.deaf {
+                self.deed(slot, &Deed::Back);
+            }
+            for gpu in 0..4 {
+                if self.clients[slot].present {
+                    self.deed(slot, &Deed::Pin { gpu, movable: true });
+                }
+            }
         }
         self.now = self.now.max(self.settled);
         self.tell(Event::Timer);
         for _ in 0..10 * SLOTS {
+            self.now = self.now.max(self.scheduler.poll_deadline().unwrap_or(self.now));
+            self.tell(Event::Timer);
             for slot in 0..SLOTS {
+                for gpu in self.clients[slot].bound.clone() {
+                    self.evict(slot, gpu, u64::MAX, Rest::Comes);
+                }
+                let waits = |lease: &Lease| !lease.recalled;
+                if self.lacks(slot) && self.clients[slot].lease.as_ref().is_some_and(waits) {
+                    continue; // for its memory
+                }
                 self.release(slot);
                 // Who waits for room is blocked; everybody else finishes and frees what it has.
                 if self.clients[slot].requests.is_empty() {
                     for gpu in self.clients[slot].bound.clone() {
                         self.room_return(slot, gpu, u64::MAX);
+                        self.unclaim(slot, gpu, u64::MAX);
                     }
                 }
             }
