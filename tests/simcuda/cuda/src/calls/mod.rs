@@ -49,8 +49,10 @@ mod link;
 mod memory;
 mod module;
 mod node;
+mod pool;
 mod replay;
 mod set;
+mod shape;
 mod stream;
 mod vmm;
 
@@ -72,6 +74,7 @@ pub(crate) mod all {
     pub(crate) use super::memory::*;
     pub(crate) use super::module::*;
     pub(crate) use super::node::*;
+    pub(crate) use super::pool::*;
     pub(crate) use super::replay::*;
     pub(crate) use super::set::*;
     pub(crate) use super::stream::*;
