@@ -72,6 +72,20 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             println!("done");
             Ok(())
         }
+        // Opens another process's memory: prints the last of 1000 words, and fills them.
+        "open-shared" => {
+            let mut handle = [0_u64; 8];
+            for (at, word) in handle.iter_mut().enumerate() {
+                *word = number(at)?;
+            }
+            let mut pointer = 0;
+            let opened = gpu.driver.cuIpcOpenMemHandle_v2(&raw mut pointer, handle, 1);
+            check(opened).map_err(call("open"))?;
+            println!("{}", gpu.read(pointer + 999 * 8, 1).map_err(call("read"))?[0]);
+            gpu.launch(0, "acb_fill", &[pointer, 1000, 6]).map_err(call("launch"))?;
+            gpu.synchronize().map_err(call("synchronize"))?;
+            check(gpu.driver.cuIpcCloseMemHandle(pointer)).map_err(call("close"))
+        }
         // Makes calls by name and prints the code of each.
         "calls" => {
             for name in rest {

@@ -146,6 +146,8 @@ functions! {
     cuArray3DGetDescriptor_v2(description: *mut c_void, array: Handle);
     cuArrayDestroy(array: Handle);
     cuIpcGetMemHandle(handle: *mut c_void, pointer: Address);
+    cuIpcOpenMemHandle_v2(pointer: *mut Address, handle: [u64; 8], flags: c_uint);
+    cuIpcCloseMemHandle(pointer: Address);
     cuMemAllocFromPoolAsync(pointer: *mut Address, bytes: usize, pool: Handle, stream: Handle);
     cuMemPoolCreate(pool: *mut Handle, properties: *const c_void);
     cuMemPoolDestroy(pool: Handle);

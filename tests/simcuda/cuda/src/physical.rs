@@ -3,9 +3,12 @@
 //! without memory, which is what programs get: to touch one is a fault.
 #![allow(unsafe_code)] // mmap
 
-use std::sync::Arc;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::code::{OUT_OF_MEMORY, Outcome};
+use crate::code::{INVALID_VALUE, OPERATING_SYSTEM, OUT_OF_MEMORY, Outcome};
 use crate::driver;
 
 /// A piece of a GPU's memory; counted as used until the last owner lets go.
@@ -13,6 +16,10 @@ pub(crate) struct Physical {
     base: *mut u8,
     length: usize,
     gpu: usize,
+    /// Another process's: it counts there.
+    foreign: bool,
+    /// The file behind it, once other processes may open it.
+    file: Mutex<Option<OwnedFd>>,
 }
 
 // SAFETY: the pages belong to the process; what threads do in them is ordered by
@@ -27,12 +34,58 @@ impl Physical {
         let driver = driver::get()?;
         driver.state.take(driver.charge, gpu, length as u64).map_err(|_| OUT_OF_MEMORY)?;
         match map(length, libc::PROT_READ | libc::PROT_WRITE) {
-            Some(base) => Ok(Arc::new(Physical { base: base as *mut u8, length, gpu })),
+            Some(base) => {
+                let (base, file) = (base as *mut u8, Mutex::new(None));
+                Ok(Arc::new(Physical { base, length, gpu, foreign: false, file }))
+            }
             None => {
                 driver.state.give_back(driver.charge, gpu, length as u64);
                 Err(OUT_OF_MEMORY)
             }
         }
+    }
+
+    /// Puts a file behind the memory, for other processes to open; its number. No
+    /// work may be under way in it.
+    pub(crate) fn share(&self) -> Outcome<RawFd> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*file {
+            return Ok(file.as_raw_fd());
+        }
+        // SAFETY: a name that ends; the descriptor is new, or negative.
+        let number = unsafe { libc::memfd_create(c"simcuda".as_ptr(), libc::MFD_CLOEXEC) };
+        if number < 0 {
+            return Err(OPERATING_SYSTEM);
+        }
+        // SAFETY: just made, and nobody else's.
+        let new = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+        // SAFETY: the pages are there, and nothing works in them.
+        let content = unsafe { std::slice::from_raw_parts(self.base.cast_const(), self.length) };
+        new.write_all_at(content, 0).map_err(|_| OPERATING_SYSTEM)?;
+        // SAFETY: in the place of pages that are this object's own.
+        let mapped = unsafe { map_file(&new, self.length, self.base.cast()) };
+        mapped.ok_or(OPERATING_SYSTEM)?;
+        Ok(file.insert(OwnedFd::from(new)).as_raw_fd())
+    }
+
+    /// Memory that another process shares under a number of its own.
+    pub(crate) fn import(
+        pid: u32,
+        number: RawFd,
+        length: usize,
+        gpu: usize,
+    ) -> Outcome<Arc<Physical>> {
+        let path = format!("/proc/{pid}/fd/{number}");
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|_| INVALID_VALUE)?;
+        if file.metadata().map_err(|_| INVALID_VALUE)?.len() != length as u64 {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: at an address of the system's choice.
+        let base = unsafe { map_file(&file, length, std::ptr::null_mut()) };
+        let base = base.ok_or(OUT_OF_MEMORY)?.cast();
+        let file = Mutex::new(Some(OwnedFd::from(file)));
+        Ok(Arc::new(Physical { base, length, gpu, foreign: true, file }))
     }
 
     /// The GPU that it is on.
@@ -55,7 +108,9 @@ impl Physical {
 impl Drop for Physical {
     fn drop(&mut self) {
         unmap(self.base as u64, self.length);
-        if let Ok(driver) = driver::get() {
+        if !self.foreign
+            && let Ok(driver) = driver::get()
+        {
             driver.state.give_back(driver.charge, self.gpu, self.length as u64);
         }
     }
@@ -107,6 +162,20 @@ pub(crate) fn host(length: usize) -> Option<u64> {
 pub(crate) fn unmap(address: u64, length: usize) {
     // SAFETY: the range came from `map`, and its owner gives it up.
     unsafe { libc::munmap(address as *mut libc::c_void, length) };
+}
+
+/// Maps a file's pages; at an address if one is given, instead of what is there.
+///
+/// # Safety
+/// The address is null, or that of as many pages of the caller's own.
+unsafe fn map_file(file: &File, length: usize, at: *mut libc::c_void) -> Option<*mut libc::c_void> {
+    let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller vouches for the address; the file is open.
+    let mapped = unsafe {
+        libc::mmap(at, length, protection, libc::MAP_SHARED | fixed, file.as_raw_fd(), 0)
+    };
+    (mapped != libc::MAP_FAILED).then_some(mapped)
 }
 
 fn map(length: usize, protection: libc::c_int) -> Option<u64> {

@@ -34,6 +34,8 @@ pub(crate) enum RegionKind {
     Reservation,
     /// A module's variable.
     Global,
+    /// Memory that another process shares.
+    Imported { context: Handle<Context> },
     /// An array, whose address programs are not told.
     Array,
 }

@@ -89,7 +89,8 @@ cases! {
         a_pool_keeps_what_it_may
         freed_memory_waits_for_its_stream
         pools_of_the_programs_own
-        only_plain_memory_is_shared;
+        only_plain_memory_is_shared
+        another_process_opens_it;
     capturing:
         what_is_captured_does_not_run
         events_lead_from_stream_to_stream

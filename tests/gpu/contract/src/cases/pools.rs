@@ -125,17 +125,41 @@ pub(super) fn pools_of_the_programs_own(path: &Path) -> Result<(), String> {
 
 pub(super) fn only_plain_memory_is_shared(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
-    let mut handle = [0_u8; 64];
+    let mut handle = [0_u64; 8];
     let a = gpu.alloc(4 << 20).map_err(why("allocate"))?;
-    let share = |handle: &mut [u8; 64], pointer| {
+    let share = |handle: &mut [u64; 8], pointer| {
         check(gpu.driver.cuIpcGetMemHandle(handle.as_mut_ptr().cast(), pointer))
     };
     same("plain memory", share(&mut handle, a), Ok(()))?;
-    same("something", handle.iter().any(|&byte| byte != 0), true)?;
+    same("something", handle.iter().any(|&word| word != 0), true)?;
     let unit = gpu.granularity().map_err(why("granularity"))?;
     let range = gpu.reserve(unit).map_err(why("reserve"))?;
     let memory = gpu.create(unit).map_err(why("create"))?;
     gpu.map(range, unit, memory).map_err(why("map"))?;
     gpu.open_up(range, unit).map_err(why("access"))?;
     any_of("mapped memory", share(&mut handle, range), &[code::INVALID_VALUE])
+}
+
+pub(super) fn another_process_opens_it(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let a = gpu.alloc(4 << 20).map_err(why("allocate"))?;
+    gpu.launch(0, "acb_fill", &[a, 1000, 5]).map_err(why("launch"))?;
+    let mut handle = [0_u64; 8];
+    let shared = gpu.driver.cuIpcGetMemHandle(handle.as_mut_ptr().cast(), a);
+    same("share", shared, 0)?;
+    gpu.synchronize().map_err(why("synchronize"))?;
+    // It reads the last word, and fills all with another seed.
+    let words = handle.map(|word| word.to_string());
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = std::process::Command::new(exe)
+        .arg("--driver")
+        .arg(path)
+        .args(["--act", "open-shared"])
+        .args(words)
+        .output()
+        .map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    same("it read", said, super::splitmix64(5 + 999).to_string())?;
+    let words = gpu.read(a, 1000).map_err(why("read"))?;
+    same("and wrote", (words[0], words[999]), (super::splitmix64(6), super::splitmix64(6 + 999)))
 }

@@ -439,7 +439,11 @@ fn destroy(driver: &Driver, tables: Locked<'_>, handle: Handle<Context>) {
         .space
         .regions()
         .filter(|(_, region)| {
-            matches!(region.kind, RegionKind::Allocation { context, .. } if context == handle)
+            matches!(
+                region.kind,
+                RegionKind::Allocation { context, .. } | RegionKind::Imported { context }
+                    if context == handle
+            )
         })
         .map(|(start, _)| start)
         .collect();

@@ -96,7 +96,10 @@ calls! {
                 tables.sweep_graph_memory();
                 Ok(())
             }
-            RegionKind::Reservation | RegionKind::Global | RegionKind::Array => Err(INVALID_VALUE),
+            RegionKind::Reservation
+            | RegionKind::Global
+            | RegionKind::Imported { .. }
+            | RegionKind::Array => Err(INVALID_VALUE),
         }
     }
 
@@ -364,7 +367,9 @@ unsafe fn pointer_attribute(
     let (start, length, context, kind, host) =
         if let Some((start, region)) = space.region_of(pointer) {
             let context = match region.kind {
-                RegionKind::Allocation { context, .. } => context.bits(),
+                RegionKind::Allocation { context, .. } | RegionKind::Imported { context } => {
+                    context.bits()
+                }
                 RegionKind::Pooled { .. }
                 | RegionKind::Graph { .. }
                 | RegionKind::Reservation
