@@ -106,12 +106,13 @@ const NCCL: &str = "NCCL_GRAPH_REGISTER";
 const ADDED: &str = "ACB_ADDED";
 
 /// Our own variables.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_DRIVER",
+    "ACB_NVML",
     "ACB_ON_FAILURE",
     "ACB_GRACE_MS",
     "ACB_STEP",
@@ -151,6 +152,9 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     set("ACB_GPUS", &gpus);
     if let Some(driver) = &spec.driver.cuda {
         set("ACB_DRIVER", &driver.display());
+    }
+    if let Some(nvml) = &spec.driver.nvml {
+        set("ACB_NVML", &nvml.display());
     }
     set("ACB_ON_FAILURE", &request.on_failure.unwrap_or(spec.on_failure));
     set("ACB_GRACE_MS", &spec.grace_ms);
@@ -290,7 +294,7 @@ mod tests {
     use acb_cluster_conf::{AcbOption, JobFacts, Key, SiteConfig};
     use proptest::prelude::*;
 
-    const SITE: &str = "[driver]\ncuda = \"/real/libcuda.so.1\"\n[environment]\nSITE = \"1\"\n";
+    const SITE: &str = "[driver]\ncuda = \"/real/libcuda.so.1\"\nnvml = \"/real/libnvidia-ml.so.1\"\n[environment]\nSITE = \"1\"\n";
     const PRELOAD: &str = "/usr/lib/acb/libcuda.so.1";
 
     fn spec(option: &str) -> JobSpec {
@@ -369,6 +373,7 @@ mod tests {
             ("ACB_SOCKET", "/run/acb/n1/7/client.sock"),
             ("ACB_GPUS", "2"),
             ("ACB_DRIVER", "/real/libcuda.so.1"),
+            ("ACB_NVML", "/real/libnvidia-ml.so.1"),
             ("ACB_ON_FAILURE", "open"),
             ("ACB_GRACE_MS", "10000"),
             ("ACB_STEP", "0"),
