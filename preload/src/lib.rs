@@ -26,7 +26,6 @@ mod lease;
 mod link;
 mod log;
 mod memory;
-mod nvml;
 mod pager;
 mod paths;
 mod process;

@@ -131,6 +131,14 @@ impl Ledger {
         books.context_bytes = context_bytes;
     }
 
+    /// Each context takes so much more than the assigner knows of; before the first one is made.
+    pub(crate) fn enlarge_contexts(&self, bytes: u64) {
+        let mut books = self.books();
+        if books.context_bytes > 0 {
+            books.context_bytes += bytes;
+        }
+    }
+
     /// There is no assigner any more: nothing is counted, nobody waits.
     pub(crate) fn stop(&self) {
         let mut books = self.books();

@@ -12,12 +12,12 @@
 use crate::link::{self, Connection, ContactError, LINK, Terms};
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
-use crate::pager::{PAGER, Rules};
+use crate::pager::{OVERHEAD, PAGER, Rules};
 use crate::paths::{self, When};
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
-use crate::{driver, environment, log, nvml, table};
+use crate::{driver, environment, log, table};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{BoundGpu, RefusedCode};
 use std::ffi::c_uint;
@@ -46,11 +46,6 @@ pub(crate) fn is_detached() -> bool {
         table::tell_detached();
     }
     detached
-}
-
-/// The same, for those who do not want it told.
-pub(crate) fn is_forked() -> bool {
-    DETACHED.load(Ordering::Relaxed)
 }
 
 /// cuInit.
@@ -208,8 +203,10 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
             compare: terms.compare,
             numa_nodes: gpus.iter().map(|gpu| gpu.numa_node).collect(),
         });
+        if PAGER.is_active() {
+            LEDGER.enlarge_contexts(OVERHEAD);
+        }
     }
-    nvml::bound(&bound);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| environment::on_exit(exiting));

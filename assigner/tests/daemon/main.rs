@@ -11,5 +11,4 @@ mod misbehaviour;
 mod multinode;
 mod nodes;
 mod restart;
-mod standing;
 mod support;

@@ -33,6 +33,10 @@ pub enum Class {
     Capture,
     /// Device memory comes and goes, and questions about it.
     Memory,
+    /// The program's own mapped memory.
+    Mapping,
+    /// Questions about addresses.
+    Query,
     /// Returns when the GPU has finished something.
     Wait,
     /// Work for the GPU.
@@ -95,6 +99,12 @@ macro_rules! class {
     };
     (memory) => {
         Class::Memory
+    };
+    (mapping) => {
+        Class::Mapping
+    };
+    (query) => {
+        Class::Query
     };
     (wait) => {
         Class::Wait

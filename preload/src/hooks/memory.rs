@@ -55,7 +55,7 @@ fn free(key: Key, call: impl FnOnce() -> CuResult) -> CuResult {
     result
 }
 
-fn rounded(bytes: u64) -> u64 {
+pub(super) fn rounded(bytes: u64) -> u64 {
     let unit = if bytes >= GRANULE / 2 { GRANULE } else { SMALL };
     bytes.checked_next_multiple_of(unit).unwrap_or(bytes)
 }
@@ -247,86 +247,6 @@ pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> C
     free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) })
 }
 
-// ---------------------------------------------------------------- physical memory
-
-/// The program's own virtual-memory calls: the handle is what takes memory.
-pub(crate) unsafe fn cuMemCreate(
-    handle: *mut u64,
-    size: usize,
-    prop: *const sys::CUmemAllocationProp,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    let call = || unsafe { real::cuMemCreate(handle, size, prop, flags) };
-    // SAFETY: NULL, or what the program gave as properties. The type of the location is read as a
-    // number, for it may be newer than its enum here.
-    let location = unsafe {
-        if prop.is_null() {
-            return call();
-        }
-        (&raw const (*prop).location).cast::<[c_int; 2]>().read()
-    };
-    let [kind, device] = location;
-    if kind != sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as c_int {
-        return call();
-    }
-    let Some(promise) = LEDGER.reserve("cuMemCreate", device, rounded(size as u64)) else {
-        return CuResult::OUT_OF_MEMORY;
-    };
-    let result = call();
-    if result.is_success() {
-        // SAFETY: the call succeeded, so the handle was written.
-        LEDGER.allocated(promise, Key::Physical(unsafe { handle.read() }), 0);
-    } else {
-        LEDGER.forget(promise);
-    }
-    result
-}
-
-/// Memory that is mapped, or has another handle, lives on after this.
-pub(crate) unsafe fn cuMemRelease(handle: u64) -> CuResult {
-    // SAFETY: the program's own argument.
-    let result = unsafe { real::cuMemRelease(handle) };
-    if result.is_success() {
-        LEDGER.dropped(handle);
-    }
-    result
-}
-
-pub(crate) unsafe fn cuMemRetainAllocationHandle(handle: *mut u64, addr: *mut c_void) -> CuResult {
-    // SAFETY: the program's own arguments.
-    let result = unsafe { real::cuMemRetainAllocationHandle(handle, addr) };
-    if result.is_success() {
-        // SAFETY: the call succeeded, so the handle was written.
-        LEDGER.shared(unsafe { handle.read() });
-    }
-    result
-}
-
-pub(crate) unsafe fn cuMemMap(
-    ptr: u64,
-    size: usize,
-    offset: usize,
-    handle: u64,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    let result = unsafe { real::cuMemMap(ptr, size, offset, handle, flags) };
-    if result.is_success() {
-        LEDGER.mapped(ptr, handle);
-    }
-    result
-}
-
-pub(crate) unsafe fn cuMemUnmap(ptr: u64, size: usize) -> CuResult {
-    // SAFETY: the program's own arguments.
-    let result = unsafe { real::cuMemUnmap(ptr, size) };
-    if result.is_success() {
-        LEDGER.unmapped(ptr, size as u64);
-    }
-    result
-}
-
 // ---------------------------------------------------------------- arrays
 
 pub(crate) unsafe fn cuArrayCreate(
@@ -448,27 +368,21 @@ fn array_bytes(extent: [usize; 3], format: c_uint, channels: c_uint, levels: c_u
 // ---------------------------------------------------------------- questions
 
 /// As if the client were alone on the GPU. Either pointer may be NULL.
-/// Free and total bytes as this client is to see them, on a device of which the driver says that it
-/// has `total`.
-pub(crate) fn shown(device: i32, total: usize) -> Option<(usize, usize)> {
-    let (free, all) = LEDGER.info(device)?;
-    // A limit is what the client can have at most, hence all there is.
-    let total = total.min(all as usize);
-    let free = free.saturating_sub(PAGER.used(device as u32)) as usize;
-    Some((free.min(total), total))
-}
-
 pub(crate) unsafe fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuResult {
     let (mut real_free, mut real_total) = (0usize, 0usize);
     // SAFETY: two places on this stack.
     let result = unsafe { real::cuMemGetInfo_v2(&raw mut real_free, &raw mut real_total) };
     if result.is_success() {
-        let own = current_device().and_then(|device| shown(device, real_total));
-        let (own_free, real_total) = own.unwrap_or((real_free, real_total));
+        let device = current_device();
+        let paged = device.map_or(0, |device| PAGER.used(device as u32));
+        let own = device.and_then(|device| LEDGER.info(device));
+        let own_free = own.map_or(real_free, |(free, _)| free.saturating_sub(paged) as usize);
+        // A limit is what the client can have at most, hence all there is.
+        let real_total = own.map_or(real_total, |(_, all)| real_total.min(all as usize));
         // SAFETY: NULL, or a place of the program.
         unsafe {
             if !free.is_null() {
-                free.write(own_free);
+                free.write(own_free.min(real_total));
             }
             if !total.is_null() {
                 total.write(real_total);

@@ -4,7 +4,9 @@
 
 pub(crate) mod capture;
 pub(crate) mod context;
+pub(crate) mod mapping;
 pub(crate) mod memory;
+pub(crate) mod query;
 pub(crate) mod resolve;
 pub(crate) mod stream;
 pub(crate) mod submit;

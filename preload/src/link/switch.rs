@@ -30,7 +30,7 @@ impl Switch {
         let now = Instant::now();
         self.granted = Some(now);
         if LINK.open_if_filled(lease) {
-            watch.granted(now);
+            watch.granted(now, Duration::ZERO);
             self.ready(lease.epoch(), now);
         }
     }
@@ -38,7 +38,7 @@ impl Switch {
     /// A call at the gate has taken the grant and opened the gate.
     pub(super) fn taken(&mut self, epoch: Epoch, at: Instant, watch: &mut Watch) {
         self.granted = Some(at);
-        watch.granted(at);
+        watch.granted(at, Duration::ZERO);
         self.ready(epoch, at);
     }
 
@@ -53,8 +53,10 @@ impl Switch {
             }
             let epoch = lease.epoch();
             drop(lease);
-            watch.granted(Instant::now());
-            self.ready(epoch, Instant::now());
+            let now = Instant::now();
+            let since = self.granted.map_or(Duration::ZERO, |since| now - since);
+            watch.granted(now, since);
+            self.ready(epoch, now);
         }
         again
     }

@@ -20,6 +20,10 @@ const LONGEST: Duration = Duration::from_millis(1);
 /// the gate, one of them may be what the GPU waits for, and the gate opens for a moment.
 const STUCK: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(500);
+/// How long a call that has heard the bell may take to come in.
+const STARVED: Duration = Duration::from_secs(1);
+/// Idleness must last for such a part of what the switch to this lease took: the next one may take as long.
+const SWITCH_PART: u32 = 20;
 /// How often a gate that is open for a capture is looked at.
 const CAPTURE: Duration = Duration::from_millis(1);
 /// Counters are sent no more often than this.
@@ -42,6 +46,8 @@ pub(super) struct Watch {
     /// The GPU was seen at work since the grant.
     seen_busy: bool,
     granted_at: Option<Instant>,
+    /// How long it took to bring memory in for this lease.
+    switch: Duration,
     counters: Counters,
 }
 
@@ -68,15 +74,18 @@ impl Watch {
             told_stuck: false,
             seen_busy: false,
             granted_at: None,
+            switch: Duration::ZERO,
             counters: Counters::default(),
         }
     }
 
-    pub(super) fn granted(&mut self, at: Instant) {
+    /// The gate has opened; `switch`: after so long in which memory came in.
+    pub(super) fn granted(&mut self, at: Instant, switch: Duration) {
         *self = Watch {
             inspector: std::mem::take(&mut self.inspector),
             counters: std::mem::take(&mut self.counters),
             granted_at: Some(at),
+            switch,
             ..Watch::new(self.idle)
         };
     }
@@ -108,6 +117,13 @@ impl Watch {
             return self.close_after_moment();
         }
         let gate = LINK.gate.snapshot();
+        // Calls that stood at the gate have heard the bell and are on their way in: on a busy machine that can take longer than
+        // it takes to count as idle, and to give the lease back now would cost the whole switch.
+        let fresh = self.granted_at.is_some_and(|at| at.elapsed() < STARVED);
+        if fresh && LINK.waiting.load(Ordering::SeqCst) > 0 {
+            self.quiet_since = None;
+            return Some(self.longer_pause());
+        }
         if gate.inside > 0 || self.seen.is_none_or(|seen| seen.come != gate.come) {
             self.seen = Some(gate);
             self.quiet_since = None;
@@ -125,7 +141,7 @@ impl Watch {
             }
             None => *self.quiet_since.insert(now),
         };
-        let left = self.idle.saturating_sub(since.elapsed());
+        let left = self.idle.max(self.switch / SWITCH_PART).saturating_sub(since.elapsed());
         if !left.is_zero() {
             return Some(left);
         }

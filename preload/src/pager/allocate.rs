@@ -142,18 +142,23 @@ impl Pager {
                 self.changed.notify_all();
                 return Ok(());
             }
-            let deadline = Instant::now() + PATIENCE;
-            let handle = loop {
-                match self.make(*id) {
-                    Err(CuResult::OUT_OF_MEMORY) if Instant::now() < deadline => {
-                        std::thread::sleep(PAUSE);
-                    }
-                    made => break made?,
-                }
-            };
+            let handle = self.make_patiently(*id)?;
             self.books().table.end_in(*id, handle, true);
         }
         Ok(())
+    }
+
+    /// With room in hand, but on a GPU that others may fill.
+    pub(super) fn make_patiently(&self, id: ChunkId) -> Answer<u64> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.make(id) {
+                Err(CuResult::OUT_OF_MEMORY) if Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
+                made => return made,
+            }
+        }
     }
 
     /// Gives up chunks that this thread was making; nobody else has touched them.
@@ -173,7 +178,7 @@ impl Pager {
     }
 
     /// True: credit is taken. False: the gate has closed.
-    fn wait_for_credit(&self, id: ChunkId) -> bool {
+    pub(super) fn wait_for_credit(&self, id: ChunkId) -> bool {
         let mut books = self.books();
         loop {
             let metered = books.metered;
@@ -221,7 +226,7 @@ impl Pager {
     }
 
     /// Frees a chunk, waiting until nobody else moves it. Never called by the link thread for a chunk that it moves.
-    fn dispose_chunk(&self, id: ChunkId) {
+    pub(super) fn dispose_chunk(&self, id: ChunkId) {
         let mut books = self.books();
         while books.table.hold(id).is_none() {
             if books.table.chunk(id).is_none() || books.ended {

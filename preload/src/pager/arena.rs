@@ -21,6 +21,9 @@ use std::time::Duration;
 /// After a failure it is tried again no sooner.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// As many as are compared at a time.
+const SCRATCH_CHUNKS: u64 = 4;
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ArenaState {
     /// What the assigner has said.
@@ -123,7 +126,10 @@ impl Books {
             let (address, bytes) = (region.address, region.bytes);
             return Some(Task::Repin { id, address, bytes, carrier });
         }
-        let wanted = self.arena.wanted.max(self.arena.demanded).next_multiple_of(GRANULE);
+        // Chunks that are compared are copied a second time.
+        let scratch = if self.rules.compare { SCRATCH_CHUNKS * self.rules.chunk_bytes } else { 0 };
+        let wanted = (self.arena.wanted + scratch).max(self.arena.demanded);
+        let wanted = wanted.next_multiple_of(GRANULE);
         let total = self.table.places.total();
         // Pinning needs a context; before there is one nothing is paged out either.
         if total < wanted && carrier.is_some() && !self.arena.exhausted {
@@ -131,7 +137,9 @@ impl Books {
             let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
             return Some(Task::Grow { bytes, carrier, node });
         }
-        let (id, region) = self.table.places.retire(wanted)?;
+        // A program that allocates and frees in turns shall not pin each time.
+        let slack = if wanted == 0 { 0 } else { (wanted / 8).max(2 * self.rules.chunk_bytes) };
+        let (id, region) = self.table.places.retire(wanted + slack)?;
         let (address, bytes) = (region.address, region.bytes);
         Some(Task::Shrink { id, address, bytes, carrier, pinned: region.pinned.is_some() })
     }

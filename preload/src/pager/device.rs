@@ -4,7 +4,7 @@
 //! Copies and events belong to the calling thread's current context; the rest to the process.
 #![allow(unsafe_code)] // FFI: calls to the driver with addresses and handles that the pager keeps.
 
-use super::table::Grant;
+use super::table::{Grant, Mapping};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::{c_int, c_void};
@@ -128,6 +128,71 @@ pub(crate) fn open(address: u64, bytes: u64, grants: &[Grant]) -> Answer<()> {
         )
     };
     answer(result, ())
+}
+
+/// Addresses through which a chunk's content can be copied: its own, or others for the time of the copy.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub(crate) address: u64,
+    after: After,
+}
+
+#[derive(Debug)]
+enum After {
+    Nothing,
+    /// Mapped for the copy alone.
+    Unmap(u64),
+    /// Opened to its own device for the copy alone: what the program had granted.
+    Restore(u64, Vec<Grant>),
+}
+
+impl Window {
+    /// To a chunk with these mappings.
+    pub(crate) fn to(device: u32, bytes: u64, handle: u64, mappings: &[Mapping]) -> Answer<Self> {
+        let own = read_write(device);
+        let whole =
+            || mappings.iter().filter(|mapping| mapping.offset == 0 && mapping.bytes == bytes);
+        let is_open = |mapping: &&Mapping| mapping.access.as_ref().is_none_or(|a| a.contains(&own));
+        if let Some(mapping) = whole().find(is_open) {
+            return Ok(Window { address: mapping.address, after: After::Nothing });
+        }
+        let Some(mapping) = whole().next() else { return Window::scratch(device, bytes, handle) };
+        open(mapping.address, mapping.bytes, &[own])?;
+        let (kind, id, _) = own;
+        let mut grants = mapping.access.clone().unwrap_or_default();
+        if !grants.iter().any(|(k, i, _)| (*k, *i) == (kind, id)) {
+            grants.push((kind, id, 0));
+        }
+        Ok(Window { address: mapping.address, after: After::Restore(bytes, grants) })
+    }
+
+    /// To a chunk that is mapped nowhere.
+    pub(crate) fn scratch(device: u32, bytes: u64, handle: u64) -> Answer<Self> {
+        let address = reserve(bytes)?;
+        let mapped = map(address, bytes, 0, handle).and_then(|()| {
+            open(address, bytes, &[read_write(device)]).inspect_err(|_| {
+                let _ = unmap(address, bytes);
+            })
+        });
+        mapped.inspect_err(|_| {
+            let _ = free_addresses(address, bytes);
+        })?;
+        Ok(Window { address, after: After::Unmap(bytes) })
+    }
+
+    /// The copy is done.
+    pub(crate) fn close(self) {
+        match self.after {
+            After::Nothing => {}
+            After::Unmap(bytes) => {
+                let _ = unmap(self.address, bytes);
+                let _ = free_addresses(self.address, bytes);
+            }
+            After::Restore(bytes, grants) => {
+                let _ = open(self.address, bytes, &grants);
+            }
+        }
+    }
 }
 
 // ---------------------------------------------------------------- streams, events, copies

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 
 /// Results that one pass can have: chunks of 80 GB in pieces of 2 MiB.
 const SLOTS: u64 = 48 << 10;
+/// What the kernel and its results take on a GPU, in each context; asked for with the context's own room.
+pub(crate) const OVERHEAD: u64 = 2 << 20;
 /// What the kernel is tried with.
 const TRIAL_WORDS: u64 = 8 << 10;
 const SEED: u64 = 0xACB0_0001;

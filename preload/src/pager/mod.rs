@@ -23,13 +23,16 @@ mod device;
 mod frees;
 mod hashing;
 mod holes;
+mod mapped;
 mod mover;
+mod names;
 mod places;
 mod ranges;
 mod report;
 mod table;
 
 pub(crate) use frees::Freed;
+pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;
 pub(crate) use ranges::GRANULE;
 
@@ -43,6 +46,8 @@ use claims::Claims;
 use contexts::{Carrier, Contexts};
 use frees::Frees;
 use hashing::Hashers;
+use names::Names;
+use places::Extent;
 use ranges::Ranges;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -75,6 +80,7 @@ struct Books {
     ended: bool,
     table: Table,
     ranges: Ranges,
+    names: Names,
     contexts: Contexts,
     claims: Claims,
     frees: Frees,
@@ -92,6 +98,18 @@ pub(crate) struct Moved {
     pub(crate) pin_ns: u64,
     /// Chunks whose hash was that of the host copy although they differed.
     pub(crate) lies: u64,
+}
+
+/// An allocation, as questions about it are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Described {
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    pub(crate) device: u32,
+    /// 0: of no context.
+    pub(crate) context: usize,
+    /// Of no other allocation, now or later.
+    pub(crate) number: u64,
 }
 
 /// Why the gate is to be opened.
@@ -113,6 +131,7 @@ impl Pager {
                 ended: false,
                 table: Table::new(),
                 ranges: Ranges::new(),
+                names: Names::new(),
                 contexts: Contexts::new(),
                 claims: Claims::new(),
                 frees: Frees::new(),
@@ -342,6 +361,29 @@ impl Pager {
         }
     }
 
+    /// Whether a device is one whose memory is paged.
+    pub(crate) fn has_device(&self, device: i32) -> bool {
+        self.is_active()
+            && u32::try_from(device).is_ok_and(|device| device < self.books().devices())
+    }
+
+    /// What is known of an address; `None`: it is none of the pager's.
+    pub(crate) fn describe(&self, address: u64) -> Option<Described> {
+        if !self.is_active() {
+            return None;
+        }
+        let books = self.books();
+        if let Some((start, allocation, range)) = books.ranges.find(address) {
+            let context = books.contexts.handle(range.context).unwrap_or(0);
+            let (bytes, device) = (allocation.requested, range.device);
+            return Some(Described { start, bytes, device, context, number: allocation.number });
+        }
+        let placed = books.names.at(address)?;
+        let device = books.table.chunk(placed.chunk)?.device;
+        let (start, bytes, number) = (placed.address, placed.bytes, placed.name);
+        Some(Described { start, bytes, device, context: 0, number })
+    }
+
     pub(crate) fn moved(&self) -> Moved {
         if self.is_active() { self.books().moved } else { Moved::default() }
     }
@@ -358,6 +400,12 @@ impl Pager {
 impl Books {
     fn devices(&self) -> u32 {
         self.table.accounts.len() as u32
+    }
+
+    /// Where extents lie in this process.
+    fn pieces(&self, extents: &[Extent]) -> Vec<(usize, u64)> {
+        let places = &self.table.places;
+        extents.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
     }
 
     fn trust(&self) -> Trust {

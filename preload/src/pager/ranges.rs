@@ -35,6 +35,8 @@ pub(crate) struct Allocation {
     pub(crate) range: u64,
     /// What the program asked for.
     pub(crate) requested: u64,
+    /// Of no other allocation.
+    pub(crate) number: u64,
     /// What its place takes.
     pub(crate) bytes: u64,
 }
@@ -53,18 +55,26 @@ pub(crate) struct Ranges {
     allocations: BTreeMap<u64, Allocation>,
     /// Shared ranges by device and context, in the order in which they were made.
     shared: BTreeMap<(u32, u64), Vec<u64>>,
+    made: u64,
 }
 
 impl Ranges {
     pub(crate) const fn new() -> Self {
-        Ranges { ranges: BTreeMap::new(), allocations: BTreeMap::new(), shared: BTreeMap::new() }
+        Ranges {
+            ranges: BTreeMap::new(),
+            allocations: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            made: 0,
+        }
     }
 
     /// A range for one allocation.
     pub(crate) fn add_whole(&mut self, start: u64, range: NewRange, requested: u64) {
         let bytes = range.bytes;
         self.ranges.insert(start, range.into_range(None));
-        self.allocations.insert(start, Allocation { range: start, requested, bytes });
+        self.made += 1;
+        let number = self.made;
+        self.allocations.insert(start, Allocation { range: start, requested, number, bytes });
     }
 
     /// A range that many share.
@@ -89,7 +99,10 @@ impl Ranges {
             let holes = self.ranges.get_mut(start).and_then(|range| range.shared.as_mut());
             if let Some(at) = holes.and_then(|holes| holes.take(bytes)) {
                 let address = start + at;
-                self.allocations.insert(address, Allocation { range: *start, requested, bytes });
+                self.made += 1;
+                let number = self.made;
+                let allocation = Allocation { range: *start, requested, number, bytes };
+                self.allocations.insert(address, allocation);
                 return Some(address);
             }
         }

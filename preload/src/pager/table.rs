@@ -92,8 +92,17 @@ impl Chunk {
         self.host.as_ref().is_some_and(|host| host.whole && host.hash.is_some())
     }
 
-    pub(crate) fn address(&self) -> u64 {
-        self.mappings.first().map_or(0, |mapping| mapping.address)
+    /// Where its content lies on the host; empty: nowhere.
+    pub(crate) fn content(&self) -> Vec<Extent> {
+        self.host.as_ref().filter(|host| host.whole).map_or(Vec::new(), |h| h.extents.clone())
+    }
+
+    /// Where its own device reaches all of it.
+    pub(crate) fn address(&self) -> Option<u64> {
+        let own = super::device::read_write(self.device);
+        let whole = self.mappings.iter().filter(|m| m.offset == 0 && m.bytes == self.bytes);
+        let mut open = whole.filter(|m| m.access.as_ref().is_none_or(|a| a.contains(&own)));
+        open.next().map(|mapping| mapping.address)
     }
 
     pub(crate) fn has_copy(&self) -> bool {
@@ -283,9 +292,7 @@ impl Table {
         self.change(id, |chunk| {
             chunk.state = State::Moving;
             chunk.taken = true;
-            let host = chunk.host.as_ref().filter(|host| host.whole);
-            let from = host.map_or(Vec::new(), |host| host.extents.clone());
-            Inward { id, bytes, mappings: chunk.mappings.clone(), from }
+            Inward { id, bytes, mappings: chunk.mappings.clone(), from: chunk.content() }
         })
     }
 
@@ -357,7 +364,7 @@ impl Table {
     /// which the host has a hash to compare with come first. Their number, then the chunks.
     pub(crate) fn begin_hashing(&mut self, device: u32, most: usize) -> (usize, Vec<ChunkId>) {
         let chunks = self.movable(device).filter(|(_, chunk)| {
-            self.is_touched(chunk) && self.hash_of(chunk).is_none() && !chunk.mappings.is_empty()
+            self.is_touched(chunk) && self.hash_of(chunk).is_none() && chunk.address().is_some()
         });
         let mut chunks: Vec<(bool, ChunkId)> =
             chunks.map(|(id, chunk)| (!chunk.is_comparable(), *id)).collect();

@@ -23,11 +23,15 @@ fn start(words: &str) -> Play {
 }
 
 fn start_in(lab: Lab, words: &str) -> Play {
+    start_with(lab, words, paged_welcome())
+}
+
+fn start_with(lab: Lab, words: &str, welcome: Welcome) -> Play {
     let assigner = Assigner::listen(&lab.socket());
     let client = lab.start(&format!("paged {words}"));
     let mut peer = assigner.accept();
     peer.hello();
-    peer.say(Say::Welcome(paged_welcome()));
+    peer.say(Say::Welcome(welcome));
     assert!(matches!(peer.hear(), Hear::Bind(_)));
     peer.say(Say::Bound(Bound { gpus: vec![gpu()] }));
     Play { lab, assigner, client, peer }
@@ -390,4 +394,130 @@ fn with_the_pager_off_memory_is_plain() {
     play.turn(1, 0);
     play.client.tell("on");
     play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+#[test]
+fn what_has_the_hash_of_its_host_copy_is_not_copied() {
+    for compare in [false, true] {
+        let lab = Lab::on_software_gpu("");
+        let words = "a48 w0:1 . c0:1 . c0:1 .";
+        let mut play = start_with(lab, words, Welcome { compare, ..paged_welcome() });
+        play.claim(48 * MIB);
+        play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
+        play.turn(1, 48 * MIB);
+        // The kernel is loaded before the arena is made.
+        let scratch = if compare { 4 * 16 * MIB } else { 0 };
+        play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB + scratch);
+        play.take_back(1);
+        play.evict(48 * MIB);
+        play.evicted(48 * MIB);
+        // Read, but not changed, under a lease.
+        play.client.tell("on");
+        play.turn(2, 48 * MIB);
+        play.take_back(2);
+        play.evict(48 * MIB);
+        play.evicted(48 * MIB);
+        let moves = play.peer.wait_for_moves(|moves| moves.clean > 0);
+        assert_eq!((moves.paged_out, moves.clean), (48 * MIB, 48 * MIB), "compare: {compare}");
+        play.client.tell("on");
+        play.turn(3, 48 * MIB);
+        play.client.tell("on");
+        let ended = play.client.end().succeeded();
+        assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    }
+}
+
+#[test]
+fn a_programs_own_mappings_come_and_go_with_their_content() {
+    let mut play = start("m32 w0:1 a2 w1:2 . c0:1 c1:2 u0 n0 c0:1 x0 .");
+    play.claim(32 * MIB);
+    // The first write waits at the gate; the next claim comes when it has passed.
+    play.turn(1, 32 * MIB);
+    play.claim(2 * MIB);
+    play.credit(2 * MIB);
+    play.take_back(1);
+    play.evict(34 * MIB);
+    play.evicted(34 * MIB);
+    play.client.tell("on");
+    assert_eq!(play.turn(2, 34 * MIB).bytes_in, 34 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (32 * MIB, 32 * MIB));
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("unmapped=0").prints("released=0");
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
+}
+
+#[test]
+fn memory_that_is_mapped_nowhere_keeps_its_content_and_its_bytes() {
+    let mut play = start("m32 w0:1 u0 . n0 c0:1 q0 x0 .");
+    play.claim(32 * MIB);
+    play.turn(1, 32 * MIB);
+    play.take_back(1);
+    play.evict(32 * MIB);
+    play.evicted(32 * MIB);
+    play.client.tell("on");
+    play.turn(2, 32 * MIB);
+    play.returned();
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("read=0 wrong=0")
+        .prints("size=33554432 kind=2 device=0 same=true");
+}
+
+#[test]
+fn questions_about_absent_and_small_memory_are_answered() {
+    let mut play = start("a40 q0 a3k q1 .");
+    play.claim(40 * MIB);
+    play.claim(2 * MIB);
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("size=41943040 kind=2 device=0 same=true")
+        .prints("size=3072 kind=2 device=0 same=true");
+}
+
+#[test]
+fn memory_freed_in_a_capture_goes_when_it_ends() {
+    let mut play = start("a40 w0:1 [ f0 ] .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    let out = ended.stdout();
+    assert!(out.find("free=0") < out.find("captured=0"), "{}", ended.text());
+}
+
+#[test]
+fn a_gpu_that_is_full_of_others_is_waited_for() {
+    let lab = Lab::on_software_gpu("[[fault]]\nkind = \"map_fails\"\nat = 2\ntimes = 3\n");
+    let mut play = start_in(lab, "a48 w0:1 c0:1 .");
+    play.claim(48 * MIB);
+    play.turn(1, 48 * MIB);
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("read=0 wrong=0")
+        .says("programs outside of slurm-acb may hold its memory");
+}
+
+#[test]
+fn a_destroyed_context_takes_its_memory_along() {
+    let mut play = start("a40 w0:1 a4 w1:2 ! .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    play.claim(4 * MIB);
+    play.credit(4 * MIB);
+    let mut back = (0, 0);
+    while back != (44 * MIB, 44 * MIB) {
+        let returned = play.returned();
+        back = (back.0 + returned.bytes, back.1 + returned.resident);
+    }
+    play.client.tell("on");
+    play.client.end().succeeded().prints("destroyed=0");
 }

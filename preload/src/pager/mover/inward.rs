@@ -4,11 +4,14 @@
 
 use super::{Progress, Retry, Station, has_space};
 use crate::link::LINK;
-use crate::log::warning;
+use crate::log::{info, warning};
+use crate::pager::allocate::unmake;
+use crate::pager::device::Window;
 use crate::pager::table::{ChunkId, Inward};
 use crate::pager::{PAGER, device};
 use acb_cuda_abi::CuResult;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Chunks mapped before the socket is looked at again.
 const AT_ONCE: usize = 8;
@@ -24,6 +27,7 @@ struct Flight {
     bytes: u64,
     handle: u64,
     event: usize,
+    window: Window,
 }
 
 impl Inbound {
@@ -56,6 +60,7 @@ impl Inbound {
                 warning!("copying memory back to the GPU failed: {}", device::name(result));
             }
             station.done_with(flight.event);
+            flight.window.close();
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
             books.table.end_in(flight.id, flight.handle, open);
@@ -97,7 +102,7 @@ impl Inbound {
                 return Progress::Waiting;
             }
             if retry.told {
-                warning!("there is room on GPU {device} now");
+                info!("there is room on GPU {device} now");
             }
             retry.succeeded();
         }
@@ -117,19 +122,25 @@ impl Inbound {
             PAGER.changed.notify_all();
             return Ok(());
         }
-        match self.copy(inward, station) {
+        let device = PAGER.books().table.chunk(inward.id).map_or(0, |chunk| chunk.device);
+        let window = Window::to(device, inward.bytes, handle, &inward.mappings)
+            .inspect_err(|_| unmake(&inward.mappings, handle))
+            .map_err(|result| ("cuMemSetAccess", result))?;
+        match self.copy(inward, window.address, station) {
             Ok(event) => {
                 self.flights.push_back(Flight {
                     id: inward.id,
                     bytes: inward.bytes,
                     handle,
                     event,
+                    window,
                 });
                 self.bytes += inward.bytes;
                 Ok(())
             }
             // The program will see its own error; it must not wait for content that cannot come.
             Err(result) if device::is_lost(result) => {
+                window.close();
                 PAGER.books().table.end_in(inward.id, handle, true);
                 PAGER.changed.notify_all();
                 Ok(())
@@ -137,19 +148,15 @@ impl Inbound {
             Err(result) => {
                 // Parts of it may be under way.
                 device::drain(station.inward());
-                crate::pager::allocate::unmake(&inward.mappings, handle);
+                window.close();
+                unmake(&inward.mappings, handle);
                 Err(("cuMemcpyHtoDAsync", result))
             }
         }
     }
 
-    fn copy(&self, inward: &Inward, station: &mut Station) -> device::Answer<usize> {
-        let address = inward.mappings.first().map_or(0, |mapping| mapping.address);
-        let pieces: Vec<(usize, u64)> = {
-            let books = PAGER.books();
-            let places = &books.table.places;
-            inward.from.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
-        };
+    fn copy(&self, inward: &Inward, address: u64, station: &mut Station) -> device::Answer<usize> {
+        let pieces = PAGER.books().pieces(&inward.from);
         let mut to = address;
         for (from, bytes) in pieces {
             device::copy_in(to, from, bytes, station.inward())?;
@@ -161,7 +168,13 @@ impl Inbound {
 
 /// Says once what the program waits for.
 fn tell(retry: &mut Retry, device: u32, call: &str, result: CuResult, bytes: u64) {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let again = TOLD.swap(true, Ordering::Relaxed);
     if std::mem::replace(&mut retry.told, true) {
+        return;
+    }
+    if again {
+        info!("{call} on GPU {device} failed again ({}); trying again", device::name(result));
         return;
     }
     warning!(

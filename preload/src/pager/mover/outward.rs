@@ -6,6 +6,7 @@
 use super::{Progress, Retry, Station, has_space, unmake};
 use crate::link::LINK;
 use crate::log::{error, info, warning};
+use crate::pager::device::Window;
 use crate::pager::hashing::Hasher;
 use crate::pager::places::Extent;
 use crate::pager::table::{ChunkId, NotOut, Outward, Way};
@@ -37,6 +38,7 @@ pub(super) struct Outbound {
 struct Flight {
     outward: Outward,
     event: usize,
+    window: Window,
     /// To be compared with what lies there: a scratch copy was made.
     compare: Option<(Vec<Extent>, Vec<Extent>)>,
 }
@@ -191,7 +193,8 @@ impl Outbound {
             let mut failed = false;
             for slot in pass.launched..to {
                 let id = pass.chunks[slot];
-                let place = PAGER.books().table.chunk(id).map(|c| (c.address(), c.bytes));
+                let place =
+                    PAGER.books().table.chunk(id).and_then(|c| Some((c.address()?, c.bytes)));
                 let Some((address, bytes)) = place else { continue };
                 let launched = pass.hasher.launch(slot as u64, address, bytes, station.hashing());
                 failed |= launched.is_err();
@@ -233,13 +236,12 @@ impl Outbound {
             Way::Drop => (Vec::new(), None),
         };
         match self.copy(&outward, &extents, station) {
-            Ok(event) => {
+            Ok((event, window)) => {
                 self.bytes += outward.bytes;
-                self.flights.push_back(Flight { outward, event, compare });
+                self.flights.push_back(Flight { outward, event, window, compare });
                 Ok(())
             }
             Err(result) => {
-                device::drain(station.outward());
                 let mut books = PAGER.books();
                 if let Some((_, scratch)) = compare {
                     books.table.places.give(&scratch);
@@ -254,18 +256,28 @@ impl Outbound {
         outward: &Outward,
         extents: &[Extent],
         station: &mut Station,
-    ) -> device::Answer<usize> {
-        let pieces: Vec<(usize, u64)> = {
+    ) -> device::Answer<(usize, Window)> {
+        let (device, pieces) = {
             let books = PAGER.books();
-            let places = &books.table.places;
-            extents.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
+            let device = books.table.chunk(outward.id).map_or(0, |chunk| chunk.device);
+            (device, books.pieces(extents))
         };
-        let mut from = outward.mappings.first().map_or(0, |mapping| mapping.address);
+        let window = Window::to(device, outward.bytes, outward.handle, &outward.mappings)?;
+        let mut from = window.address;
+        let mut copied = Ok(());
         for (to, bytes) in pieces {
-            device::copy_out(to, from, bytes, station.outward())?;
+            copied = copied.and_then(|()| device::copy_out(to, from, bytes, station.outward()));
             from += bytes;
         }
-        station.mark(station.outward())
+        match copied.and_then(|()| station.mark(station.outward())) {
+            Ok(event) => Ok((event, window)),
+            Err(result) => {
+                // Parts of it may be under way.
+                device::drain(station.outward());
+                window.close();
+                Err(result)
+            }
+        }
     }
 
     // ------------------------------------------------------------ ending
@@ -282,8 +294,9 @@ impl Outbound {
             let Some(flight) = self.flights.pop_front() else { break };
             self.bytes -= flight.outward.bytes;
             station.done_with(flight.event);
+            flight.window.close();
             match come {
-                Ok(_) => self.land(flight, station),
+                Ok(_) => self.land(flight.outward, flight.compare, station),
                 Err(result) => {
                     self.failures += 1;
                     let settled = {
@@ -330,8 +343,12 @@ impl Outbound {
         PAGER.changed.notify_all();
     }
 
-    fn land(&mut self, flight: Flight, station: &mut Station) {
-        let Flight { outward, compare, .. } = flight;
+    fn land(
+        &mut self,
+        outward: Outward,
+        compare: Option<(Vec<Extent>, Vec<Extent>)>,
+        station: &mut Station,
+    ) {
         if let Some((copy, scratch)) = compare {
             let alike = PAGER.are_alike(&copy, &scratch);
             PAGER.books().table.places.give(&scratch);
@@ -452,14 +469,10 @@ impl Books {
 
 impl crate::pager::Pager {
     fn are_alike(&self, a: &[Extent], b: &[Extent]) -> bool {
-        let pieces = {
+        let (a, b) = {
             let books = self.books();
-            let bytes = |extents: &[Extent]| -> Vec<(usize, u64)> {
-                let places = &books.table.places;
-                extents.iter().filter_map(|e| Some((places.address(e)?, e.bytes))).collect()
-            };
-            (bytes(a), bytes(b))
+            (books.pieces(a), books.pieces(b))
         };
-        device::are_alike(&pieces.0, &pieces.1)
+        device::are_alike(&a, &b)
     }
 }

@@ -1,0 +1,300 @@
+//! The program's own mapped memory (cuMemCreate, cuMemMap and their kin), on its own threads.
+//!
+//! Owns: what these calls do to chunks. Does not own: names and where they are mapped (`names`), moving (`mover`).
+//!
+//! Memory that is mapped nowhere cannot be touched and need not be on the GPU: a new object gets physical memory when it is
+//! first mapped under a lease, or with the next one.
+
+use super::allocate::unmake;
+use super::device::{self, Answer};
+use super::names::{Left, Placed, Properties};
+use super::ranges::GRANULE;
+use super::table::{ChunkId, Grant, Mapping, State};
+use super::{Books, Pager};
+use crate::link::LINK;
+use crate::log::warning;
+use crate::memory::size;
+use acb_cuda_abi::CuResult;
+use std::sync::MutexGuard;
+
+impl Pager {
+    /// cuMemCreate: a name.
+    pub(crate) fn create(&self, device: u32, bytes: u64, properties: Properties) -> Answer<u64> {
+        self.reap();
+        if let Err(reason) = self.claim(device, bytes) {
+            warning!(
+                "cuMemCreate: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
+                size(bytes)
+            );
+            return Err(CuResult::OUT_OF_MEMORY);
+        }
+        let mut books = self.books();
+        let chunk = books.table.add(device, bytes, Vec::new(), State::Absent);
+        Ok(books.names.add(chunk, bytes, properties))
+    }
+
+    /// Whether a handle is one of ours.
+    pub(crate) fn has_name(&self, name: u64) -> bool {
+        self.is_active() && self.books().names.get(name).is_some()
+    }
+
+    pub(crate) fn properties(&self, name: u64) -> Option<Properties> {
+        self.books().names.get(name).map(|object| object.properties)
+    }
+
+    /// cuMemRelease; `None`: no name of ours.
+    pub(crate) fn release_name(&self, name: u64) -> Option<CuResult> {
+        if !self.is_active() {
+            return None;
+        }
+        let left = self.books().names.release(name)?;
+        self.settle(left);
+        Some(CuResult::SUCCESS)
+    }
+
+    /// cuMemRetainAllocationHandle; `None`: no address of ours.
+    pub(crate) fn retain(&self, address: u64) -> Option<Answer<u64>> {
+        if !self.is_active() {
+            return None;
+        }
+        let mut books = self.books();
+        if let Some(placed) = books.names.at(address) {
+            books.names.retain(placed.name);
+            return Some(Ok(placed.name));
+        }
+        // Not made by cuMemCreate, as far as the program knows.
+        books.ranges.find(address).map(|_| Err(CuResult::INVALID_VALUE))
+    }
+
+    /// cuMemMap of a name.
+    pub(crate) fn map(&self, address: u64, bytes: u64, offset: u64, name: u64) -> CuResult {
+        let chunk = {
+            let books = self.books();
+            let Some(object) = books.names.get(name) else { return CuResult::INVALID_VALUE };
+            let fits = offset.checked_add(bytes).is_some_and(|end| end <= object.bytes);
+            let aligned = address != 0 && address.is_multiple_of(GRANULE);
+            if !fits || !aligned || bytes == 0 || !books.names.is_free(address, bytes) {
+                return CuResult::INVALID_VALUE;
+            }
+            object.chunk
+        };
+        let mapping = Mapping { address, bytes, offset, access: Some(Vec::new()) };
+        loop {
+            let (mut books, state) = match self.hold(chunk) {
+                Some(held) => held,
+                None => return CuResult::INVALID_VALUE,
+            };
+            if state == State::Resident {
+                let handle = books.table.chunk(chunk).map_or(0, |chunk| chunk.handle);
+                drop(books);
+                let mapped = device::map(address, bytes, offset, handle);
+                let mut books = self.books();
+                if mapped.is_ok() {
+                    books.add_mapping(chunk, mapping, name);
+                }
+                books.table.release(chunk, State::Resident);
+                self.changed.notify_all();
+                return mapped.err().unwrap_or(CuResult::SUCCESS);
+            }
+            books.table.release(chunk, State::Absent);
+            self.changed.notify_all();
+            if !LINK.gate.snapshot().open {
+                // It opens under this mutex, and then waits for what is absent.
+                books.add_mapping(chunk, mapping, name);
+                return CuResult::SUCCESS;
+            }
+            drop(books);
+            if LINK.gate.enter() {
+                let brought = self.bring_unmapped(chunk);
+                LINK.gate.leave();
+                if let Err(result) = brought {
+                    return result;
+                }
+            }
+        }
+    }
+
+    /// Physical memory for a chunk that is mapped nowhere, with its content, inside the gate. It may not come: then the gate has
+    /// closed.
+    fn bring_unmapped(&self, chunk: ChunkId) -> Answer<()> {
+        let Some((books, state)) = self.hold(chunk) else { return Err(CuResult::INVALID_VALUE) };
+        drop(books);
+        if state == State::Resident || !self.wait_for_credit(chunk) {
+            self.books().table.release(chunk, state);
+            self.changed.notify_all();
+            return Ok(());
+        }
+        let outcome = self.make_patiently(chunk).and_then(|handle| {
+            self.fill_unmapped(chunk, handle).inspect_err(|_| unmake(&[], handle))?;
+            Ok(handle)
+        });
+        let mut books = self.books();
+        match outcome {
+            Ok(handle) => books.table.end_in(chunk, handle, true),
+            Err(_) => books.table.fail_in(chunk),
+        }
+        self.changed.notify_all();
+        outcome.map(|_| ())
+    }
+
+    /// Copies the content in through addresses of our own.
+    fn fill_unmapped(&self, chunk: ChunkId, handle: u64) -> Answer<()> {
+        let (device, bytes, pieces) = {
+            let books = self.books();
+            let Some(state) = books.table.chunk(chunk) else { return Ok(()) };
+            (state.device, state.bytes, books.pieces(&state.content()))
+        };
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let window = device::Window::scratch(device, bytes, handle)?;
+        let stream = device::stream()?;
+        let mut copied = Ok(());
+        let mut to = window.address;
+        for (from, bytes) in pieces {
+            copied = copied.and_then(|()| device::copy_in(to, from, bytes, stream));
+            to += bytes;
+        }
+        device::drain(stream);
+        device::destroy_stream(stream);
+        window.close();
+        copied
+    }
+
+    /// cuMemUnmap of a range; `None`: nothing there is ours. The driver's own mappings in it are its business: `rest`.
+    pub(crate) fn unmap(
+        &self,
+        address: u64,
+        bytes: u64,
+        rest: impl Fn(u64, u64) -> CuResult,
+    ) -> Option<CuResult> {
+        let (ours, gaps) = self.in_range(address, bytes)?;
+        for placed in ours {
+            let Some((books, state)) = self.hold(placed.chunk) else { continue };
+            drop(books);
+            if state == State::Resident
+                && let Err(result) = device::unmap(placed.address, placed.bytes)
+            {
+                self.books().table.release(placed.chunk, state);
+                self.changed.notify_all();
+                return Some(result);
+            }
+            let mut books = self.books();
+            books.table.change(placed.chunk, |chunk| {
+                chunk.mappings.retain(|mapping| mapping.address != placed.address);
+            });
+            books.table.release(placed.chunk, state);
+            let left = books.names.displace(placed.address);
+            self.changed.notify_all();
+            drop(books);
+            self.settle(left);
+        }
+        Some(each(gaps, rest))
+    }
+
+    /// cuMemSetAccess of a range; `None`: nothing there is ours.
+    pub(crate) fn set_access(
+        &self,
+        address: u64,
+        bytes: u64,
+        grants: &[Grant],
+        rest: impl Fn(u64, u64) -> CuResult,
+    ) -> Option<CuResult> {
+        let (ours, gaps) = self.in_range(address, bytes)?;
+        for placed in ours {
+            let Some((books, state)) = self.hold(placed.chunk) else { continue };
+            drop(books);
+            let opened = match state {
+                State::Resident => device::open(placed.address, placed.bytes, grants),
+                _ => Ok(()),
+            };
+            let mut books = self.books();
+            if opened.is_ok() {
+                books.table.change(placed.chunk, |chunk| {
+                    let mapping = chunk.mappings.iter_mut().find(|m| m.address == placed.address);
+                    if let Some(mapping) = mapping {
+                        merge(mapping.access.get_or_insert_default(), grants);
+                    }
+                });
+            }
+            books.table.release(placed.chunk, state);
+            self.changed.notify_all();
+            if let Err(result) = opened {
+                return Some(result);
+            }
+        }
+        Some(each(gaps, rest))
+    }
+
+    /// cuMemGetAccess; `None`: not ours.
+    pub(crate) fn access(&self, address: u64, kind: u32, id: i32) -> Option<u32> {
+        if !self.is_active() {
+            return None;
+        }
+        let books = self.books();
+        let placed = books.names.at(address)?;
+        let mapping = books.table.chunk(placed.chunk)?.mappings.iter();
+        let mapping = mapping.into_iter().find(|m| m.address == placed.address)?;
+        let granted = mapping.access.as_ref()?.iter().find(|(k, i, _)| (*k, *i) == (kind, id));
+        Some(granted.map_or(0, |(_, _, flags)| *flags))
+    }
+
+    /// Whether the program has memory of ours mapped in a range.
+    pub(crate) fn has_mapped(&self, address: u64, bytes: u64) -> bool {
+        self.is_active() && !self.books().names.is_free(address, bytes)
+    }
+
+    fn in_range(&self, address: u64, bytes: u64) -> Option<(Vec<Placed>, Vec<(u64, u64)>)> {
+        if !self.is_active() {
+            return None;
+        }
+        let books = self.books();
+        let ours: Vec<Placed> = books.names.within(address, bytes).collect();
+        (!ours.is_empty()).then(|| (ours, books.names.gaps(address, bytes)))
+    }
+
+    /// Takes a chunk from everyone else, waiting for it; `None`: it is gone.
+    fn hold(&self, chunk: ChunkId) -> Option<(MutexGuard<'_, Books>, State)> {
+        let mut books = self.books();
+        loop {
+            if let Some(state) = books.table.hold(chunk) {
+                return Some((books, state));
+            }
+            if books.table.chunk(chunk).is_none() || books.ended {
+                return None;
+            }
+            books = self.wait(books);
+        }
+    }
+
+    /// Frees memory of which nothing is left.
+    fn settle(&self, left: Left) {
+        if let Left::Nothing(chunk) = left {
+            self.dispose_chunk(chunk);
+            self.books().say();
+        }
+    }
+}
+
+impl Books {
+    fn add_mapping(&mut self, chunk: ChunkId, mapping: Mapping, name: u64) {
+        self.names.place(mapping.address, mapping.bytes, name);
+        self.table.change(chunk, |chunk| chunk.mappings.push(mapping));
+    }
+}
+
+/// The driver's part of a range, piece by piece.
+fn each(gaps: Vec<(u64, u64)>, call: impl Fn(u64, u64) -> CuResult) -> CuResult {
+    let results = gaps.into_iter().map(|(address, bytes)| call(address, bytes));
+    results.fold(CuResult::SUCCESS, |sum, result| if sum.is_success() { result } else { sum })
+}
+
+/// Later grants to a location replace earlier ones.
+fn merge(access: &mut Vec<Grant>, grants: &[Grant]) {
+    for (kind, id, flags) in grants {
+        match access.iter_mut().find(|(k, i, _)| (k, i) == (kind, id)) {
+            Some(known) => known.2 = *flags,
+            None => access.push((*kind, *id, *flags)),
+        }
+    }
+}
