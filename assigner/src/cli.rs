@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use acb_cluster_conf::{QueueRule, TenantRule};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -117,6 +118,17 @@ pub struct Start {
     /// How device memory is shared.
     #[command(flatten)]
     pub paging: Paging,
+    /// How often smaller requests may go before the first of the queue
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub max_bypass: u32,
+    /// For how long they may, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub max_bypass_s: u32,
+    /// Who shares the GPUs with whom.
+    #[command(flatten)]
+    pub sharing: Sharing,
     /// The driver's libnvidia-ml.so.1, if it is not in the usual places
     #[arg(long, value_name = "PATH", env = "ACB_NVML", hide_env_values = true)]
     pub nvml: Option<PathBuf>,
@@ -170,6 +182,26 @@ impl Paging {
     }
 }
 
+/// Tenants, queues and fair share.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tenants and queues (keys as in the cluster file)")]
+pub struct Sharing {
+    /// A queue: NAME[,priority=N][,policy=P][,max_gpus=N][,max_clients=N]; again for each
+    #[arg(long, value_name = "QUEUE", value_parser = crate::tenancy::queue)]
+    pub queue: Vec<QueueRule>,
+    /// A tenant: NAME[,share=PART][,max_gpus=N][,weight=N]; again for each
+    #[arg(long, value_name = "TENANT", value_parser = crate::tenancy::tenant)]
+    pub tenant: Vec<TenantRule>,
+    /// After so many seconds, used GPU time counts half; 0: who came first goes first
+    #[arg(long, value_name = "SECONDS", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(..=31_536_000))]
+    pub fair_share_half_life_s: u32,
+    /// GPU time that who comes back is owed at most, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub fair_share_credit_s: u32,
+}
+
 /// ACB's estimator of phase times.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Phase times (they decide what may be backfilled)")]
@@ -197,25 +229,28 @@ pub struct PhaseEstimator {
 /// ACB's estimator of peak memory, and its threshold of residency.
 #[derive(Clone, Debug, Args)]
 #[command(
-    next_help_heading = "Memory (accepted as in ACB, without effect: room is counted, not estimated)"
+    next_help_heading = "Memory of programs without a limit (it decides which of them gpu-sharing puts together)"
 )]
 pub struct MemoryEstimator {
-    /// No effect
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    /// Phases of a client before its memory is estimated; until then what it has counts
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub mem_est_start_count: u32,
-    /// No effect
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    /// Phases between two estimates
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub mem_est_interval: u32,
-    /// No effect
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    /// Latest phases that the estimate looks at
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub mem_est_data_max_len: u32,
-    /// No effect
+    /// Percentile of the latest phases that is usual, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = share)]
     pub mem_est_percentile: f64,
-    /// No effect
-    #[arg(long, value_name = "R", default_value_t = 1.1)]
+    /// The usual is taken so many times
+    #[arg(long, value_name = "R", default_value_t = 1.1, value_parser = ratio)]
     pub mem_est_fixed_ratio: f64,
-    /// No effect
+    /// The smaller or the larger of that and the largest of the latest phases
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = SelectStrategy::Min)]
     pub mem_est_select_strategy: SelectStrategy,
     /// No effect: a client stays on the GPUs that it was bound to
@@ -342,6 +377,11 @@ fn part(text: &str) -> Result<f64, String> {
         Ok(share) if (0.001..1.0).contains(&share) => Ok(share),
         _ => Err("not a number from 0.001 to below 1".to_owned()),
     }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if ratio.is_finite() && ratio > 0.0 { Ok(ratio) } else { Err("not above 0".to_owned()) }
 }
 
 fn share(text: &str) -> Result<f64, String> {

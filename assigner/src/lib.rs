@@ -5,7 +5,7 @@
 //!
 //! | modules | are |
 //! | --- | --- |
-//! | [`cli`], [`selection`], [`settings`] | what a daemon is told |
+//! | [`cli`], [`selection`], [`settings`], [`tenancy`] | what a daemon is told |
 //! | [`start`], [`control`], [`remote`], [`table`], [`json`] | the commands |
 //! | [`supervise`], [`sockets`], [`pidfile`], [`worker`] | the daemon's processes |
 //! | [`broker`], [`clients`], [`channel`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
@@ -46,5 +46,6 @@ pub mod statistics;
 pub mod supervise;
 pub mod sys;
 pub mod table;
+pub mod tenancy;
 pub mod tls;
 pub mod worker;

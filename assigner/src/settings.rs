@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use acb_cluster_conf::SOCKET_PATH_MAX;
 use acb_cluster_conf::{JobSpec, Key, LoadError, Multinode, OnFailure, Role as HostRole};
-use acb_core::{EstimatorConfig, Policy};
+use acb_core::{EstimatorConfig, PeakConfig, Policy, Select};
 
 use crate::cli::{Place, Start};
 use crate::inventory::Wanted;
+use crate::tenancy::{Tenancy, TenancyError};
 
 /// ACB's address.
 pub const DEFAULT_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -71,6 +72,10 @@ pub struct Scheduling {
     pub max_bypass_time: Duration,
     /// Phase times.
     pub estimator: EstimatorConfig,
+    /// Peak memory.
+    pub peaks: PeakConfig,
+    /// Who shares the GPUs with whom.
+    pub tenancy: Tenancy,
 }
 
 /// What clients are told, and what is held against them.
@@ -232,6 +237,9 @@ pub enum SettingsError {
         /// Its length.
         length: usize,
     },
+    /// Tenants and queues that make no sense.
+    #[error("{0}")]
+    Tenancy(#[from] TenancyError),
     /// The spec is another user's.
     #[error("the spec is for uid {wanted}, but this process runs as uid {own}")]
     NotTheJobsUser {
@@ -321,7 +329,6 @@ impl Settings {
             (None, None) => return Err(SettingsError::NoHome),
         };
         let estimator = &start.estimator;
-        let defaults = acb_cluster_conf::SchedulerConfig::default();
         let failure = acb_cluster_conf::Failure::default();
         Settings {
             node,
@@ -341,8 +348,26 @@ impl Settings {
             scheduling: Scheduling {
                 policy: start.scheduler.into(),
                 quantum: Duration::from_millis(start.quantum_ms),
-                max_bypass: defaults.max_bypass,
-                max_bypass_time: Duration::from_secs(defaults.max_bypass_s.into()),
+                peaks: PeakConfig {
+                    start_count: start.memory.mem_est_start_count,
+                    latest_count: start.memory.mem_est_data_max_len,
+                    interval: start.memory.mem_est_interval,
+                    percentile: start.memory.mem_est_percentile,
+                    ratio: start.memory.mem_est_fixed_ratio,
+                    select: match start.memory.mem_est_select_strategy {
+                        crate::cli::SelectStrategy::Min => Select::Min,
+                        crate::cli::SelectStrategy::Max => Select::Max,
+                    },
+                },
+                max_bypass: start.max_bypass,
+                max_bypass_time: Duration::from_secs(start.max_bypass_s.into()),
+                tenancy: Tenancy {
+                    queues: start.sharing.queue.clone(),
+                    tenants: start.sharing.tenant.clone(),
+                    half_life: Duration::from_secs(start.sharing.fair_share_half_life_s.into()),
+                    credit: Duration::from_secs(start.sharing.fair_share_credit_s.into()),
+                }
+                .checked()?,
                 estimator: EstimatorConfig {
                     start_count: estimator.exe_est_start_count,
                     latest_count: estimator.exe_est_latest_count,
@@ -402,6 +427,14 @@ impl Settings {
                 max_bypass: spec.max_bypass,
                 max_bypass_time: Duration::from_secs(spec.max_bypass_s.into()),
                 estimator: EstimatorConfig::default(),
+                peaks: PeakConfig::default(),
+                tenancy: Tenancy {
+                    queues: spec.queues.clone(),
+                    tenants: spec.tenants.clone(),
+                    half_life: Duration::from_secs(spec.fair_share_half_life_s.into()),
+                    credit: Duration::from_secs(spec.fair_share_credit_s.into()),
+                }
+                .checked()?,
             },
             client: ClientTerms {
                 idle_us: spec.idle_us,
@@ -448,7 +481,7 @@ impl Settings {
     }
 }
 
-fn policy(policy: acb_cluster_conf::Policy) -> Policy {
+pub(crate) fn policy(policy: acb_cluster_conf::Policy) -> Policy {
     match policy {
         acb_cluster_conf::Policy::Simple => Policy::Simple,
         acb_cluster_conf::Policy::GpuSharing => Policy::GpuSharing,

@@ -22,6 +22,7 @@ mod policy;
 mod site;
 mod size;
 mod spec;
+mod tenancy;
 mod values;
 
 pub use diagnostics::{ConfigError, Located, Problem, Style, nearest};
@@ -38,4 +39,5 @@ pub use site::{
 };
 pub use size::{ByteSize, NoSize, SIZE_GRAMMAR};
 pub use spec::{JobFacts, JobSpec, PlanError, SpecError};
+pub use tenancy::{Name, NameProblem, Priority, PriorityProblem, QueueRule, Share, TenantRule};
 pub use values::{AbsolutePath, Environment, PathProblem, VariableProblem};

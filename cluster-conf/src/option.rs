@@ -12,6 +12,7 @@ use std::num::NonZeroU32;
 use crate::diagnostics::nearest;
 use crate::policy::{OnFailure, Policy};
 use crate::site::SiteConfig;
+use crate::tenancy::{Name, Priority, QueueRule, TenantRule};
 
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,12 @@ pub struct Request {
     pub on_failure: Option<OnFailure>,
     /// Whether programs that open the driver by a path are led to the interposer.
     pub audit: Option<bool>,
+    /// Which of the clients in a queue go first.
+    pub priority: Option<Priority>,
+    /// The queue in which they wait.
+    pub queue: Option<Name>,
+    /// Whose quota and share they count for.
+    pub tenant: Option<Name>,
 }
 
 /// Longest quantum: a day.
@@ -76,6 +83,24 @@ const KEYS: &[OptionKey] = &[
         allowed: "on or off",
         read: |text, request| on_or_off(text).map(|audit| request.audit = Some(audit)),
         show: |request| request.audit.map(|audit| if audit { "on" } else { "off" }.to_owned()),
+    },
+    OptionKey {
+        name: "prio",
+        allowed: "a number from -100 to 100, or latency, interactive, normal or batch",
+        read: |text, request| text.parse().ok().map(|priority| request.priority = Some(priority)),
+        show: |request| request.priority.map(|priority| priority.to_string()),
+    },
+    OptionKey {
+        name: "queue",
+        allowed: "the name of a [[queue]] of the cluster file",
+        read: |text, request| Name::new(text).ok().map(|name| request.queue = Some(name)),
+        show: |request| request.queue.as_ref().map(Name::to_string),
+    },
+    OptionKey {
+        name: "tenant",
+        allowed: "the name of a [[tenant]] of the cluster file; any name, if it has none",
+        read: |text, request| Name::new(text).ok().map(|name| request.tenant = Some(name)),
+        show: |request| request.tenant.as_ref().map(Name::to_string),
     },
 ];
 
@@ -330,6 +355,12 @@ pub struct Settings {
     pub on_failure: OnFailure,
     /// Whether programs that open the driver by a path are led to the interposer.
     pub audit: bool,
+    /// Which of the clients in a queue go first.
+    pub priority: Priority,
+    /// The queue in which they wait, if the user said so.
+    pub queue: Option<Name>,
+    /// Whose quota and share they count for, if the user said so.
+    pub tenant: Option<Name>,
 }
 
 /// Option and cluster file cannot both be followed.
@@ -346,20 +377,86 @@ pub enum Conflict {
         /// Whether the policy is the cluster file's and not the user's own.
         from_site: bool,
     },
+    /// The cluster file has no such queue.
+    #[error("--acb: there is no queue `{queue}` in the cluster file; there {known}")]
+    UnknownQueue {
+        /// What the user named.
+        queue: Name,
+        /// What there is, as the end of a sentence.
+        known: String,
+    },
+    /// The cluster file lists tenants, but not this one.
+    #[error("--acb: there is no tenant `{tenant}` in the cluster file; there {known}")]
+    UnknownTenant {
+        /// What the user named.
+        tenant: Name,
+        /// What there is, as the end of a sentence.
+        known: String,
+    },
+    /// More GPUs than a limit of the cluster file ever lets a client hold.
+    #[error("--acb: gpus={gpus}, but {kind} `{name}` of the cluster file holds {most} at most")]
+    BeyondLimit {
+        /// What the user wants.
+        gpus: NonZeroU32,
+        /// "queue" or "tenant".
+        kind: &'static str,
+        /// Its name.
+        name: Name,
+        /// Its limit.
+        most: NonZeroU32,
+    },
+}
+
+/// The queue that a user names; it and the tenant that the user names are there, and let a client hold what it wants.
+pub(crate) fn named<'s>(
+    queues: &'s [QueueRule],
+    tenants: &[TenantRule],
+    request: &Request,
+) -> Result<Option<&'s QueueRule>, Conflict> {
+    let queue = request.queue.as_ref().map(|name| {
+        let found = queues.iter().find(|queue| queue.name == *name);
+        let known = || known(queues.iter().map(|queue| &queue.name));
+        found.ok_or_else(|| Conflict::UnknownQueue { queue: name.clone(), known: known() })
+    });
+    let queue = queue.transpose()?;
+    let tenant = request.tenant.as_ref().filter(|_| !tenants.is_empty()).map(|name| {
+        let found = tenants.iter().find(|tenant| tenant.name == *name);
+        let known = || known(tenants.iter().map(|tenant| &tenant.name));
+        found.ok_or_else(|| Conflict::UnknownTenant { tenant: name.clone(), known: known() })
+    });
+    let tenant = tenant.transpose()?;
+    let limits = [
+        queue.and_then(|queue| Some(("queue", &queue.name, queue.max_gpus?))),
+        tenant.and_then(|tenant| Some(("tenant", &tenant.name, tenant.max_gpus?))),
+    ];
+    for (kind, name, most) in limits.into_iter().flatten() {
+        if let Some(gpus) = request.gpus.filter(|gpus| *gpus > most) {
+            return Err(Conflict::BeyondLimit { gpus, kind, name: name.clone(), most });
+        }
+    }
+    Ok(queue)
+}
+
+/// The end of a sentence that says what names there are.
+fn known<'a>(names: impl Iterator<Item = &'a Name>) -> String {
+    let names: Vec<&str> = names.map(Name::as_str).collect();
+    if names.is_empty() { "is none".to_owned() } else { format!("are {}", names.join(", ")) }
 }
 
 impl Settings {
     /// What holds when the user asked for `request`.
     pub fn settle(site: &SiteConfig, request: &Request) -> Result<Self, Conflict> {
+        let queue = named(&site.queues, &site.tenants, request)?;
         let policy = request.policy.unwrap_or(site.scheduler.policy);
+        let of_queue = queue.and_then(|queue| queue.policy);
         if let Some(gpus) = request.gpus
             && gpus.get() > 1
-            && !policy.gives_several_gpus()
+            && !of_queue.unwrap_or(policy).gives_several_gpus()
         {
             return Err(Conflict::PolicyGivesOne {
                 gpus,
-                policy,
-                from_site: request.policy.is_none(),
+                policy: of_queue.unwrap_or(policy),
+                from_site: of_queue.is_some() || request.policy.is_none(),
             });
         }
         Ok(Settings {
@@ -368,6 +465,9 @@ impl Settings {
             quantum_ms: request.quantum_ms.unwrap_or(site.scheduler.quantum_ms),
             on_failure: request.on_failure.unwrap_or(site.failure.on_failure),
             audit: request.audit.unwrap_or(false),
+            priority: request.priority.unwrap_or_default(),
+            queue: request.queue.clone(),
+            tenant: request.tenant.clone(),
         })
     }
 }

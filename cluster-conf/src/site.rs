@@ -12,6 +12,7 @@ use std::num::NonZeroU32;
 
 use crate::diagnostics::ConfigError;
 use crate::policy::{OnFailure, Policy};
+use crate::tenancy::{QueueRule, TenantRule};
 use crate::values::{AbsolutePath, Environment};
 
 /// A cluster file, checked. The default is that of an empty file.
@@ -26,6 +27,10 @@ pub struct SiteConfig {
     pub environment: Environment,
     /// `[scheduler]`
     pub scheduler: SchedulerConfig,
+    /// `[[queue]]`
+    pub queues: Vec<QueueRule>,
+    /// `[[tenant]]`
+    pub tenants: Vec<TenantRule>,
     /// `[failure]`
     pub failure: Failure,
     /// `[network]`
@@ -85,6 +90,10 @@ pub struct SchedulerConfig {
     pub max_bypass: u32,
     /// …and at most for so long, seconds.
     pub max_bypass_s: u32,
+    /// After so long, GPU time that was used counts half, seconds; 0: who came first goes first, whatever was used.
+    pub fair_share_half_life_s: u32,
+    /// GPU time that who comes back is owed at most, seconds.
+    pub fair_share_credit_s: u32,
 }
 
 /// What happens when the assigner is lost.
@@ -177,6 +186,8 @@ impl Default for SchedulerConfig {
             context_mib: 512,
             max_bypass: 8,
             max_bypass_s: 60,
+            fair_share_half_life_s: 0,
+            fair_share_credit_s: 0,
         }
     }
 }

@@ -16,9 +16,10 @@ use crate::diagnostics::line_and_column;
 use crate::election::{candidate_ports, controller};
 use crate::folder::{JobFolder, SOCKET_PATH_MAX};
 use crate::key::Key;
-use crate::option::{Conflict, Request, Settings};
+use crate::option::{Conflict, Request, Settings, named};
 use crate::policy::{OnFailure, Policy};
 use crate::site::{DriverPaths, SiteConfig};
+use crate::tenancy::{Name, Priority, QueueRule, TenantRule};
 use crate::values::{AbsolutePath, Environment};
 
 /// What the assigner of a job on a node is told.
@@ -64,6 +65,21 @@ pub struct JobSpec {
     pub max_bypass: u32,
     /// How long the head of the queue may be bypassed, seconds.
     pub max_bypass_s: u32,
+    /// After so long, used GPU time counts half, seconds; 0: it does not count.
+    #[serde(default)]
+    pub fair_share_half_life_s: u32,
+    /// GPU time that who comes back is owed at most, seconds.
+    #[serde(default)]
+    pub fair_share_credit_s: u32,
+    /// Priority of clients whose step names none.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Queue of clients whose step names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Name>,
+    /// Tenant of clients whose step names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Name>,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
     /// Whether programs that open the driver by a path are led to the interposer.
@@ -94,6 +110,12 @@ pub struct JobSpec {
     /// Set in the assigner and in the tasks.
     #[serde(default)]
     pub environment: Environment,
+    /// The named queues.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<QueueRule>,
+    /// The tenants with shares of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<TenantRule>,
 }
 
 /// What Slurm says of a job on a node.
@@ -198,6 +220,11 @@ impl JobSpec {
             context_mib: site.scheduler.context_mib,
             max_bypass: site.scheduler.max_bypass,
             max_bypass_s: site.scheduler.max_bypass_s,
+            fair_share_half_life_s: site.scheduler.fair_share_half_life_s,
+            fair_share_credit_s: site.scheduler.fair_share_credit_s,
+            priority: settings.priority,
+            queue: settings.queue,
+            tenant: settings.tenant,
             on_failure: settings.on_failure,
             audit: settings.audit,
             grace_ms: site.failure.grace_ms,
@@ -211,6 +238,8 @@ impl JobSpec {
             driver: site.driver.clone(),
             addresses,
             environment: site.environment.clone(),
+            queues: site.queues.clone(),
+            tenants: site.tenants.clone(),
             node: facts.node,
             nodes: facts.nodes,
         })
@@ -246,6 +275,19 @@ impl JobSpec {
         let mut table = toml::Table::try_from(self).expect("a spec is a table of plain values");
         table.insert("key".to_owned(), toml::Value::String(self.key.expose_hex()));
         table.to_string()
+    }
+
+    /// Whether a step can have the queue and the tenant that its own option names.
+    pub fn knows(&self, request: &Request) -> Result<(), Conflict> {
+        named(&self.queues, &self.tenants, request).map(|_| ())
+    }
+
+    /// Whose quota a client counts for: what its step or its job named; else the first of `candidates` (account, user)
+    /// that is listed.
+    pub fn tenant_of(&self, request: &Request, candidates: &[&str]) -> Option<Name> {
+        let listed = |name: &&str| self.tenants.iter().find(|tenant| tenant.name.as_str() == *name);
+        let derived = || candidates.iter().find_map(listed).map(|tenant| tenant.name.clone());
+        request.tenant.clone().or_else(|| self.tenant.clone()).or_else(derived)
     }
 
     /// Whether this node's assigner is the controller.

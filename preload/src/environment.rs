@@ -81,6 +81,34 @@ pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
     made
 }
 
+/// As long as it lives, pthread_cancel of this thread waits: a cancelled thread unwinds past what is
+/// to be done after a call, and through frames that must not be unwound.
+#[must_use]
+pub(crate) struct Uncancelled(libc::c_int);
+
+/// Makes pthread_cancel wait for the end of what this thread is doing.
+#[inline(always)]
+pub(crate) fn uncancelled() -> Uncancelled {
+    let mut before = 0;
+    // SAFETY: a state that pthread.h names, and a place on this stack.
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut before) };
+    Uncancelled(before)
+}
+
+impl Drop for Uncancelled {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the state that this thread had; the old one is not wanted.
+        unsafe { pthread_setcancelstate(self.0, std::ptr::null_mut()) };
+    }
+}
+
+const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: libc::c_int, before: *mut libc::c_int) -> libc::c_int;
+}
+
 /// Has `child` run in every child that fork makes.
 pub(crate) fn on_fork(child: extern "C" fn()) {
     // SAFETY: a function of a library that is never unloaded.

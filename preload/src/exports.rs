@@ -152,6 +152,7 @@ macro_rules! export {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
             guard($text, || {
+                let _whole = crate::environment::uncancelled();
                 // SAFETY: the program's own arguments, unchanged.
                 hooks::wait::pass(|| unsafe { crate::table::real::$symbol($($parameter),*) })
             })
@@ -162,6 +163,7 @@ macro_rules! export {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
             guard($text, || {
+                let _whole = crate::environment::uncancelled();
                 // The parent's locks and its socket are not for a forked child.
                 if crate::process::is_detached() {
                     return CuResult::NOT_INITIALIZED;

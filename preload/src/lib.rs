@@ -26,6 +26,7 @@ mod lease;
 mod link;
 mod log;
 mod memory;
+mod nvml;
 mod pager;
 mod paths;
 mod process;

@@ -17,7 +17,7 @@ use crate::paths::{self, When};
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
-use crate::{driver, environment, log, table};
+use crate::{driver, environment, log, nvml, table};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{BoundGpu, RefusedCode};
 use std::ffi::c_uint;
@@ -46,6 +46,11 @@ pub(crate) fn is_detached() -> bool {
         table::tell_detached();
     }
     detached
+}
+
+/// The same, for those who do not want it told.
+pub(crate) fn is_forked() -> bool {
+    DETACHED.load(Ordering::Relaxed)
 }
 
 /// cuInit.
@@ -207,6 +212,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
             LEDGER.enlarge_contexts(OVERHEAD);
         }
     }
+    nvml::bound(&bound);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| environment::on_exit(exiting));

@@ -35,6 +35,11 @@ pub(crate) struct Settings {
     pub(crate) paging: Paging,
     /// Device memory that the client may have on each GPU; 0: all of it.
     pub(crate) memory: u64,
+    pub(crate) priority: i32,
+    /// Empty: its user's.
+    pub(crate) tenant: String,
+    /// Empty: the one without a name.
+    pub(crate) queue: String,
 }
 
 /// A variable that cannot be understood.
@@ -108,6 +113,20 @@ impl Settings {
             })?,
         };
         let grace = number("ACB_GRACE_MS", "a number of milliseconds", "10000")?.unwrap_or(10_000);
+        let priority = match variable("ACB_PRIORITY").filter(|text| !text.is_empty()) {
+            None => 0,
+            Some(text) => match text.parse::<i32>() {
+                Ok(number) if (-100..=100).contains(&number) => number,
+                _ => {
+                    return Err(BadSetting {
+                        name: "ACB_PRIORITY",
+                        value: text,
+                        expected: "a number from -100 to 100",
+                        default: "0",
+                    });
+                }
+            },
+        };
         Ok(Some(Settings {
             socket: socket.into(),
             gpus,
@@ -118,6 +137,9 @@ impl Settings {
             rank: number("ACB_RANK", "a rank", "0")?.unwrap_or(0),
             paging,
             memory,
+            priority,
+            tenant: variable("ACB_TENANT").unwrap_or_default(),
+            queue: variable("ACB_QUEUE").unwrap_or_default(),
         }))
     }
 }
@@ -162,6 +184,8 @@ mod tests {
     #[test]
     fn a_bad_value_is_named_with_its_remedy() {
         for (name, value) in [
+            ("ACB_PRIORITY", "101"),
+            ("ACB_PRIORITY", "high"),
             ("ACB_GPUS", "0"),
             ("ACB_GPUS", "-1"),
             ("ACB_GRACE_MS", "1s"),

@@ -6,7 +6,7 @@
 use crate::library::Library;
 use crate::ready::Ready;
 use crate::resources::{Devices, bound_per_task, gpus_per_task, tres_per_task};
-use acb_cluster_conf::{JobSpec, Request};
+use acb_cluster_conf::{Conflict, JobSpec, Request};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
@@ -35,10 +35,12 @@ pub(crate) enum TaskError {
     )]
     NotStarted { job_id: u32, node: String },
     #[error(
-        "--acb of a step can set gpus, on_failure and audit, and `off`: policy and quantum are the job's \
+        "--acb of a step can set all but policy and quantum, and `off`: those are the job's \
          (policy={policy}, quantum={quantum_ms}ms), set where it begins (sbatch, salloc)"
     )]
     PolicyIsTheJobs { policy: String, quantum_ms: u32 },
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
     #[error(
         "{wanted} GPUs per client are wanted ({origin}), but job {job_id} has {there} on node {node} \
          for this step: ask Slurm for more (--gres=gpu:N) or the assigner for less (--acb=gpus=N)"
@@ -75,7 +77,7 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 13] = [
+pub(crate) const READS: [&str; 15] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
@@ -85,7 +87,9 @@ pub(crate) const READS: [&str; 13] = [
     "NCCL_GRAPH_REGISTER",
     "SLURMD_TRES_BIND",
     "SLURM_GPUS_PER_TASK",
+    "SLURM_JOB_ACCOUNT",
     "SLURM_JOB_GPUS",
+    "SLURM_JOB_USER",
     "SLURM_RESTART_COUNT",
     "SLURM_STEP_GPUS",
     "SLURM_TRES_PER_TASK",
@@ -102,16 +106,20 @@ const NCCL: &str = "NCCL_GRAPH_REGISTER";
 const ADDED: &str = "ACB_ADDED";
 
 /// Our own variables.
-const OWN: [&str; 9] = [
+const OWN: [&str; 13] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_DRIVER",
+    "ACB_NVML",
     "ACB_ON_FAILURE",
     "ACB_GRACE_MS",
     "ACB_STEP",
     "ACB_RANK",
+    "ACB_PRIORITY",
+    "ACB_QUEUE",
+    "ACB_TENANT",
 ];
 
 /// The environment of a task that shares the job's GPUs.
@@ -125,6 +133,7 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
             quantum_ms: spec.quantum_ms.get(),
         });
     }
+    spec.knows(request)?;
     let eligible = eligible(task);
     let gpus = gpus(task, eligible.len())?;
     let library = Library::of(&spec.lib_dir);
@@ -144,10 +153,22 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     if let Some(driver) = &spec.driver.cuda {
         set("ACB_DRIVER", &driver.display());
     }
+    if let Some(nvml) = &spec.driver.nvml {
+        set("ACB_NVML", &nvml.display());
+    }
     set("ACB_ON_FAILURE", &request.on_failure.unwrap_or(spec.on_failure));
     set("ACB_GRACE_MS", &spec.grace_ms);
     set("ACB_STEP", &task.step);
     set("ACB_RANK", &task.rank);
+    set("ACB_PRIORITY", &request.priority.unwrap_or(spec.priority));
+    if let Some(queue) = request.queue.as_ref().or(spec.queue.as_ref()) {
+        set("ACB_QUEUE", queue);
+    }
+    let people =
+        ["SLURM_JOB_ACCOUNT", "SLURM_JOB_USER"].map(|name| there(name).unwrap_or_default());
+    if let Some(tenant) = spec.tenant_of(request, &people) {
+        set("ACB_TENANT", &tenant);
+    }
     if eligible.len() < ready.gpus.len() {
         set("ACB_ELIGIBLE", &eligible.join(","));
     }
@@ -273,7 +294,7 @@ mod tests {
     use acb_cluster_conf::{AcbOption, JobFacts, Key, SiteConfig};
     use proptest::prelude::*;
 
-    const SITE: &str = "[driver]\ncuda = \"/real/libcuda.so.1\"\n[environment]\nSITE = \"1\"\n";
+    const SITE: &str = "[driver]\ncuda = \"/real/libcuda.so.1\"\nnvml = \"/real/libnvidia-ml.so.1\"\n[environment]\nSITE = \"1\"\n";
     const PRELOAD: &str = "/usr/lib/acb/libcuda.so.1";
 
     fn spec(option: &str) -> JobSpec {
@@ -352,10 +373,12 @@ mod tests {
             ("ACB_SOCKET", "/run/acb/n1/7/client.sock"),
             ("ACB_GPUS", "2"),
             ("ACB_DRIVER", "/real/libcuda.so.1"),
+            ("ACB_NVML", "/real/libnvidia-ml.so.1"),
             ("ACB_ON_FAILURE", "open"),
             ("ACB_GRACE_MS", "10000"),
             ("ACB_STEP", "0"),
             ("ACB_RANK", "3"),
+            ("ACB_PRIORITY", "0"),
             ("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b"),
             ("NCCL_GRAPH_REGISTER", "0"),
             ("SITE", "1"),
@@ -453,6 +476,21 @@ mod tests {
         // What srun inherits from sbatch is the job's own.
         assert!(joined("simple,quantum=1s", "simple,quantum=1s", &[]).is_ok());
         assert_eq!(joined("", "on_failure=fail", &[]).unwrap()["ACB_ON_FAILURE"], "fail");
+    }
+
+    #[test]
+    fn priority_queue_and_tenant_are_the_steps_then_the_jobs() {
+        let of = |job, step| {
+            let after = joined(job, step, &[("SLURM_JOB_ACCOUNT", "physics")]).unwrap();
+            let value = |name: &str| after.get(name).cloned().unwrap_or_default();
+            (value("ACB_PRIORITY"), value("ACB_TENANT"))
+        };
+        assert_eq!(of("prio=5,tenant=a", ""), ("5".into(), "a".into()));
+        assert_eq!(of("prio=5,tenant=a", "prio=latency,tenant=b"), ("100".into(), "b".into()));
+        // An account is a tenant where the cluster file lists it.
+        assert_eq!(of("", ""), ("0".into(), String::new()));
+        let error = joined("", "queue=fast", &[]).unwrap_err();
+        assert!(error.to_string().contains("there is no queue `fast`"), "{error}");
     }
 
     #[test]

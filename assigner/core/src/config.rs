@@ -73,6 +73,8 @@ pub struct Config {
     pub first_epoch: Epoch,
     /// Parameters of the estimator of phase times (ACB's `--exe-est-*`).
     pub estimator: EstimatorConfig,
+    /// Parameters of the estimator of peak memory (ACB's `--mem-est-*`), for `gpu-sharing`.
+    pub peaks: PeakConfig,
     /// Whether `gpu-affinity` backfills.
     pub backfill: Backfill,
     /// A waiting client with a reservation is bypassed at most so often before nobody may any more.
@@ -125,6 +127,7 @@ impl Config {
             drain: Duration::from_secs(30),
             first_epoch: Epoch(1),
             estimator: EstimatorConfig::default(),
+            peaks: PeakConfig::default(),
             backfill: Backfill::ByEstimate,
             max_bypass: 16,
             max_bypass_time: Duration::from_secs(60),
@@ -173,6 +176,7 @@ impl Config {
         if self.memory.late.is_zero() {
             return Err(ConfigError::ZeroLate);
         }
+        self.peaks.validate()?;
         self.estimator.validate()
     }
 
@@ -295,6 +299,63 @@ impl EstimatorConfig {
     }
 }
 
+/// ACB's `--mem-est-*` options: what a client without a limit will have on a GPU. Until it is known, and beyond it, counts
+/// what the client has claimed.
+#[derive(Clone, Debug)]
+pub struct PeakConfig {
+    /// Phases seen before an estimate is made.
+    pub start_count: u32,
+    /// Phases kept.
+    pub latest_count: u32,
+    /// Phases between two estimates.
+    pub interval: u32,
+    /// Which percentile of them is usual, 0 to 1…
+    pub percentile: f64,
+    /// …and is taken so many times.
+    pub ratio: f64,
+    /// That, or the largest of them.
+    pub select: Select,
+}
+
+/// ACB's `--mem-est-select-strategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// The smaller one.
+    Min,
+    /// The larger one.
+    Max,
+}
+
+impl Default for PeakConfig {
+    /// ACB's defaults.
+    fn default() -> Self {
+        PeakConfig {
+            start_count: 10,
+            latest_count: 100,
+            interval: 10,
+            percentile: 0.99,
+            ratio: 1.1,
+            select: Select::Min,
+        }
+    }
+}
+
+impl PeakConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if !(0.0..=1.0).contains(&self.percentile) {
+            return Err(ConfigError::Percentile(self.percentile));
+        }
+        if !(self.ratio.is_finite() && self.ratio > 0.0) {
+            return Err(ConfigError::PeakRatio(self.ratio));
+        }
+        let counts = [self.start_count, self.latest_count, self.interval];
+        if counts.contains(&0) {
+            return Err(ConfigError::ZeroEstimator("counts of peak memory"));
+        }
+        Ok(())
+    }
+}
+
 /// Why a [`Config`] makes no scheduler.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ConfigError {
@@ -375,6 +436,9 @@ pub enum ConfigError {
     /// Not a percentile.
     #[error("the estimator's percentile is {0}; it must be between 0 and 1")]
     Percentile(f64),
+    /// Not a ratio.
+    #[error("the estimator's ratio is {0}; it must be above 0")]
+    PeakRatio(f64),
     /// A count of the estimator that must be positive.
     #[error("the estimator's {0} is 0; it must be at least 1")]
     ZeroEstimator(&'static str),

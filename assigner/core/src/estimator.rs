@@ -1,11 +1,12 @@
-//! The estimate of a client's next phase: a percentile of its latest ones (ACB's `--exe-est-*`).
+//! Estimates of a client's next phase, from its latest ones: how long it takes (ACB's `--exe-est-*`), and how much memory
+//! it needs (ACB's `--mem-est-*`).
 //!
 //! Does not own: what is done with an estimate; it may be wrong by any factor.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::config::EstimatorConfig;
+use crate::config::{EstimatorConfig, PeakConfig, Select};
 
 /// The phases of one client.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +26,7 @@ impl Estimator {
         self.seen += 1;
         let (start, interval) = (u64::from(config.start_count), u64::from(config.interval));
         if self.seen >= start && (self.seen - start).is_multiple_of(interval) {
-            self.estimate = Some(percentile(&self.latest, config.percentile));
+            self.estimate = percentile(&self.latest, config.percentile);
         }
     }
 
@@ -35,13 +36,47 @@ impl Estimator {
     }
 }
 
-/// The smallest of `phases` that at least the share `rank` of them does not exceed.
-fn percentile(phases: &VecDeque<Duration>, rank: f64) -> Duration {
-    let mut sorted: Vec<Duration> = phases.iter().copied().collect();
+/// What one client had on a GPU at the end of its phases.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peaks {
+    latest: VecDeque<u64>,
+    seen: u64,
+    estimate: Option<u64>,
+}
+
+impl Peaks {
+    /// A phase had so many bytes.
+    pub(crate) fn observe(&mut self, bytes: u64, config: &PeakConfig) {
+        while self.latest.len() >= config.latest_count as usize {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(bytes);
+        self.seen += 1;
+        let (start, interval) = (u64::from(config.start_count), u64::from(config.interval));
+        if self.seen >= start && (self.seen - start).is_multiple_of(interval) {
+            let usual = percentile(&self.latest, config.percentile);
+            let usual = usual.map(|bytes| (bytes as f64 * config.ratio) as u64);
+            let largest = self.latest.iter().max().copied();
+            self.estimate = match config.select {
+                Select::Min => usual.min(largest),
+                Select::Max => usual.max(largest),
+            };
+        }
+    }
+
+    /// What the next phase may need; `None` when nobody knows.
+    pub(crate) fn estimate(&self) -> Option<u64> {
+        self.estimate
+    }
+}
+
+/// The smallest value that at least the share `rank` of them does not exceed; `None` of none.
+fn percentile<T: Copy + Ord>(values: &VecDeque<T>, rank: f64) -> Option<T> {
+    let mut sorted: Vec<T> = values.iter().copied().collect();
     sorted.sort_unstable();
     // The configuration keeps `rank` within 0 and 1, hence the position within the list.
     let position = (rank * sorted.len() as f64).ceil() as usize;
-    sorted[position.clamp(1, sorted.len()) - 1]
+    sorted.get(position.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
 #[cfg(test)]
@@ -99,8 +134,24 @@ mod tests {
     #[test]
     fn percentiles_are_taken_from_above() {
         let phases: VecDeque<Duration> = (1..=10).map(ms).collect();
-        assert_eq!(percentile(&phases, 0.9), ms(9));
-        assert_eq!(percentile(&phases, 0.0), ms(1));
-        assert_eq!(percentile(&phases, 1.0), ms(10));
+        assert_eq!(percentile(&phases, 0.9), Some(ms(9)));
+        assert_eq!(percentile(&phases, 0.0), Some(ms(1)));
+        assert_eq!(percentile(&phases, 1.0), Some(ms(10)));
+        assert_eq!(percentile(&VecDeque::<u64>::new(), 0.5), None);
+    }
+
+    #[test]
+    fn peaks_are_the_usual_with_some_more_or_the_largest() {
+        for (select, expected) in [(Select::Min, 110), (Select::Max, 500)] {
+            let config =
+                PeakConfig { start_count: 3, percentile: 0.5, select, ..PeakConfig::default() };
+            let mut peaks = Peaks::default();
+            for bytes in [100, 500] {
+                peaks.observe(bytes, &config);
+                assert_eq!(peaks.estimate(), None);
+            }
+            peaks.observe(90, &config);
+            assert_eq!(peaks.estimate(), Some(expected));
+        }
     }
 }

@@ -45,7 +45,7 @@ pub mod sim;
 
 pub use config::{
     Backfill, Config, ConfigError, EstimatorConfig, Expected, GangConfig, GpuConfig, MemoryConfig,
-    Policy, Settle,
+    PeakConfig, Policy, Select, Settle,
 };
 pub use event::{
     Action, Cause, ClientSpec, Eligible, Event, Held, Obstacle, Recalls, Refusal, Rest, Room,

@@ -43,6 +43,27 @@ impl Scheduler {
         (state.claimed.is_empty() || !self.config.policy.is_exclusive())
             && shares(client)
             && state.holders.iter().all(|holder| shares(&self.clients[holder]))
+            && self.peaks_fit(gpu, client)
+    }
+
+    /// True if what a client and those that hold the GPU are going to have fits on it: rather wait for the lease than
+    /// for memory in the middle of a phase.
+    fn peaks_fit(&self, gpu: Gpu, client: &Client) -> bool {
+        let holders = self.gpus[gpu.index()].holders.iter().map(|holder| &self.clients[holder]);
+        let mut others = holders.filter(|holder| holder.id != client.id).peekable();
+        if others.peek().is_none() {
+            return true; // alone it has what there is
+        }
+        let sum = others
+            .fold(self.peak(client, gpu), |sum, other| sum.saturating_add(self.peak(other, gpu)));
+        sum <= self.config.gpus[gpu.index()].memory
+    }
+
+    /// What a client is going to have on a GPU: its limit, else what its latest phases had; what it has at least.
+    fn peak(&self, client: &Client, gpu: Gpu) -> u64 {
+        let room = self.memory.of(client.id, gpu);
+        let now = room.fixed.saturating_add(room.claimed);
+        client.memory_limit.or_else(|| client.peaks.estimate()).map_or(now, |peak| peak.max(now))
     }
 
     /// True if all that hold the GPU are of the policy that shares.

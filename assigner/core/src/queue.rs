@@ -85,6 +85,11 @@ impl Queues {
         &mut self.0[id.0 as usize]
     }
 
+    /// True if clients of some queue may hold a GPU together.
+    pub(crate) fn share(&self) -> bool {
+        self.0.iter().any(|queue| !queue.policy.is_exclusive())
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         (0..).map(QueueId).zip(&self.0)
     }

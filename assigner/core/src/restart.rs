@@ -9,7 +9,7 @@
 //!             └─ a later epoch turns up on its GPU ─────┘
 //! ```
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Policy};
 use crate::event::{Held, Refusal};
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::scheduler::{Client, Lease, Scheduler};
@@ -64,6 +64,7 @@ impl Scheduler {
     pub(crate) fn adoptable(
         &self,
         width: u32,
+        policy: Policy,
         limit: Option<u64>,
         held: &Held,
     ) -> Result<(), Refusal> {
@@ -84,12 +85,19 @@ impl Scheduler {
         if let Some((gpu, holder)) = self.clients.iter().find_map(twice) {
             return Err(Refusal::HeldByAnother { gpu, holder });
         }
-        if let Some(epoch) = held.lease.filter(|_| self.config.policy.is_exclusive()) {
+        if let Some(epoch) = held.lease {
             for &gpu in &gpus {
                 let state = &self.gpus[gpu.index()];
-                let claim =
-                    state.claimed.iter().find(|other| self.claimed_epoch(**other) >= Some(epoch));
-                if let Some(&holder) = state.holders.first().or(claim) {
+                let alone = |id: &&ClientId| self.policy_of(&self.clients[*id]).is_exclusive();
+                let mut claims = state.claimed.iter();
+                let (holder, claim) = match policy.is_exclusive() {
+                    true => (
+                        state.holders.first(),
+                        claims.find(|other| self.claimed_epoch(**other) >= Some(epoch)),
+                    ),
+                    false => (state.holders.iter().find(alone), None),
+                };
+                if let Some(&holder) = holder.or(claim) {
                     return Err(Refusal::HeldByAnother { gpu, holder });
                 }
             }
@@ -120,7 +128,7 @@ impl Scheduler {
         }
         let Some(epoch) = held.lease else { return };
         self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state
-        if self.config.policy.is_exclusive() {
+        if self.policy_of(&self.clients[&client]).is_exclusive() {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {
                 for other in self.gpus[gpu.index()].claimed.clone() {

@@ -131,9 +131,8 @@ impl Scheduler {
                 return Err(SanityError::Claims(gpu));
             }
             let claims = state.claimed.len();
-            if self.config.policy.is_exclusive()
-                && (state.holders.len() > 1 || !state.holders.is_empty() && claims > 0)
-            {
+            let alone = |id: &ClientId| self.policy_of(&self.clients[id]).is_exclusive();
+            if state.holders.iter().any(alone) && state.holders.len() + claims > 1 {
                 return Err(SanityError::HeldTwice(gpu));
             }
             let known: BTreeSet<ClientId> = state.holders.iter().copied().collect();

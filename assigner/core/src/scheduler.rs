@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Policy};
-use crate::estimator::Estimator;
+use crate::estimator::{Estimator, Peaks};
 use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
 use crate::gang::{Gangs, Member, NodeEvent};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
@@ -121,6 +121,7 @@ pub(crate) struct Client {
     /// False while its gang is not ready: its requests wait without a place in the order.
     pub(crate) let_go: bool,
     pub(crate) estimator: Estimator,
+    pub(crate) peaks: Peaks,
     /// When it entered the present state.
     pub(crate) since: Time,
     pub(crate) grants: u64,
@@ -362,7 +363,7 @@ impl Scheduler {
         }
         let held = spec.held.as_ref().filter(|held| holds(held));
         if let Some(held) = held {
-            self.adoptable(wanted, spec.memory_limit, held)?;
+            self.adoptable(wanted, policy, spec.memory_limit, held)?;
         } else if let Some(most) = queue.max_clients.filter(|most| *most <= queue.clients) {
             // Who comes back has been let in before.
             return Err(Refusal::QueueFull { queue: queue.name.clone(), most });
@@ -383,6 +384,7 @@ impl Scheduler {
             member: spec.gang.as_ref().map(|gang| Member::new(gang, spec.priority)),
             let_go: spec.gang.is_none(),
             estimator: Estimator::default(),
+            peaks: Peaks::default(),
             since: self.now,
             grants: 0,
             waited: Duration::ZERO,
@@ -628,6 +630,11 @@ impl Scheduler {
         let phase = busy.map_or(span, |busy| busy.min(span));
         if busy.is_none() || !phase.is_zero() {
             client.estimator.observe(phase, &self.config.estimator);
+            if !self.queues.of(client.queue).policy.is_exclusive() {
+                let peak = lease.gpus.iter().map(|gpu| self.memory.of(id, *gpu));
+                let peak = peak.map(|room| room.fixed.saturating_add(room.claimed)).max();
+                client.peaks.observe(peak.unwrap_or(0), &self.config.peaks);
+            }
         }
         let is_bound = !client.bound.is_empty();
         client.last.clone_from(&lease.gpus);

@@ -67,12 +67,21 @@ impl Broker {
         let eligible = self.eligible(&hello.eligible)?;
         let memory_limit = self.memory_limit(hello)?;
         let client = self.number(hello.held.as_ref(), newcomer.process);
+        let priority = acb_core::Priority::new(hello.priority).ok_or_else(|| {
+            let number = hello.priority;
+            let reason = format!("priority {number} is not from -100 to 100");
+            Refused::new(RefusedCode::Impossible, reason)
+        })?;
+        let (tenant, queue) = (printable(&hello.tenant), printable(&hello.queue));
         let spec = ClientSpec {
             gpus: hello.gpus,
             eligible,
             held: held.clone(),
             memory_limit,
             gang: gang(hello),
+            priority,
+            tenant: tenant.clone(),
+            queue: queue.clone(),
             ..ClientSpec::default()
         };
         let member = Client {
@@ -84,6 +93,9 @@ impl Broker {
             rank: hello.rank,
             gpus_wanted: hello.gpus.max(1),
             memory_limit,
+            priority,
+            tenant,
+            queue,
             ..Client::new()
         };
         self.admit(client, member, spec)?;
@@ -304,6 +316,9 @@ impl Client {
             step: String::new(),
             rank: 0,
             gpus_wanted: 1,
+            priority: acb_core::Priority::default(),
+            tenant: String::new(),
+            queue: String::new(),
             bound: Vec::new(),
             leased: Vec::new(),
             memory_limit: None,

@@ -80,6 +80,9 @@ struct Client {
     step: String,
     rank: u32,
     gpus_wanted: u32,
+    priority: acb_core::Priority,
+    tenant: String,
+    queue: String,
     /// In its own device order; empty until it is bound.
     bound: Vec<Gpu>,
     /// GPUs of its present lease.
@@ -274,5 +277,10 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.settle = settle;
     config.switch_share = settings.memory.switch_share;
     config.memory.host_budget = settings.memory.host_budget;
+    config.peaks = scheduling.peaks.clone();
+    let tenancy = &scheduling.tenancy;
+    config.queues = tenancy.queue_configs();
+    config.tenants = tenancy.tenant_configs(u32::try_from(config.gpus.len()).unwrap_or(u32::MAX));
+    config.fair_share = tenancy.fair_share();
     config
 }

@@ -142,6 +142,9 @@ impl Broker {
             held_ns: ns(state.held),
             queue_position: state.position.map_or(0, |at| u32::try_from(at).unwrap_or(u32::MAX)),
             manual: matches!(member.port, Port::Manual(_)),
+            priority: member.priority.number(),
+            tenant: member.tenant.clone(),
+            queue: member.queue.clone(),
             ..v1::ClientStatus::default()
         }
     }

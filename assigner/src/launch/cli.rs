@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use acb_cluster_conf::{Name, NameProblem, Priority};
 use clap::Parser;
 
 /// Run a program so that it shares GPUs per GPU phase.
@@ -30,6 +31,15 @@ pub struct Cli {
     /// GPUs that the program sees [default: 1, or what the Slurm job says]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub gpus: Option<u32>,
+    /// Which of the programs in a queue go first: -100 to 100, or latency, interactive, normal, batch [default: 0]
+    #[arg(long, value_name = "PRIORITY", allow_hyphen_values = true)]
+    pub priority: Option<Priority>,
+    /// The queue of the assigner in which the program waits
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub queue: Option<Name>,
+    /// Whose quota and share the program counts for
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub tenant: Option<Name>,
     /// The program and its arguments
     #[arg(
         trailing_var_arg = true,
@@ -38,6 +48,10 @@ pub struct Cli {
         hide = true
     )]
     pub command: Vec<OsString>,
+}
+
+fn name(text: &str) -> Result<Name, NameProblem> {
+    Name::new(text)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use acb_cluster_conf::Name;
+
 use super::request::{Device, Request};
 
 /// File name of the interposer.
@@ -93,6 +95,17 @@ fn changes_from(
             set("ACB_GPUS", OsStr::new(&request.gpus.to_string()));
             set("ACB_STEP", OsStr::new(&request.step));
             set("CUDA_VISIBLE_DEVICES", OsStr::new(placeholder));
+            let standing = &request.standing;
+            let said = [
+                ("ACB_PRIORITY", standing.priority.map(|priority| priority.to_string())),
+                ("ACB_QUEUE", standing.queue.as_ref().map(Name::to_string)),
+                ("ACB_TENANT", standing.tenant.as_ref().map(Name::to_string)),
+            ];
+            for (name, value) in said {
+                if let Some(value) = value {
+                    set(name, OsStr::new(&value));
+                }
+            }
             for (name, default) in [
                 ("ACB_ON_FAILURE", "open"),
                 ("ACB_GRACE_MS", "10000"),

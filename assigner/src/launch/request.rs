@@ -5,6 +5,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use acb_cluster_conf::{Name, Priority};
+
 use super::cli::Cli;
 use crate::settings::{DEFAULT_ADDRESS, DEFAULT_PORT};
 
@@ -21,6 +23,8 @@ pub struct Request {
     pub device: Device,
     /// GPUs that it sees.
     pub gpus: u32,
+    /// What `--priority`, `--queue` and `--tenant` say; without them the environment stays as it is.
+    pub standing: Standing,
     /// The client socket of the Slurm job around us.
     pub job_socket: Option<PathBuf>,
     /// How the assigner knows the program: step and rank.
@@ -28,6 +32,17 @@ pub struct Request {
     /// See `step`.
     pub rank: u32,
     home: Option<PathBuf>,
+}
+
+/// Where a program stands among others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Among those of its queue.
+    pub priority: Option<Priority>,
+    /// Where it waits.
+    pub queue: Option<Name>,
+    /// Whose quota and share it counts for.
+    pub tenant: Option<Name>,
 }
 
 /// `AGA_REQUEST_DEVICE`.
@@ -105,6 +120,11 @@ impl Request {
             port,
             device,
             gpus,
+            standing: Standing {
+                priority: cli.priority,
+                queue: cli.queue.clone(),
+                tenant: cli.tenant.clone(),
+            },
             job_socket: text("ACB_SOCKET").map(PathBuf::from),
             step: text("ACB_STEP").unwrap_or_else(|| format!("agarun-{}", std::process::id())),
             rank: text("ACB_RANK").and_then(|rank| rank.parse().ok()).unwrap_or(0),

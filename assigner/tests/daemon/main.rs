@@ -11,4 +11,5 @@ mod misbehaviour;
 mod multinode;
 mod nodes;
 mod restart;
+mod standing;
 mod support;

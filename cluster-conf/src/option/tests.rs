@@ -48,6 +48,7 @@ fn policy_and_keys() {
             quantum_ms: some(500),
             on_failure: Some(OnFailure::Fail),
             audit: Some(true),
+            ..Request::default()
         }
     );
     assert_eq!(on("gpus=2").gpus, some(2));
@@ -96,12 +97,12 @@ fn quanta() {
 fn mistakes_name_the_place_and_what_is_allowed() {
     assert_eq!(
         refused("simple,gpu=2"),
-        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, audit"
+        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, audit, prio, queue, tenant"
     );
     assert_eq!(
         refused("gpu-afinity"),
         "--acb=gpu-afinity: at character 1: `gpu-afinity` is not a policy (did you mean `gpu-affinity`?); \
-         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, audit)"
+         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, audit, prio, queue, tenant)"
     );
     assert_eq!(
         refused("gpus=0"),
@@ -153,6 +154,52 @@ fn several_gpus_need_the_policy_that_gives_them() {
     assert!(Settings::settle(&site("simple"), &on("gpus=1")).is_ok());
 }
 
+#[test]
+fn priorities_queues_and_tenants() {
+    let request = on("prio=latency,queue=urgent,tenant=physics");
+    assert_eq!(request.priority.map(Priority::number), Some(100));
+    assert_eq!(request.queue, Name::new("urgent").ok());
+    assert_eq!(AcbOption::On(request).to_string(), "prio=100,queue=urgent,tenant=physics");
+    assert_eq!(on("prio=-7").priority.map(Priority::number), Some(-7));
+    assert!(refused("prio=101").contains("at character 6: `101` cannot be the value of `prio`"));
+    assert!(refused("queue=a b").contains("cannot be the value of `queue`"));
+}
+
+#[test]
+fn names_are_those_of_the_cluster_file() {
+    let site = SiteConfig::parse(
+        "t",
+        "[[queue]]\nname = \"one\"\npolicy = \"simple\"\n[[queue]]\nname = \"few\"\nmax_gpus = 2\n\
+         [[tenant]]\nname = \"a\"\nmax_gpus = 3\n",
+    );
+    let site = site.unwrap();
+    let refused = |value| Settings::settle(&site, &on(value)).unwrap_err().to_string();
+    assert!(Settings::settle(&site, &on("queue=few,tenant=a,gpus=2")).is_ok());
+    assert_eq!(
+        refused("queue=man"),
+        "--acb: there is no queue `man` in the cluster file; there are one, few"
+    );
+    assert_eq!(
+        refused("tenant=b"),
+        "--acb: there is no tenant `b` in the cluster file; there are a"
+    );
+    assert_eq!(
+        refused("queue=few,gpus=3"),
+        "--acb: gpus=3, but queue `few` of the cluster file holds 2 at most"
+    );
+    assert_eq!(
+        refused("tenant=a,gpus=4"),
+        "--acb: gpus=4, but tenant `a` of the cluster file holds 3 at most"
+    );
+    assert!(refused("queue=one,gpus=2").contains("policy simple of the cluster file"));
+    // A file without tenants takes any name.
+    assert!(Settings::settle(&SiteConfig::default(), &on("tenant=b")).is_ok());
+    assert_eq!(
+        Settings::settle(&SiteConfig::default(), &on("queue=q")).unwrap_err().to_string(),
+        "--acb: there is no queue `q` in the cluster file; there is none"
+    );
+}
+
 fn requests() -> impl Strategy<Value = Request> {
     (
         prop::option::of(prop::sample::select(Policy::ALL.to_vec())),
@@ -160,13 +207,21 @@ fn requests() -> impl Strategy<Value = Request> {
         prop::option::of(1u32..=MAX_QUANTUM_MS),
         prop::option::of(prop::sample::select(OnFailure::ALL.to_vec())),
         prop::option::of(any::<bool>()),
+        prop::option::of(-100..=100),
+        prop::option::of("[a-z0-9_.@-]{1,64}"),
+        prop::option::of("[A-Za-z0-9]{1,8}"),
     )
-        .prop_map(|(policy, gpus, quantum, on_failure, audit)| Request {
-            policy,
-            gpus: gpus.and_then(NonZeroU32::new),
-            quantum_ms: quantum.and_then(NonZeroU32::new),
-            on_failure,
-            audit,
+        .prop_map(|(policy, gpus, quantum, on_failure, audit, priority, queue, tenant)| {
+            Request {
+                policy,
+                gpus: gpus.and_then(NonZeroU32::new),
+                quantum_ms: quantum.and_then(NonZeroU32::new),
+                on_failure,
+                audit,
+                priority: priority.and_then(|number| Priority::try_from(number).ok()),
+                queue: queue.and_then(|name| Name::new(name).ok()),
+                tenant: tenant.and_then(|name| Name::new(name).ok()),
+            }
         })
 }
 

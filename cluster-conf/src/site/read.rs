@@ -3,6 +3,7 @@
 //! Owns the rules between keys. Does not own the rules of single values, nor the report.
 
 mod nodes;
+mod tenancy;
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -63,6 +64,8 @@ impl Reader<'_> {
         let driver = self.driver(&mut top);
         let environment = self.environment(&mut top);
         let scheduler = self.scheduler(&mut top);
+        let queues = self.queues(&mut top);
+        let tenants = self.tenants(&mut top);
         let failure = self.failure(&mut top);
         let network = self.network(&mut top);
         let before = self.problems.len();
@@ -78,6 +81,8 @@ impl Reader<'_> {
             driver,
             environment,
             scheduler,
+            queues,
+            tenants,
             failure,
             network,
             controller,
@@ -178,6 +183,10 @@ impl Reader<'_> {
             fields.read("max_bypass", self.problems, |v| integer::<u32>(v, 0, 1_000_000, ""));
         let max_bypass_s =
             fields.read("max_bypass_s", self.problems, |v| integer::<u32>(v, 0, 86_400, "seconds"));
+        let mut seconds =
+            |key, most| fields.read(key, self.problems, |v| integer::<u32>(v, 0, most, "seconds"));
+        let half_life = seconds("fair_share_half_life_s", 31_536_000);
+        let credit = seconds("fair_share_credit_s", 86_400);
         self.finish(fields);
         let spans = (idle.as_ref().map(Spanned::span), quantum.as_ref().map(Spanned::span));
         let scheduler = SchedulerConfig {
@@ -187,6 +196,8 @@ impl Reader<'_> {
             context_mib: or(context_mib, defaults.context_mib),
             max_bypass: or(max_bypass, defaults.max_bypass),
             max_bypass_s: or(max_bypass_s, defaults.max_bypass_s),
+            fair_share_half_life_s: or(half_life, defaults.fair_share_half_life_s),
+            fair_share_credit_s: or(credit, defaults.fair_share_credit_s),
         };
         self.idle_within_quantum(&scheduler, spans);
         scheduler

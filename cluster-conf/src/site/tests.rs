@@ -189,6 +189,37 @@ fn example() -> &'static str {
 }
 
 /// Every key, as `section.key`, `environment` apart, whose keys are the site's own.
+#[test]
+fn tenants_share_what_there_is() {
+    let site = good(
+        "[[tenant]]\nname = \"a\"\nshare = 0.25\nmax_gpus = 4\n[[tenant]]\nname = \"b\"\nshare = 0.75\nweight = 2\n\
+         [[queue]]\nname = \"q\"\npriority = -5\npolicy = \"simple\"\nmax_gpus = 1\nmax_clients = 9\n",
+    );
+    assert_eq!(site.tenants.iter().map(|tenant| tenant.share.of(8)).collect::<Vec<_>>(), [2, 6]);
+    assert_eq!(
+        (site.queues[0].priority.number(), site.queues[0].policy),
+        (-5, Some(Policy::Simple))
+    );
+    assert_eq!(
+        problems(
+            "[[tenant]]\nname = \"a\"\nshare = 0.5\n[[tenant]]\nname = \"a\"\nshare = 0.6\nweight = 0\n\
+             [[tenant]]\nshare = 2\n[[queue]]\nname = \"x y\"\npriority = 101\nparent = \"q\"\n[[queue]]\nmax_gpus = 0\n"
+        ),
+        [
+            "5:8: tenant `a` is listed twice",
+            "6:9: the tenants up to this one are guaranteed 1.100 of the GPUs, but there is only 1",
+            "7:10: `tenant.weight`: 0 is out of range",
+            "8:1: this [[tenant]] has no `name`",
+            "9:9: `tenant.share`: 2 is out of range",
+            "11:8: `queue.name`: \"x y\" is no name: a name has 1 to 64 letters, digits and _ - . @",
+            "12:12: `queue.priority`: 101 is out of range",
+            "13:1: unknown key `parent` in [queue]",
+            "14:1: this [[queue]] has no `name`",
+            "15:12: `queue.max_gpus`: 0 is out of range",
+        ]
+    );
+}
+
 fn every_key() -> BTreeSet<String> {
     let read =
         read::site(example()).unwrap_or_else(|problems| panic!("the page's example: {problems:?}"));
@@ -220,7 +251,9 @@ fn the_example_has_every_key() {
     for key in every_key() {
         let last = key.rsplit('.').next().expect("split yields one");
         assert!(
-            example.contains(&format!("\n{last} = ")) || example.contains(&format!("[{last}]\n")),
+            example.contains(&format!("\n{last} = "))
+                || example.contains(&format!("[{last}]\n"))
+                || example.contains(&format!("[[{last}]]\n")),
             "the example lacks {key}"
         );
     }
@@ -244,7 +277,9 @@ fn the_page_documents_every_key_and_no_other() {
 fn the_page_tells_the_true_defaults() {
     let text: String = rows()
         .iter()
-        .filter(|(key, default)| default != "–" && !key.starts_with("node."))
+        .filter(|(key, default)| {
+            default != "–" && !["node.", "queue.", "tenant."].iter().any(|s| key.starts_with(s))
+        })
         .map(|(key, default)| format!("{key} = {default}\n"))
         .collect();
     assert_eq!(good(&text), SiteConfig::default(), "{text}");

@@ -152,3 +152,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_counts_for_whom_its_step_its_job_or_slurm_names() {
+    let site = site("[[tenant]]\nname = \"physics\"\nshare = 0.5\n[[tenant]]\nname = \"anna\"\n");
+    let spec = |option| JobSpec::plan(&site, &request(option), facts("n3")).unwrap();
+    let of = |job, step, people: &[&str]| {
+        spec(job).tenant_of(&request(step), people).map(|name| name.to_string())
+    };
+    assert_eq!(of("", "", &["physics", "anna"]).as_deref(), Some("physics"));
+    assert_eq!(of("", "", &["chemistry", "anna"]).as_deref(), Some("anna"));
+    assert_eq!(of("", "", &["chemistry", "bob"]), None);
+    assert_eq!(of("tenant=anna", "", &["physics"]).as_deref(), Some("anna"));
+    assert_eq!(of("tenant=anna", "tenant=physics", &[]).as_deref(), Some("physics"));
+    assert!(spec("").knows(&request("tenant=bob")).is_err());
+    let written = spec("prio=7,tenant=anna");
+    assert_eq!(JobSpec::parse(&written.to_toml()), Ok(written));
+}

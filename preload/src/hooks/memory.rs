@@ -368,21 +368,27 @@ fn array_bytes(extent: [usize; 3], format: c_uint, channels: c_uint, levels: c_u
 // ---------------------------------------------------------------- questions
 
 /// As if the client were alone on the GPU. Either pointer may be NULL.
+/// Free and total bytes as this client is to see them, on a device of which the driver says that it
+/// has `total`.
+pub(crate) fn shown(device: i32, total: usize) -> Option<(usize, usize)> {
+    let (free, all) = LEDGER.info(device)?;
+    // A limit is what the client can have at most, hence all there is.
+    let total = total.min(all as usize);
+    let free = free.saturating_sub(PAGER.used(device as u32)) as usize;
+    Some((free.min(total), total))
+}
+
 pub(crate) unsafe fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuResult {
     let (mut real_free, mut real_total) = (0usize, 0usize);
     // SAFETY: two places on this stack.
     let result = unsafe { real::cuMemGetInfo_v2(&raw mut real_free, &raw mut real_total) };
     if result.is_success() {
-        let device = current_device();
-        let paged = device.map_or(0, |device| PAGER.used(device as u32));
-        let own = device.and_then(|device| LEDGER.info(device));
-        let own_free = own.map_or(real_free, |(free, _)| free.saturating_sub(paged) as usize);
-        // A limit is what the client can have at most, hence all there is.
-        let real_total = own.map_or(real_total, |(_, all)| real_total.min(all as usize));
+        let own = current_device().and_then(|device| shown(device, real_total));
+        let (own_free, real_total) = own.unwrap_or((real_free, real_total));
         // SAFETY: NULL, or a place of the program.
         unsafe {
             if !free.is_null() {
-                free.write(own_free.min(real_total));
+                free.write(own_free);
             }
             if !total.is_null() {
                 total.write(real_total);

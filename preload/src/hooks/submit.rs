@@ -4,6 +4,7 @@
 //! Does not own: the gate, or waiting for a lease (`link`).
 #![allow(unsafe_code)] // FFI: looks at parameters by their C types.
 
+use crate::environment;
 use crate::link::LINK;
 use crate::work::{PER_THREAD, WORK};
 use acb_cuda_abi::{CuResult, StreamForm, sys};
@@ -21,6 +22,8 @@ pub(crate) fn pass(
     {
         return result;
     }
+    // What does not wait for the GPU has no place at which the thread could be cancelled.
+    let _whole = (!asynchronous).then(environment::uncancelled);
     let result = call();
     if !asynchronous {
         LINK.note_finished();

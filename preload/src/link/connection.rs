@@ -268,6 +268,9 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         step: settings.step.clone(),
         rank: settings.rank,
         memory_limit: settings.memory,
+        priority: settings.priority,
+        tenant: settings.tenant.clone(),
+        queue: settings.queue.clone(),
         ..Hello::default()
     }
 }

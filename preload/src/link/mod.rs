@@ -16,6 +16,7 @@ pub(crate) use connection::{Connection, ContactError, Terms};
 use socket::Socket;
 pub(crate) use thread::{FIRST_PAUSE, run};
 
+use crate::environment;
 use crate::gate::Gate;
 use crate::lease::{Entry, Lease};
 use crate::log::{error, info};
@@ -98,6 +99,7 @@ impl Link {
         if process::is_detached() {
             return Err(CuResult::NOT_INITIALIZED);
         }
+        let _whole = environment::uncancelled();
         let context = work::current_context();
         WORK.add_context(context);
         PAGER.note_context(context);

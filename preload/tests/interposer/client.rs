@@ -19,6 +19,7 @@ pub(crate) fn play(scenario: &str) {
         "launch" => launch(argument),
         "launch-per-thread" => launch_per_thread(),
         "endless" => endless(),
+        "cancel" => cancel(),
         "capture" => capture(argument),
         "destroy-busy" => destroy_busy(argument),
         "destroy-twice" => destroy_twice(),
@@ -183,6 +184,25 @@ fn launch(lengths: &str) {
 fn launch_per_thread() {
     let cuda = Cuda::start();
     println!("launch={}", cuda.launch_as("cuLaunchKernel_ptsz", 300, NULL));
+    pause();
+}
+
+/// A thread is cancelled while it waits at the gate, and another in the middle of a call.
+fn cancel() {
+    let cuda = Cuda::start();
+    let driver = std::env::var("ACB_DRIVER").expect("the driver's path");
+    let driver = CString::new(driver).expect("no NUL");
+    // SAFETY: a path that ends in NUL.
+    let library = unsafe { libc::dlopen(driver.as_ptr(), libc::RTLD_NOW) } as usize;
+    let driver = Cuda { library };
+    let memset = cuda.find("cuMemsetD8_v2");
+    for _ in 0..2 {
+        // SAFETY: as declared in the driver for tests.
+        let ended = unsafe { function!(driver, "dummyCancel", fn(Handle, c_int))(memset, 100) };
+        println!("cancelled={ended}");
+        pause();
+    }
+    println!("launch={}", cuda.launch(0, NULL));
     pause();
 }
 

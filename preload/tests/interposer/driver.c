@@ -136,7 +136,28 @@ R cuLaunchKernel_ptsz(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned b
 R cuFuncGetName(const char **name, void *f) { if (f != (void *)10) return HANDLE; *name = "kernel_10"; return OK; }
 /* Does nothing, says nothing: what a call costs. */
 R cuGraphLaunch(void *g, void *s) { return OK; }
-R cuMemsetD8_v2(ptr p, unsigned char c, size_t n) { endless = 0; say("cuMemsetD8"); return OK; }
+/* Of size 1 it takes a while, and the thread can be cancelled in it. */
+R cuMemsetD8_v2(ptr p, unsigned char c, size_t n) {
+    endless = 0; say("cuMemsetD8");
+    for (int i = 0; n == 1 && i < 300; i++) usleep(1000);
+    return OK;
+}
+/* A program's thread that is cancelled in a call of the driver's: 1 if it was. */
+struct cancelled { R (*memset)(ptr, unsigned char, size_t); pid_t thread; };
+static void *to_be_cancelled(void *argument) {
+    ((struct cancelled *)argument)->memset(0, 0, 1);
+    for (;;) pause();
+}
+R dummyCancel(R (*memset)(ptr, unsigned char, size_t), int milliseconds) {
+    struct cancelled argument = {memset, 0};
+    pthread_t thread;
+    void *end = 0;
+    pthread_create(&thread, 0, to_be_cancelled, &argument);
+    usleep(1000 * milliseconds);
+    pthread_cancel(thread);
+    pthread_join(thread, &end);
+    return end == PTHREAD_CANCELED;
+}
 R cuMemAlloc_v2(ptr *p, size_t n) {
     if (getenv("DUMMY_ALLOC")) return atoi(getenv("DUMMY_ALLOC"));
     used += n; *p = (ptr)malloc(16); *(size_t *)*p = n; say("cuMemAlloc %zu", n); return OK;

@@ -257,6 +257,27 @@ fn grant_and_recall(epoch: u64) -> Vec<u8> {
     orders.into_iter().flat_map(|kind| encode(&AssignerMessage { kind: Some(kind) })).collect()
 }
 
+/// A cancelled thread unwinds without running what follows a call; what it held would stay held.
+#[test]
+fn a_cancelled_thread_ends_after_its_call_and_the_lease_goes_back() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("cancel");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    peer.hears_nothing();
+    peer.say(Say::Granted(Granted { epoch: 1 }));
+    wait_until("the first call", || lab.count("cuMemsetD8") == 1);
+    client.tell("on");
+    wait_until("the second call", || lab.count("cuMemsetD8") == 2);
+    peer.want(1);
+    assert_eq!(peer.release().epoch, 1);
+    client.tell("on");
+    peer.grant(2);
+    client.tell("on");
+    client.end().succeeded().prints("cancelled=1\npaused\ncancelled=1\npaused\nlaunch=0");
+}
+
 /// The kernel ends only when the program writes its flag, and the write waits at the gate.
 #[test]
 fn an_endless_kernel_is_told_and_its_program_not_strangled() {

@@ -92,9 +92,17 @@ impl Lab {
     pub(crate) fn on_software_gpu(config: &str) -> Self {
         let lab = Lab::new();
         let path = lab.folder.path().join("gpu.toml");
-        let text = format!("link_out = \"2 GB\"\nlink_in = \"2 GB\"\n{config}\n");
+        // The GPU's shared state has the folder's name, and goes with it.
+        let state = lab.state();
+        let text =
+            format!("state = \"{state}\"\nlink_out = \"2 GB\"\nlink_in = \"2 GB\"\n{config}\n");
         std::fs::write(&path, text).expect("the folder is writable");
         lab.with("ACB_DRIVER", software_gpu().display()).with("SIMCUDA_CONFIG", path.display())
+    }
+
+    fn state(&self) -> String {
+        let name = self.folder.path().file_name().expect("the folder has a name");
+        name.to_string_lossy().into_owned()
     }
 
     /// With a variable for the client; an empty value unsets it.
@@ -179,6 +187,18 @@ impl Client {
             panic!("the client hangs:\n{}", Ended { output }.text());
         };
         Ended { output: output.expect("its output") }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let state = format!("-{}", self.state());
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("simcuda-") && name.ends_with(&state) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! `codegen proto ROOT` writes the messages of assigner/wire and the gRPC services of assigner.
 //! `codegen symbols ROOT [HEADERS_DIR…]` writes the list of driver functions of preload/abi.
+//! `codegen nvml ROOT [PYNVML_PY]` writes the list of NVML's functions of preload/nvml.
 //! `codegen spank ROOT` writes the bindings of Slurm's spank.h in spank.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 
+mod nvml;
 mod spank;
 mod symbols;
 
@@ -18,9 +20,12 @@ fn main() -> Result<()> {
             let headers: Vec<PathBuf> = headers.iter().map(PathBuf::from).collect();
             symbols::symbols(Path::new(root), &headers)
         }
+        ["nvml", root] => nvml::nvml(Path::new(root), None),
+        ["nvml", root, bindings] => nvml::nvml(Path::new(root), Some(Path::new(bindings))),
         ["spank", root] => spank::spank(Path::new(root)),
         _ => bail!(
-            "usage: codegen proto ROOT | codegen symbols ROOT [HEADERS_DIR…] | codegen spank ROOT"
+            "usage: codegen proto ROOT | codegen symbols ROOT [HEADERS_DIR…] | \
+             codegen nvml ROOT [PYNVML_PY] | codegen spank ROOT"
         ),
     }
 }

@@ -115,7 +115,7 @@ impl Scheduler {
 
     /// Plans again where memory that came back may be what a waiting client needs.
     pub(crate) fn replan_memory(&mut self, gpu: Gpu) {
-        let matters = !self.config.policy.is_exclusive() || self.memory.has_anchored(gpu);
+        let matters = self.queues.share() || self.memory.has_anchored(gpu);
         if matters && !self.gpus[gpu.index()].waiting.is_empty() {
             self.dirty.gpus.insert(gpu);
         }

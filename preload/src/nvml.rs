@@ -1,0 +1,53 @@
+//! What the client's `libnvidia-ml.so.1` (`preload/nvml`) asks: a GPU's memory as cuMemGetInfo has it.
+//!
+//! Owns: which GPUs are this client's, and the one exported function by which they are asked about.
+//! Its name carries a version: the two libraries may be replaced one after the other.
+#![allow(unsafe_code)] // FFI: an exported C function.
+
+use crate::hooks::memory;
+use crate::process;
+use crate::table::real;
+use std::ffi::{CStr, c_char, c_int};
+use std::panic::catch_unwind;
+use std::sync::OnceLock;
+
+/// UUIDs in the program's own device order; once it is a client.
+static BOUND: OnceLock<Vec<String>> = OnceLock::new();
+
+/// The process has become a client.
+pub(crate) fn bound(uuids: &[String]) {
+    let _ = BOUND.set(uuids.to_vec());
+}
+
+/// 0, and free and total bytes; another number where the GPU is none of this client's.
+///
+/// # Safety
+/// `uuid` is a string, `free` and `total` are places.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn acb_memory_v1(uuid: *const c_char, free: *mut u64, total: *mut u64) -> c_int {
+    // SAFETY: a string by the caller's promise.
+    let uuid = unsafe { CStr::from_ptr(uuid) };
+    match catch_unwind(|| answer(uuid)) {
+        Ok(Some((own_free, own_total))) => {
+            // SAFETY: a place by the caller's promise.
+            unsafe { free.write(own_free) };
+            // SAFETY: as above.
+            unsafe { total.write(own_total) };
+            0
+        }
+        Ok(None) | Err(_) => 1,
+    }
+}
+
+fn answer(uuid: &CStr) -> Option<(u64, u64)> {
+    if process::is_forked() {
+        return None;
+    }
+    let device = BOUND.get()?.iter().position(|bound| bound.as_bytes() == uuid.to_bytes())?;
+    let device = c_int::try_from(device).ok()?;
+    let mut total = 0_usize;
+    // SAFETY: a place on this stack; BOUND is set after cuInit.
+    let result = unsafe { real::cuDeviceTotalMem_v2(&raw mut total, device) };
+    let shown = result.is_success().then(|| memory::shown(device, total)).flatten();
+    shown.map(|(free, total)| (free as u64, total as u64))
+}
