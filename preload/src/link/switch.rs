@@ -35,11 +35,11 @@ impl Switch {
         }
     }
 
-    /// A call at the gate has taken the grant and opened the gate.
-    pub(super) fn taken(&mut self, epoch: Epoch, at: Instant, watch: &mut Watch) {
-        self.granted = Some(at);
+    /// A call at the gate has taken the grant, opened the gate and said Ready. What was moved before is
+    /// told with the next one of this thread.
+    pub(super) fn taken(&mut self, at: Instant, watch: &mut Watch) {
+        self.granted = None;
         watch.granted(at, Duration::ZERO);
-        self.ready(epoch, at);
     }
 
     /// Moves what is to be moved, opens the gate when all is there, and says when to look again.

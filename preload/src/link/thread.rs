@@ -68,8 +68,7 @@ pub(crate) fn run(
 fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) -> ContactError {
     loop {
         if let Some(at) = LINK.turn.take_granted() {
-            let epoch = LINK.lease().epoch();
-            switch.taken(epoch, at, watch);
+            switch.taken(at, watch);
         }
         loop {
             match connection.next() {

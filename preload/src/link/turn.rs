@@ -24,7 +24,7 @@ use super::socket::Socket;
 use crate::lease::{Epoch, Lease, Order};
 use crate::pager::PAGER;
 use acb_wire::frame::Decoder;
-use acb_wire::v1::{AssignerMessage, assigner_message::Kind};
+use acb_wire::v1::{AssignerMessage, Ready, assigner_message::Kind, client_message::Kind as Say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -180,6 +180,9 @@ impl Link {
         if opened {
             lease.filled();
             state.granted = Some(Instant::now());
+            // From here, for the link thread may sleep on: what woke it was read before it looked. Under
+            // the lease's lock, so that no Release comes before it.
+            self.send(Say::Ready(Ready { epoch, switch_ns: 0, bytes_in: 0 }));
         }
         false
     }
