@@ -8,7 +8,7 @@
 //! | [`cli`], [`selection`], [`settings`], [`tenancy`] | what a daemon is told |
 //! | [`start`], [`control`], [`remote`], [`table`], [`json`] | the commands |
 //! | [`supervise`], [`sockets`], [`pidfile`], [`worker`] | the daemon's processes |
-//! | [`broker`], [`clients`], [`channel`], [`outbox`], [`process`], [`state`], [`inventory`] | the worker's first thread: clients |
+//! | [`broker`], [`clients`], [`channel`], [`outbox`], [`process`], [`state`], [`inventory`], [`topology`] | the worker's first thread: clients |
 //! | [`outside`], [`commands`], [`grpc`], [`peer`], [`node`], [`controller`], [`executor`], [`tls`], [`statistics`], [`comment`] | its second thread: tools and other nodes |
 //! | [`simulate`] | whole clusters in virtual time, around [`acb_sim`] |
 //! | [`launch`] | `agarun` |
@@ -48,4 +48,5 @@ pub mod sys;
 pub mod table;
 pub mod tenancy;
 pub mod tls;
+pub mod topology;
 pub mod worker;

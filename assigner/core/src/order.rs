@@ -100,6 +100,10 @@ impl Line {
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
     heads: Vec<Head>,
+    /// The tenant of the client that was taken last: what it has been given meanwhile changes its others' ranks.
+    stale: Option<TenantId>,
+    /// Heads have been taken out, so that others may be the first of their tenants.
+    closed: bool,
 }
 
 /// Whose turn it is in a walk.
@@ -117,6 +121,7 @@ struct Head {
     line: Option<Gpu>,
     lane: LaneKey,
     place: Place,
+    rank: Rank,
 }
 
 /// What a plan has given out so far without it being held yet.
@@ -153,11 +158,13 @@ impl Walk {
     /// Nobody of this lane is looked at any more, of those that wait for any GPU.
     pub(crate) fn close_lane(&mut self, lane: LaneKey) {
         self.heads.retain(|head| head.line.is_some() || head.lane != lane);
+        self.closed = true;
     }
 
     /// Nobody that waits for this GPU alone is looked at any more.
     pub(crate) fn close_line(&mut self, gpu: Gpu) {
         self.heads.retain(|head| head.line != Some(gpu) || head.lane.width > 1);
+        self.closed = true;
     }
 }
 
@@ -169,23 +176,35 @@ impl Scheduler {
     pub(crate) fn walk(&self, gpus: impl Iterator<Item = Gpu>) -> Walk {
         let mut heads = Vec::with_capacity(16);
         let mut add = |line: Option<Gpu>, lanes: &Line| {
-            heads.extend(lanes.heads().map(|(lane, place)| Head { line, lane, place }));
+            heads.extend(lanes.heads().map(|(lane, place)| {
+                let rank =
+                    (true, Reverse(lane.level), true, Used::default(), place.used, place.ticket);
+                Head { line, lane, place, rank }
+            }));
         };
         add(None, &self.floating);
         for gpu in gpus {
             add(Some(gpu), &self.gpus[gpu.index()].line);
         }
-        Walk { heads }
+        let mut walk = Walk { heads, stale: None, closed: false };
+        self.rank(&mut walk, &Given::default(), None);
+        walk
     }
 
     /// The next client of a walk.
     pub(crate) fn next_of(&self, walk: &mut Walk, given: &Given) -> Option<Next> {
-        let first = match &walk.heads[..] {
-            [] => return None,
-            [only] => *only,
-            heads => *heads.iter().min_by_key(|head| self.rank(head, heads, given))?,
-        };
-        let entitled = self.is_entitled(&first, &walk.heads, given);
+        let stale = walk.stale.take();
+        if std::mem::take(&mut walk.closed) && self.tenants.guarantees() {
+            self.rank(walk, given, None);
+        } else if stale.is_some() {
+            self.rank(walk, given, stale);
+        }
+        let first = *walk.heads.iter().min_by_key(|head| head.rank)?;
+        let (borrows, ..) = first.rank;
+        let tenant = first.lane.tenant;
+        if self.shares.is_some() || self.tenants.of(tenant).guarantee > 0 {
+            walk.stale = Some(tenant);
+        }
         let ticket = first.place.ticket;
         // Who waits for several GPUs stands in several lines.
         let wide = first.lane.width > 1;
@@ -200,6 +219,8 @@ impl Scheduler {
             match line.after(head.lane, head.place) {
                 Some(next) => {
                     head.place = next;
+                    let (borrows, level, _, used, ..) = head.rank;
+                    head.rank = (borrows, level, next.unpromised, used, next.used, next.ticket);
                     at += 1;
                 }
                 None => _ = walk.heads.swap_remove(at),
@@ -208,14 +229,31 @@ impl Scheduler {
                 break;
             }
         }
-        Some(Next { ticket, lane: first.lane, entitled })
+        Some(Next { ticket, lane: first.lane, entitled: !borrows })
     }
 
-    fn rank(&self, head: &Head, heads: &[Head], given: &Given) -> Rank {
-        let Head { lane, place, .. } = head;
-        let entitled = self.is_entitled(head, heads, given);
-        let used = self.tenant_used(lane.tenant, given);
-        (!entitled, Reverse(lane.level), place.unpromised, used, place.used, place.ticket)
+    /// Ranks the heads of a tenant, or of all.
+    fn rank(&self, walk: &mut Walk, given: &Given, only: Option<TenantId>) {
+        let mut known: Vec<(TenantId, Used)> = Vec::new();
+        for at in 0..walk.heads.len() {
+            let head = walk.heads[at];
+            let Head { lane, place, .. } = head;
+            if only.is_some_and(|tenant| tenant != lane.tenant) {
+                continue;
+            }
+            let used = match known.iter().find(|(tenant, _)| *tenant == lane.tenant) {
+                _ if self.shares.is_none() => Used::default(),
+                Some((_, used)) => *used,
+                None => {
+                    let used = self.tenant_used(lane.tenant, given);
+                    known.push((lane.tenant, used));
+                    used
+                }
+            };
+            let borrows = !self.is_entitled(&head, &walk.heads, given);
+            walk.heads[at].rank =
+                (borrows, Reverse(lane.level), place.unpromised, used, place.used, place.ticket);
+        }
     }
 
     /// True if a client is the first of its tenant, and within the guarantee.

@@ -26,13 +26,8 @@ impl Scheduler {
     /// True if a lease on the GPU can be granted to a client now. All memory of those who hold a GPU fits on it.
     pub(crate) fn is_free(&self, gpu: Gpu, client: &Client) -> bool {
         let state = &self.gpus[gpu.index()];
-        if !self.memory.fits(client.id, gpu, &state.holders) {
-            return false;
-        }
-        if !state.claimed.is_empty() {
-            return self.shares_all(gpu, client);
-        }
-        state.holders.is_empty() || self.shares_all(gpu, client)
+        let alone = state.claimed.is_empty() && state.holders.is_empty();
+        (alone || self.shares_all(gpu, client)) && self.memory.fits(client.id, gpu, &state.holders)
     }
 
     /// True if a client and all that hold the GPU are of the policy that shares.
@@ -152,18 +147,34 @@ impl Scheduler {
         bound.filter(|other| other.tenant == client.tenant).count()
     }
 
-    /// How loaded a GPU is: clients that are bound to it or hold it, time the bound ones have used
-    /// it, room; the number breaks ties.
-    fn load(&self, gpu: Gpu) -> (usize, Duration, u64, Gpu) {
+    /// How loaded a GPU is: clients that are bound to it or hold it, and those on GPUs that share its link, over which
+    /// they would move their memory; time the bound ones have used it, room; the number breaks ties.
+    fn load(&self, gpu: Gpu) -> (usize, usize, Duration, u64, Gpu) {
         let state = &self.gpus[gpu.index()];
         let visitors = state.holders.iter().filter(|holder| !state.bound.contains(holder)).count();
-        (state.bound.len() + visitors, state.load, self.memory.wanted(gpu), gpu)
+        let on_link = self.link_mates(gpu).map(|mate| self.gpus[mate.index()].bound.len()).sum();
+        (state.bound.len() + visitors, on_link, state.load, self.memory.wanted(gpu), gpu)
     }
 
-    /// Among GPUs that a client could start on now, the lower the better: where it was last, where
-    /// fewer hold and are bound.
-    pub(crate) fn preference(&self, client: &Client, gpu: Gpu) -> (bool, usize, usize, Gpu) {
+    /// The other GPUs on the link of a GPU.
+    fn link_mates(&self, gpu: Gpu) -> impl Iterator<Item = Gpu> {
+        let links = &self.config.topology.links;
+        let own = links.get(gpu.index());
+        let others = (0..).map(Gpu).zip(links).filter(move |(other, _)| *other != gpu);
+        others.filter(move |(_, link)| Some(*link) == own).map(|(other, _)| other)
+    }
+
+    /// True if memory is being moved over the link of a GPU for another one's holder.
+    fn is_link_busy(&self, gpu: Gpu) -> bool {
+        let holders = self.link_mates(gpu).flat_map(|mate| &self.gpus[mate.index()].holders);
+        holders.into_iter().any(|holder| !self.lease(*holder).is_ready)
+    }
+
+    /// Among GPUs that a client could start on now, the lower the better: where it was last, where nothing is moved over
+    /// the same link, where fewer hold and are bound.
+    pub(crate) fn preference(&self, client: &Client, gpu: Gpu) -> (bool, bool, usize, usize, Gpu) {
         let state = &self.gpus[gpu.index()];
-        (!client.last.contains(&gpu), state.holders.len(), state.bound.len(), gpu)
+        let busy = self.is_link_busy(gpu);
+        (!client.last.contains(&gpu), busy, state.holders.len(), state.bound.len(), gpu)
     }
 }

@@ -18,6 +18,7 @@
 //! connected by clients that wait for several of them. And of that only as much as GPUs are open: each
 //! client that cannot start closes those that are kept for it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::config::{Backfill, Policy};
@@ -26,7 +27,7 @@ use crate::gang::{Member, Seat};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
-use crate::scheduler::{Lease, Reservation, Scheduler, Ticket, Waiter};
+use crate::scheduler::{Client, Lease, Reservation, Scheduler, Ticket, Waiter};
 
 /// So many clients are tried on GPUs that are kept for earlier ones; beyond it stand those who would hardly fit.
 const BACKFILL_DEPTH: u32 = 64;
@@ -153,6 +154,24 @@ impl Scheduler {
         }
         self.withdraw(&before, island);
         self.tell_holders(island);
+    }
+
+    /// True if a client that has just come to wait stands behind others wherever it could start: all its GPUs are held,
+    /// and kept for those before it. Then there is nothing to plan, however many wait.
+    pub(crate) fn changes_nothing(&self, id: ClientId) -> bool {
+        let client = &self.clients[&id];
+        let (Some(ticket), true) = (client.waiting, client.let_go) else { return false };
+        if self.shares.is_some() || self.tenants.guarantees() || client.member.is_some() {
+            return false; // where it stands depends on more than the two
+        }
+        let rank = |client: &Client, waiter: &Waiter| (Reverse(client.level), waiter.place);
+        let own = rank(client, &self.queue[&ticket]);
+        self.candidates(client).all(|gpu| {
+            self.gpus[gpu.index()].reserved.is_some_and(|first| {
+                let waiter = &self.queue[&first];
+                rank(&self.clients[&waiter.client], waiter) < own
+            }) && !self.is_free(gpu, client)
+        })
     }
 
     /// Takes promises back from those for whom nothing is kept any more: others of a higher rank have come.
@@ -381,6 +400,17 @@ impl Scheduler {
         }
         let mut chosen: Vec<(Gpu, Outlook)> = Vec::with_capacity(width);
         let mut taken: Vec<ClientId> = Vec::new();
+        if width == 1 && !limited {
+            // The usual case: what comes back when decides, the rest only between equals.
+            let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &[])));
+            let least = all.reduce(|best, other| {
+                let before = |(gpu, _): &(Gpu, Outlook)| self.preference(client, *gpu);
+                let ordered = other.1.cmp(&best.1).then_with(|| before(&other).cmp(&before(&best)));
+                if ordered.is_lt() { other } else { best }
+            });
+            chosen.extend(least);
+            return chosen;
+        }
         while chosen.len() < width {
             let key = |gpu: Gpu| {
                 let far: u32 = chosen

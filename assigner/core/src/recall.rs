@@ -192,7 +192,9 @@ impl Scheduler {
         let leases = gpus.iter().flat_map(|gpu| {
             self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
         });
-        let leases: BTreeSet<(Epoch, ClientId)> = leases.collect();
+        let mut leases: Vec<(Epoch, ClientId)> = leases.collect();
+        leases.sort_unstable();
+        leases.dedup();
         for (_, id) in leases {
             let lease = self.lease(id);
             if lease.recalled.is_some() {

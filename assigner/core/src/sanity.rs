@@ -300,6 +300,8 @@ impl Scheduler {
             let Some(other) = self.gpus[gpu.index()].reserved else { continue };
             let other = &self.queue[&other];
             let lower = self.clients[&other.client].level < client.level;
+            // Memory that cannot be moved for it counts as not being its GPU.
+            let lower = lower && self.memory.could_fit(waiter.client, *gpu);
             if lower && !other.entitled && !self.is_stuck(*gpu) {
                 return Err(SanityError::Outranked(waiter.client, *gpu));
             }

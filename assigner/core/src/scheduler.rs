@@ -181,12 +181,6 @@ pub(crate) struct Dirty {
     pub(crate) all: bool,
 }
 
-impl Dirty {
-    fn is_empty(&self) -> bool {
-        self.gpus.is_empty() && !self.all
-    }
-}
-
 /// The scheduler of one node. See the crate's documentation for how to drive it.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
@@ -249,6 +243,9 @@ impl Scheduler {
     /// clients are ignored: they crossed with the end of that client.
     pub fn handle(&mut self, event: Event, now: Time) {
         self.now = self.now.max(now);
+        if let Some(shares) = &mut self.shares {
+            shares.tick(self.now);
+        }
         match event {
             Event::Join { client, spec } => self.join(client, spec),
             Event::Bind { client } => self.bind(client),
@@ -495,7 +492,11 @@ impl Scheduler {
         };
         self.queue.insert(ticket, waiter);
         self.step_in(id);
-        self.mark(id);
+        if self.changes_nothing(id) {
+            self.memory.dirty.extend(&self.clients[&id].bound);
+        } else {
+            self.mark(id);
+        }
     }
 
     /// Gives a waiting client its place in the lines.

@@ -104,6 +104,8 @@ impl Tenant {
 #[derive(Clone, Debug)]
 pub(crate) struct Tenants {
     list: Vec<Tenant>,
+    /// Somebody is guaranteed something.
+    guarantees: bool,
     /// Only the configured ones are known.
     closed: bool,
 }
@@ -113,7 +115,11 @@ const MOST_NAMES: usize = 1000;
 
 impl Tenants {
     pub(crate) fn new(configured: &[TenantConfig]) -> Tenants {
-        let mut tenants = Tenants { list: Vec::new(), closed: !configured.is_empty() };
+        let mut tenants = Tenants {
+            list: Vec::new(),
+            guarantees: configured.iter().any(|tenant| tenant.guarantee > 0),
+            closed: !configured.is_empty(),
+        };
         let nameless = configured.iter().find(|tenant| tenant.name.is_empty());
         tenants.add(nameless.unwrap_or(&TenantConfig::new("")));
         for tenant in configured.iter().filter(|tenant| !tenant.name.is_empty()) {
@@ -147,6 +153,11 @@ impl Tenants {
         }
     }
 
+    /// True if some tenant is guaranteed something.
+    pub(crate) fn guarantees(&self) -> bool {
+        self.guarantees
+    }
+
     pub(crate) fn of(&self, id: TenantId) -> &Tenant {
         &self.list[id.0 as usize]
     }
@@ -166,6 +177,8 @@ pub(crate) struct Shares {
     config: FairShare,
     /// When a second was worth one.
     origin: Time,
+    /// What a second is worth at the moment of the present event.
+    worth: f64,
 }
 
 /// After so many half-lives all amounts are made smaller: their exponents are limited.
@@ -173,23 +186,23 @@ const REBASE: f64 = 400.0;
 
 impl Shares {
     pub(crate) fn new(config: FairShare) -> Shares {
-        Shares { config, origin: Time(0) }
+        Shares { config, origin: Time(0), worth: 1.0 }
     }
 
     fn age(&self, now: Time) -> f64 {
         now.since(self.origin).as_secs_f64() / self.config.half_life.as_secs_f64()
     }
 
-    /// What a second used now is worth.
-    fn worth(&self, now: Time) -> f64 {
-        self.age(now).min(1000.0).exp2()
+    /// It is `now`.
+    pub(crate) fn tick(&mut self, now: Time) {
+        self.worth = self.age(now).min(1000.0).exp2();
     }
 }
 
 impl Scheduler {
     /// What `span` on `gpus` GPUs counts now.
     pub(crate) fn counts(&self, span: Duration, gpus: usize) -> f64 {
-        self.shares.map_or(0.0, |shares| span.as_secs_f64() * gpus as f64 * shares.worth(self.now))
+        self.shares.map_or(0.0, |shares| span.as_secs_f64() * gpus as f64 * shares.worth)
     }
 
     /// What counts against a tenant at this point of a plan: a lease that has begun, or will, counts for its quantum.
@@ -252,8 +265,9 @@ impl Scheduler {
         if shares.age(self.now) < REBASE {
             return;
         }
-        let factor = 1.0 / shares.worth(self.now);
+        let factor = 1.0 / shares.worth;
         shares.origin = self.now;
+        shares.worth = 1.0;
         self.shares = Some(shares);
         for tenant in &mut self.tenants.list {
             tenant.used.0 *= factor;

@@ -7,7 +7,7 @@
 //! # a comment
 //! node gpus=2 memory=100 policy=gpu-affinity quantum=10s     starts a scheduler; keys can be left out
 //!      tenants=NAME:GUARANTEE[/LIMIT][*WEIGHT];…              tenants, queues, the half-life of fair share
-//!      queues=NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY];… fair=60s distances=0,1;1,0
+//!      queues=NAME[@PRIORITY][/GPUS][#CLIENTS][:POLICY];… fair=60s distances=0,1;1,0 links=0,1
 //! 0s join 1 gpus=2 on=0,1 held=0:40,1:40:60:20 lease=7       an event: when, what, of which client;
 //!                                                            GPU:FIXED or GPU:FIXED:CLAIMED:RESIDENT
 //! 0s join 2 prio=5 tenant=a queue=q gang=NAME:SIZE
@@ -138,7 +138,7 @@ fn config(line: &Line<'_>) -> Result<Config> {
         let known =
             ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
         let more = ["settle", "expect", "start-count", "drain", "late", "budget", "share"];
-        let tenancy = ["tenants", "queues", "fair", "credit", "distances"];
+        let tenancy = ["tenants", "queues", "fair", "credit", "distances", "links"];
         if !known.contains(key) && !more.contains(key) && !tenancy.contains(key) {
             bail!("unknown key {key}");
         }
@@ -182,6 +182,10 @@ fn config(line: &Line<'_>) -> Result<Config> {
     let row = |row: &str| row.split(',').map(|distance| Ok(distance.parse()?)).collect();
     config.topology.distances =
         listed("distances").into_iter().map(row).collect::<Result<Vec<Vec<u32>>>>()?;
+    if let Some(links) = line.key("links") {
+        let links = links.split(',').map(str::parse).collect::<Result<_, _>>();
+        config.topology.links = links?;
+    }
     // expect=CLIENT/EPOCH/GPU:ROOM,GPU:ROOM;…
     for expected in line.key("expect").iter().flat_map(|list| list.split(';')) {
         let mut parts = expected.split('/');

@@ -267,6 +267,7 @@ impl Broker {
 
 fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -> Config {
     let scheduling = &settings.scheduling;
+    let devices = gpus;
     let gpus = gpus.iter().map(|gpu| GpuConfig { memory: gpu.memory }).collect();
     let mut config = Config::new(gpus, scheduling.policy);
     config.quantum = scheduling.quantum;
@@ -278,6 +279,7 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.switch_share = settings.memory.switch_share;
     config.memory.host_budget = settings.memory.host_budget;
     config.peaks = scheduling.peaks.clone();
+    config.topology = crate::topology::topology(settings.nvml.as_deref(), devices);
     let tenancy = &scheduling.tenancy;
     config.queues = tenancy.queue_configs();
     config.tenants = tenancy.tenant_configs(u32::try_from(config.gpus.len()).unwrap_or(u32::MAX));
