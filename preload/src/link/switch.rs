@@ -61,6 +61,11 @@ impl Switch {
         again
     }
 
+    /// The connection is lost, and getting another may take long.
+    pub(super) fn settle(&mut self) {
+        self.mover.settle();
+    }
+
     fn ready(&mut self, epoch: Epoch, at: Instant) {
         let moved = PAGER.moved();
         let bytes_in = moved.inward - std::mem::replace(&mut self.before, moved).inward;

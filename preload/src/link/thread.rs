@@ -40,6 +40,7 @@ pub(crate) fn run(
         let end = serve(&mut connection, &mut watch, &mut switch);
         LINK.turn.seize();
         LINK.uninstall();
+        switch.settle();
         if let ContactError::Refused(refused) = end {
             give_up(&terms, &refusal(&refused));
             return switch.regain(&mut watch);

@@ -17,6 +17,9 @@ use crate::memory::size;
 use acb_cuda_abi::CuResult;
 use std::sync::MutexGuard;
 
+/// Where, and how long.
+type Gaps = Vec<(u64, u64)>;
+
 impl Pager {
     /// cuMemCreate: a name.
     pub(crate) fn create(&self, device: u32, bytes: u64, properties: Properties) -> Answer<u64> {
@@ -244,7 +247,8 @@ impl Pager {
         self.is_active() && !self.books().names.is_free(address, bytes)
     }
 
-    fn in_range(&self, address: u64, bytes: u64) -> Option<(Vec<Placed>, Vec<(u64, u64)>)> {
+    /// Our mappings in a range, and what they leave of it; `None`: nothing there is ours.
+    fn in_range(&self, address: u64, bytes: u64) -> Option<(Vec<Placed>, Gaps)> {
         if !self.is_active() {
             return None;
         }
@@ -284,7 +288,7 @@ impl Books {
 }
 
 /// The driver's part of a range, piece by piece.
-fn each(gaps: Vec<(u64, u64)>, call: impl Fn(u64, u64) -> CuResult) -> CuResult {
+fn each(gaps: Gaps, call: impl Fn(u64, u64) -> CuResult) -> CuResult {
     let results = gaps.into_iter().map(|(address, bytes)| call(address, bytes));
     results.fold(CuResult::SUCCESS, |sum, result| if sum.is_success() { result } else { sum })
 }

@@ -26,6 +26,8 @@ const LONGEST: Duration = Duration::from_micros(500);
 /// Copies queued ahead in one direction: at least so many chunks, and more while they are small.
 const FEW: usize = 3;
 const MANY: usize = 32;
+/// Copies under way end sooner, unless the GPU hangs.
+const SETTLE: Duration = Duration::from_secs(2);
 /// After a failure it is tried again, at first so soon, at last so late.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_millis(250);
@@ -62,6 +64,8 @@ struct Lane {
     inbound: Inbound,
     outbound: Outbound,
     retry: Retry,
+    /// Nothing new is begun.
+    settling: bool,
 }
 
 /// When to try again what has failed, and whether that was told.
@@ -132,6 +136,20 @@ impl Mover {
             }
         }
     }
+
+    /// Ends what is under way and begins nothing: this thread is going to be elsewhere for a while, and others may wait for
+    /// chunks and contexts that it works on.
+    pub(crate) fn settle(&mut self) {
+        let deadline = Instant::now() + SETTLE;
+        self.lanes.iter_mut().for_each(|lane| lane.settling = true);
+        while self.lanes.iter().any(Lane::is_moving) && Instant::now() < deadline {
+            for lane in &mut self.lanes {
+                lane.look(Leave::MustNot);
+            }
+            std::thread::sleep(SHORTEST);
+        }
+        self.lanes.iter_mut().for_each(|lane| lane.settling = false);
+    }
 }
 
 impl Lane {
@@ -142,6 +160,7 @@ impl Lane {
             inbound: Inbound::default(),
             outbound: Outbound::default(),
             retry: Retry::default(),
+            settling: false,
         }
     }
 
@@ -203,7 +222,7 @@ impl Lane {
 
     fn work(&mut self, leave: Leave) -> Progress {
         let Some(station) = &mut self.station else { return Progress::Idle };
-        let leaving = PAGER.books().contexts.is_leaving(station.carrier);
+        let leaving = self.settling || PAGER.books().contexts.is_leaving(station.carrier);
         let mut progress = self.inbound.finish(station);
         progress = progress.max(self.outbound.finish(self.device, station));
         if leaving {
