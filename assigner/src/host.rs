@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Bytes of memory that this process and its siblings in the job may use.
-pub fn memory() -> u64 {
+pub(crate) fn memory() -> u64 {
     let slurm = |name: &str| std::env::var(name).ok();
     let limits = [
         total(Path::new("/proc/meminfo")),

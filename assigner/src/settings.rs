@@ -104,6 +104,18 @@ pub struct MemoryTerms {
     pub compare: bool,
 }
 
+impl MemoryTerms {
+    fn of_job(memory: &acb_cluster_conf::MemoryConfig) -> MemoryTerms {
+        let share = (crate::host::memory() as f64 * memory.host_share.value()) as u64;
+        MemoryTerms {
+            chunk: if memory.pager { u64::from(memory.chunk_mib) << 20 } else { 0 },
+            host_budget: memory.host_budget.map_or(share, |budget| budget.bytes().min(share)),
+            switch_share: memory.switch_share.value(),
+            compare: memory.compare,
+        }
+    }
+}
+
 /// A Slurm job.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -442,7 +454,7 @@ impl Settings {
                 on_failure: spec.on_failure,
                 context: u64::from(spec.context_mib) << 20,
             },
-            memory: start.paging.terms(),
+            memory: MemoryTerms::of_job(&spec.memory),
             max_requests: start.gpu_assigner_max_workers as usize,
             lifetime: None,
             job: Some(Job {

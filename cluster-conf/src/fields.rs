@@ -10,6 +10,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostics::{Problem, nearest};
+use crate::size::{ByteSize, NoSize};
+use crate::values::Part;
 
 /// Why a value is not accepted; the place is the value's.
 #[derive(Debug)]
@@ -267,6 +269,32 @@ pub fn number(value: &DeValue<'_>, low: f64, high: f64, unit: &str) -> Result<f6
             if unit.is_empty() { "" } else { " " }
         ))),
     }
+}
+
+/// A share: a decimal number from 0.001 to 1.
+pub(crate) fn share(value: &DeValue<'_>) -> Result<Part, Fault> {
+    let number: Option<f64> = match value {
+        DeValue::Float(number) => number.as_str().replace('_', "").parse().ok(),
+        DeValue::Integer(number) => number.as_str().parse().ok(),
+        other => {
+            return Err(Fault::new(format!("a decimal number is needed, not {}", kind(other)))
+                .help("write it without quotes, like 0.5"));
+        }
+    };
+    number.and_then(Part::new).ok_or_else(|| {
+        Fault::new("the number is out of range").help("allowed are 0.001 to 1, the whole")
+    })
+}
+
+/// An amount of memory, as a string with its unit.
+pub(crate) fn size(value: &DeValue<'_>) -> Result<ByteSize, Fault> {
+    let help = "write it with a unit, in double quotes: \"64G\", \"512M\"";
+    let DeValue::String(text) = value else {
+        return Err(Fault::new(format!("a string is needed, not {}", kind(value))).help(help));
+    };
+    text.parse().map_err(|error: NoSize| {
+        Fault::new(format!("\"{}\" is {error}", text.escape_debug())).help(help)
+    })
 }
 
 /// One of a closed set of names.

@@ -35,9 +35,10 @@ pub use multinode::{Host, Multinode, Role};
 pub use option::{AcbOption, Conflict, KeyHelp, OptionError, OptionProblem, Request, Settings};
 pub use policy::{OnFailure, Policy, UnknownName};
 pub use site::{
-    CommentConfig, DriverPaths, Failure, Network, Nodes, Paths, SchedulerConfig, SiteConfig,
+    CommentConfig, DriverPaths, Failure, MemoryConfig, Network, Nodes, Paths, SchedulerConfig,
+    SiteConfig,
 };
 pub use size::{ByteSize, NoSize, SIZE_GRAMMAR};
 pub use spec::{JobFacts, JobSpec, PlanError, SpecError};
 pub use tenancy::{Name, NameProblem, Priority, PriorityProblem, QueueRule, Share, TenantRule};
-pub use values::{AbsolutePath, Environment, PathProblem, VariableProblem};
+pub use values::{AbsolutePath, Environment, Part, PathProblem, VariableProblem};

@@ -12,6 +12,7 @@ use std::num::NonZeroU32;
 use crate::diagnostics::nearest;
 use crate::policy::{OnFailure, Policy};
 use crate::site::SiteConfig;
+use crate::size::{ByteSize, SIZE_GRAMMAR};
 use crate::tenancy::{Name, Priority, QueueRule, TenantRule};
 
 /// What the user asked for.
@@ -34,6 +35,8 @@ pub struct Request {
     pub quantum_ms: Option<NonZeroU32>,
     /// What clients do without an assigner.
     pub on_failure: Option<OnFailure>,
+    /// Device memory that each client may have on each of its GPUs.
+    pub memory: Option<ByteSize>,
     /// Whether programs that open the driver by a path are led to the interposer.
     pub audit: Option<bool>,
     /// Which of the clients in a queue go first.
@@ -77,6 +80,12 @@ const KEYS: &[OptionKey] = &[
         allowed: "open or fail",
         read: |text, request| text.parse().ok().map(|choice| request.on_failure = Some(choice)),
         show: |request| request.on_failure.map(|choice| choice.to_string()),
+    },
+    OptionKey {
+        name: "mem",
+        allowed: SIZE_GRAMMAR,
+        read: |text, request| text.parse().ok().map(|size| request.memory = Some(size)),
+        show: |request| request.memory.map(|size| size.to_string()),
     },
     OptionKey {
         name: "audit",
@@ -353,6 +362,8 @@ pub struct Settings {
     pub quantum_ms: NonZeroU32,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
+    /// Device memory that each client may have on each of its GPUs, if the user said so.
+    pub memory: Option<ByteSize>,
     /// Whether programs that open the driver by a path are led to the interposer.
     pub audit: bool,
     /// Which of the clients in a queue go first.
@@ -464,6 +475,7 @@ impl Settings {
             gpus: request.gpus,
             quantum_ms: request.quantum_ms.unwrap_or(site.scheduler.quantum_ms),
             on_failure: request.on_failure.unwrap_or(site.failure.on_failure),
+            memory: request.memory,
             audit: request.audit.unwrap_or(false),
             priority: request.priority.unwrap_or_default(),
             queue: request.queue.clone(),

@@ -12,8 +12,9 @@ use std::num::NonZeroU32;
 
 use crate::diagnostics::ConfigError;
 use crate::policy::{OnFailure, Policy};
+use crate::size::ByteSize;
 use crate::tenancy::{QueueRule, TenantRule};
-use crate::values::{AbsolutePath, Environment};
+use crate::values::{AbsolutePath, Environment, Part};
 
 /// A cluster file, checked. The default is that of an empty file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct SiteConfig {
     pub queues: Vec<QueueRule>,
     /// `[[tenant]]`
     pub tenants: Vec<TenantRule>,
+    /// `[memory]`
+    pub memory: MemoryConfig,
     /// `[failure]`
     pub failure: Failure,
     /// `[network]`
@@ -94,6 +97,25 @@ pub struct SchedulerConfig {
     pub fair_share_half_life_s: u32,
     /// GPU time that who comes back is owed at most, seconds.
     pub fair_share_credit_s: u32,
+}
+
+/// How device memory is shared.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Whether memory is moved between GPU and host at all.
+    pub pager: bool,
+    /// What is moved at a time, MiB.
+    pub chunk_mib: u32,
+    /// The part of the job's host memory that may be needed for what leaves the GPUs…
+    pub host_share: Part,
+    /// …and no more than this amount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_budget: Option<ByteSize>,
+    /// The part of the time that moving memory may cost.
+    pub switch_share: Part,
+    /// Whether memory is compared byte by byte where hashes say that it has not changed.
+    pub compare: bool,
 }
 
 /// What happens when the assigner is lost.
@@ -188,6 +210,20 @@ impl Default for SchedulerConfig {
             max_bypass_s: 60,
             fair_share_half_life_s: 0,
             fair_share_credit_s: 0,
+        }
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        let share = |part| Part::new(part).expect("the default is a share");
+        MemoryConfig {
+            pager: true,
+            chunk_mib: 64,
+            host_share: share(0.5),
+            host_budget: None,
+            switch_share: share(0.1),
+            compare: false,
         }
     }
 }

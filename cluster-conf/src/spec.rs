@@ -18,7 +18,8 @@ use crate::folder::{JobFolder, SOCKET_PATH_MAX};
 use crate::key::Key;
 use crate::option::{Conflict, Request, Settings, named};
 use crate::policy::{OnFailure, Policy};
-use crate::site::{DriverPaths, SiteConfig};
+use crate::site::{DriverPaths, MemoryConfig, SiteConfig};
+use crate::size::ByteSize;
 use crate::tenancy::{Name, Priority, QueueRule, TenantRule};
 use crate::values::{AbsolutePath, Environment};
 
@@ -80,6 +81,12 @@ pub struct JobSpec {
     /// Tenant of clients whose step names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Name>,
+    /// Device memory that each client may have on each of its GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<ByteSize>,
+    /// How device memory is shared.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
     /// Whether programs that open the driver by a path are led to the interposer.
@@ -225,6 +232,8 @@ impl JobSpec {
             priority: settings.priority,
             queue: settings.queue,
             tenant: settings.tenant,
+            memory_limit: settings.memory,
+            memory: site.memory.clone(),
             on_failure: settings.on_failure,
             audit: settings.audit,
             grace_ms: site.failure.grace_ms,

@@ -82,6 +82,37 @@ impl From<AbsolutePath> for PathBuf {
     }
 }
 
+/// A part of something, from a thousandth to all of it; as exact as a millionth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Part(u32);
+
+impl Part {
+    /// A share; `None` for a number that is not from 0.001 to 1.
+    pub fn new(part: f64) -> Option<Self> {
+        (0.001..=1.0).contains(&part).then(|| Part((part * 1e6).round() as u32))
+    }
+
+    /// The part as a number.
+    pub fn value(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
+impl TryFrom<f64> for Part {
+    type Error = &'static str;
+
+    fn try_from(part: f64) -> Result<Self, Self::Error> {
+        Part::new(part).ok_or("a share is a number from 0.001 to 1")
+    }
+}
+
+impl From<Part> for f64 {
+    fn from(share: Part) -> f64 {
+        share.value()
+    }
+}
+
 /// Environment variables that a site adds. None of them is one that the plugin or Slurm sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
@@ -110,13 +141,14 @@ pub enum VariableProblem {
 }
 
 /// What the plugin, agarun or the cluster file's own keys set.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "ACB_CONF",
     "ACB_DRIVER",
     "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_GRACE_MS",
     "ACB_LIB_DIR",
+    "ACB_MEMORY",
     "ACB_NVML",
     "ACB_ON_FAILURE",
     "ACB_RANK",

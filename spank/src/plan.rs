@@ -106,12 +106,13 @@ const NCCL: &str = "NCCL_GRAPH_REGISTER";
 const ADDED: &str = "ACB_ADDED";
 
 /// Our own variables.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
     "ACB_GPUS",
     "ACB_DRIVER",
+    "ACB_MEMORY",
     "ACB_NVML",
     "ACB_ON_FAILURE",
     "ACB_GRACE_MS",
@@ -155,6 +156,9 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     }
     if let Some(nvml) = &spec.driver.nvml {
         set("ACB_NVML", &nvml.display());
+    }
+    if let Some(limit) = request.memory.or(spec.memory_limit) {
+        set("ACB_MEMORY", &limit.bytes());
     }
     set("ACB_ON_FAILURE", &request.on_failure.unwrap_or(spec.on_failure));
     set("ACB_GRACE_MS", &spec.grace_ms);

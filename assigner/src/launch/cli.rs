@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use acb_cluster_conf::{Name, NameProblem, Priority};
+use acb_cluster_conf::{ByteSize, Name, NameProblem, Priority};
 use clap::Parser;
 
 /// Run a program so that it shares GPUs per GPU phase.
@@ -40,6 +40,10 @@ pub struct Cli {
     /// Whose quota and share the program counts for
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub tenant: Option<Name>,
+    /// Memory that the program may have of each GPU, like 10G, contexts included (without a unit:
+    /// MiB) [default: all of it, or what the Slurm job says]
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<ByteSize>,
     /// The program and its arguments
     #[arg(
         trailing_var_arg = true,

@@ -93,6 +93,9 @@ fn changes_from(
             }
             set("ACB_SOCKET", client_socket.as_os_str());
             set("ACB_GPUS", OsStr::new(&request.gpus.to_string()));
+            if let Some(memory) = request.memory {
+                set("ACB_MEMORY", OsStr::new(&memory.to_string()));
+            }
             set("ACB_STEP", OsStr::new(&request.step));
             set("CUDA_VISIBLE_DEVICES", OsStr::new(placeholder));
             let standing = &request.standing;

@@ -25,6 +25,8 @@ pub struct Request {
     pub gpus: u32,
     /// What `--priority`, `--queue` and `--tenant` say; without them the environment stays as it is.
     pub standing: Standing,
+    /// Bytes of memory that it may have of each GPU.
+    pub memory: Option<u64>,
     /// The client socket of the Slurm job around us.
     pub job_socket: Option<PathBuf>,
     /// How the assigner knows the program: step and rank.
@@ -114,8 +116,17 @@ impl Request {
                 .filter(|gpus| (1..=64).contains(gpus))
                 .ok_or_else(|| wrong("ACB_GPUS", &gpus, "a number from 1 to 64"))?,
         };
+        let memory = match (cli.mem, text("ACB_MEMORY")) {
+            (Some(limit), _) => Some(limit.bytes()),
+            (None, None) => None,
+            (None, Some(bytes)) => {
+                let parsed = bytes.parse().ok().filter(|bytes| *bytes > 0);
+                Some(parsed.ok_or_else(|| wrong("ACB_MEMORY", &bytes, "a number of bytes"))?)
+            }
+        };
         Ok(Request {
             is_auto,
+            memory,
             address: text("AGA_GPU_ALLOC_SERVER_ADDRESS").unwrap_or(DEFAULT_ADDRESS.to_string()),
             port,
             device,

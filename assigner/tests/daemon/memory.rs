@@ -1,10 +1,9 @@
 //! Paged memory: claims, credits and evictions between clients that speak the wire by hand.
 
-use std::process::Command;
-
 use acb_wire::v1::{self, RoomKind, RoomVerdict, assigner_message::Kind, client_message};
 
-use crate::support::{Client, Home, errors, eventually};
+use crate::restart::kill_worker;
+use crate::support::{Client, Home, eventually};
 
 const MIB: u64 = 1 << 20;
 
@@ -46,6 +45,21 @@ impl Program {
             Kind::RoomReply(reply) if reply.seq == seq => Some((reply.verdict(), reply.reason)),
             _ => None,
         })
+    }
+
+    /// Connects again and says what it has.
+    fn come_back(&mut self, home: &Home, epoch: u64, claimed: u64, resident: u64) {
+        let held = v1::Held {
+            client: self.number,
+            bound: self.bound.clone(),
+            epoch,
+            room: vec![0],
+            claimed: vec![claimed * MIB],
+            resident: vec![resident * MIB],
+        };
+        let (client, number) = Client::join(&home.socket(), Some(held));
+        assert_eq!(number, self.number);
+        self.client = client;
     }
 
     fn claim(&mut self, mib: u64) {
@@ -143,4 +157,132 @@ fn what_one_client_lacks_another_moves_away() {
     assert_eq!(shown["room"], 1000 * MIB);
     assert_eq!(status(&home, &one)["resident"], 400 * MIB);
     assert_eq!(status(&home, &other)["resident"], 600 * MIB);
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_switch_loses_nothing() {
+    let home = home(&[]);
+    let (mut one, mut other) = (Program::start(&home), Program::start(&home));
+    one.claim(900);
+    let epoch = one.acquire();
+    one.credited(900);
+    other.claim(900);
+    other.client.acquire();
+    other.credited(124);
+    one.client.release(epoch);
+    assert_eq!(one.evict(), 776);
+    let epoch = other.client.granted();
+    one.evicted(300);
+    other.credited(300);
+    kill_worker(&home);
+    assert!(one.client.try_next().is_none() && other.client.try_next().is_none());
+    // The one moves more while nobody listens; the other has what it was credited.
+    one.come_back(&home, 0, 900, 500);
+    other.come_back(&home, epoch, 900, 424);
+    // 100 are free now, and what was asked for before is asked for anew.
+    other.credited(100);
+    assert_eq!(one.evict(), 376);
+    one.evicted(376);
+    other.credited(376);
+    let resident = |program| status(&home, program)["resident"].as_u64().unwrap() / MIB;
+    assert_eq!((resident(&one), resident(&other)), (124, 900));
+}
+
+#[test]
+fn a_client_that_does_not_move_its_memory_is_named_and_passed_over() {
+    let home = home(&[]);
+    let (mut stopped, mut willing) = (Program::start(&home), Program::start(&home));
+    let mut third = Program::start(&home);
+    for program in [&mut stopped, &mut willing] {
+        program.claim(500);
+        let epoch = program.acquire();
+        program.credited(500);
+        program.client.release(epoch);
+    }
+    third.claim(500);
+    third.acquire();
+    third.credited(24);
+    assert_eq!(stopped.evict(), 476);
+    let text = third.until(|kind| match kind {
+        Kind::Notice(notice) => Some(notice.text),
+        _ => None,
+    });
+    let pid = format!("test (pid {})", std::process::id());
+    assert!(text.contains(&pid) && text.contains("476.0 MiB"), "{text}");
+    assert_eq!(willing.evict(), 476);
+    willing.evicted(476);
+    third.credited(476);
+}
+
+#[test]
+fn what_cannot_be_had_is_denied_with_its_remedy() {
+    let home = home(&["--host-budget", "500M"]);
+    let mut small = Program::limited(&home, 300 * MIB);
+    let (verdict, reason) = small.ask(RoomKind::Context, 100 * MIB);
+    assert_eq!(verdict, RoomVerdict::Granted, "{reason}");
+    let (verdict, reason) = small.ask(RoomKind::Paged, 201 * MIB);
+    assert_eq!(verdict, RoomVerdict::Denied);
+    assert!(reason.contains("300.0 MiB") && reason.contains("mem="), "{reason}");
+    small.claim(200);
+    let mut big = Program::start(&home);
+    let (verdict, reason) = big.ask(RoomKind::Paged, 925 * MIB);
+    assert_eq!(verdict, RoomVerdict::Denied);
+    assert!(reason.contains("cannot be moved"), "{reason}");
+    // All that has to be able to leave is more than the host may hold.
+    let (verdict, reason) = big.ask(RoomKind::Paged, 800 * MIB);
+    assert_eq!(verdict, RoomVerdict::Denied);
+    assert!(reason.contains("500.0 MiB") && reason.contains("host_budget"), "{reason}");
+    big.claim(700);
+    let status = status(&home, &small);
+    assert_eq!(
+        (&status["memory_limit"], &status["claimed"]),
+        (&(300 * MIB).into(), &(200 * MIB).into())
+    );
+}
+
+#[test]
+fn a_limit_below_a_context_is_refused_and_others_are_what_the_client_sees() {
+    let home = home(&[]);
+    let mut client = Client::connect(&home.socket());
+    let hello = |memory_limit| {
+        client_message::Kind::Hello(v1::Hello {
+            protocol: acb_wire::PROTOCOL,
+            memory_limit,
+            ..v1::Hello::default()
+        })
+    };
+    client.send(hello(100 * MIB));
+    let Kind::Refused(refused) = client.next() else { panic!("not refused") };
+    assert_eq!(refused.code(), v1::RefusedCode::Limit);
+    assert!(refused.reason.contains("100.0 MiB") && refused.reason.contains("mem="), "{refused:?}");
+    for (limit, seen) in [(300, 200), (0, 924), (4096, 924)] {
+        let mut client = Client::connect(&home.socket());
+        client.send(hello(limit * MIB));
+        client.send(client_message::Kind::Bind(v1::Bind {}));
+        let memory = loop {
+            if let Kind::Bound(bound) = client.next() {
+                break bound.gpus[0].memory;
+            }
+        };
+        assert_eq!(memory, seen * MIB);
+    }
+}
+
+#[test]
+fn eighty_clients_have_a_slice_each() {
+    let home = Home::new();
+    std::fs::write(home.path("sim.toml"), "gpus = 1\nmemory = \"80GiB\"\n").unwrap();
+    home.start(&[]);
+    let mut programs: Vec<Program> = (0..80).map(|_| Program::limited(&home, 1024 * MIB)).collect();
+    for program in &mut programs {
+        let (verdict, reason) = program.ask(RoomKind::Context, 512 * MIB);
+        assert_eq!(verdict, RoomVerdict::Granted, "{reason}");
+        program.claim(512);
+    }
+    for program in &mut programs {
+        let epoch = program.acquire();
+        program.credited(512);
+        program.client.release(epoch);
+    }
+    assert_eq!(home.status()["nodes"][0]["gpus"][0]["room"], 80 * 1024 * MIB);
 }

@@ -11,7 +11,7 @@ fn worker_of(supervisor: u32) -> Option<u32> {
     std::fs::read_to_string(children).ok()?.split_whitespace().next()?.parse().ok()
 }
 
-fn kill_worker(home: &Home) {
+pub(crate) fn kill_worker(home: &Home) {
     let supervisor = home.pid();
     let worker = worker_of(supervisor).expect("a daemon has a worker");
     assert!(Command::new("kill").args(["-KILL", &worker.to_string()]).status().unwrap().success());

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::size::ByteSize;
 
 #[track_caller]
 fn on(value: &str) -> Request {
@@ -41,12 +42,13 @@ fn off_is_off() {
 fn policy_and_keys() {
     assert_eq!(on("simple").policy, Some(Policy::Simple));
     assert_eq!(
-        on("gpu-affinity,gpus=4,quantum=500ms,on_failure=fail,audit=on"),
+        on("gpu-affinity,gpus=4,quantum=500ms,on_failure=fail,mem=10G,audit=on"),
         Request {
             policy: Some(Policy::GpuAffinity),
             gpus: some(4),
             quantum_ms: some(500),
             on_failure: Some(OnFailure::Fail),
+            memory: ByteSize::new(10 << 30),
             audit: Some(true),
             ..Request::default()
         }
@@ -97,12 +99,12 @@ fn quanta() {
 fn mistakes_name_the_place_and_what_is_allowed() {
     assert_eq!(
         refused("simple,gpu=2"),
-        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, audit, prio, queue, tenant"
+        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, mem, audit, prio, queue, tenant"
     );
     assert_eq!(
         refused("gpu-afinity"),
         "--acb=gpu-afinity: at character 1: `gpu-afinity` is not a policy (did you mean `gpu-affinity`?); \
-         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, audit, prio, queue, tenant)"
+         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, mem, audit, prio, queue, tenant)"
     );
     assert_eq!(
         refused("gpus=0"),
@@ -206,23 +208,25 @@ fn requests() -> impl Strategy<Value = Request> {
         prop::option::of(1u32..=64),
         prop::option::of(1u32..=MAX_QUANTUM_MS),
         prop::option::of(prop::sample::select(OnFailure::ALL.to_vec())),
+        prop::option::of(1..u64::MAX >> 12),
         prop::option::of(any::<bool>()),
         prop::option::of(-100..=100),
         prop::option::of("[a-z0-9_.@-]{1,64}"),
         prop::option::of("[A-Za-z0-9]{1,8}"),
     )
-        .prop_map(|(policy, gpus, quantum, on_failure, audit, priority, queue, tenant)| {
-            Request {
+        .prop_map(
+            |(policy, gpus, quantum, on_failure, memory, audit, priority, queue, tenant)| Request {
                 policy,
                 gpus: gpus.and_then(NonZeroU32::new),
                 quantum_ms: quantum.and_then(NonZeroU32::new),
                 on_failure,
+                memory: memory.and_then(ByteSize::new),
                 audit,
                 priority: priority.and_then(|number| Priority::try_from(number).ok()),
                 queue: queue.and_then(|name| Name::new(name).ok()),
                 tenant: tenant.and_then(|name| Name::new(name).ok()),
-            }
-        })
+            },
+        )
 }
 
 proptest! {
@@ -241,4 +245,12 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn memory_is_counted_as_slurm_counts() {
+    assert_eq!(on("mem=512").memory, ByteSize::new(512 << 20));
+    assert_eq!(on("simple,mem=1.5G").memory, ByteSize::new(3 << 29));
+    let message = refused("mem=10GB");
+    assert!(message.contains("at character 5") && message.contains("10G, 512M"), "{message}");
 }

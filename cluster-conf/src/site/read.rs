@@ -12,11 +12,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    CommentConfig, DriverPaths, Failure, Network, Nodes, Paths, SchedulerConfig, SiteConfig,
+    CommentConfig, DriverPaths, Failure, MemoryConfig, Network, Nodes, Paths, SchedulerConfig,
+    SiteConfig,
 };
 use crate::diagnostics::Problem;
 use crate::election::CANDIDATE_PORTS;
-use crate::fields::{Fault, Fields, boolean, choice, integer, string};
+use crate::fields::{Fault, Fields, boolean, choice, integer, share, size, string};
 use crate::folder::{SOCKET_PATH_MAX, longest_socket};
 use crate::option::MAX_QUANTUM_MS;
 use crate::policy::{OnFailure, Policy};
@@ -66,6 +67,7 @@ impl Reader<'_> {
         let scheduler = self.scheduler(&mut top);
         let queues = self.queues(&mut top);
         let tenants = self.tenants(&mut top);
+        let memory = self.memory(&mut top);
         let failure = self.failure(&mut top);
         let network = self.network(&mut top);
         let before = self.problems.len();
@@ -83,6 +85,7 @@ impl Reader<'_> {
             scheduler,
             queues,
             tenants,
+            memory,
             failure,
             network,
             controller,
@@ -224,6 +227,39 @@ impl Reader<'_> {
             (None, None) => unreachable!("the defaults agree"),
         };
         self.problems.push(problem.help("idle_us is in microseconds, quantum_ms in milliseconds"));
+    }
+
+    fn memory(&mut self, top: &mut Fields<'_, '_>) -> MemoryConfig {
+        let defaults = MemoryConfig::default();
+        let Some(mut fields) = top.section("memory", self.problems) else { return defaults };
+        let pager = fields.read("pager", self.problems, boolean);
+        let chunk_mib = fields.read("chunk_mib", self.problems, |v| {
+            let mib = integer::<u32>(v, 2, 1024, "MiB")?;
+            match mib.is_multiple_of(2) {
+                true => Ok(mib),
+                false => Err(Fault::new(format!("{mib} is odd"))
+                    .help("GPUs map memory in pages of 2 MiB: a multiple of 2")),
+            }
+        });
+        let host_share = fields.read("host_share", self.problems, share);
+        let host_budget = fields.read("host_budget", self.problems, size);
+        let switch_share = fields.read("switch_share", self.problems, |v| {
+            let share = share(v)?;
+            match share.value() < 1.0 {
+                true => Ok(share),
+                false => Err(Fault::new("nothing would be left for work").help("less than 1")),
+            }
+        });
+        let compare = fields.read("compare", self.problems, boolean);
+        self.finish(fields);
+        MemoryConfig {
+            pager: or(pager, defaults.pager),
+            chunk_mib: or(chunk_mib, defaults.chunk_mib),
+            host_share: or(host_share, defaults.host_share),
+            host_budget: host_budget.map(Spanned::into_inner),
+            switch_share: or(switch_share, defaults.switch_share),
+            compare: or(compare, defaults.compare),
+        }
     }
 
     fn failure(&mut self, top: &mut Fields<'_, '_>) -> Failure {

@@ -300,6 +300,24 @@ fn the_man_page_documents_every_key() {
     }
 }
 
+#[test]
+fn the_sharing_of_memory() {
+    let site = SiteConfig::parse("t", "[memory]\nhost_budget = \"64G\"\nchunk_mib = 2\n").unwrap();
+    assert_eq!(site.memory.host_budget, crate::ByteSize::new(64 << 30));
+    assert_eq!((site.memory.chunk_mib, site.memory.pager), (2, true));
+    for (text, word) in [
+        ("chunk_mib = 3", "odd"),
+        ("chunk_mib = 2048", "out of range"),
+        ("host_share = 1.5", "out of range"),
+        ("switch_share = 1", "nothing would be left"),
+        ("host_budget = 64", "a string is needed"),
+        ("host_budget = \"64GB\"", "10G, 512M"),
+    ] {
+        let error = SiteConfig::parse("t", &format!("[memory]\n{text}\n")).unwrap_err().to_string();
+        assert!(error.contains(word), "{text}: {error}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "(\\PC|\\pC|\n|\t){0,200}") {
