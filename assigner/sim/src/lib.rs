@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`scenario`], [`read`] | what is simulated, and how it is read from TOML |
 //! | [`random`] | phase times |
+//! | [`soak`] | scenarios made up from a seed |
 //! | [`world`] | the run: virtual time, nodes, clients, faults, and the invariants after every event |
 //! | [`report`], [`bound`] | what came of it, and what could have come at best |
 //! | [`timeline`], [`svg`] | the picture of a run |
@@ -18,6 +19,7 @@ pub mod random;
 pub mod read;
 pub mod report;
 pub mod scenario;
+pub mod soak;
 pub mod svg;
 pub mod timeline;
 pub mod world;

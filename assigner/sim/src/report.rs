@@ -70,6 +70,12 @@ pub struct Report {
     pub promise_late_ms: f64,
     /// …beyond the longest kernel and the swap that it may wait for.
     pub promise_beyond_ms: f64,
+    /// Requests that their tenant's guarantee covered.
+    pub reclaims: u64,
+    /// By how much the slowest of them was granted later than after the longest kernel, milliseconds.
+    pub reclaim_beyond_ms: f64,
+    /// Clients that ended because their memory was denied.
+    pub out_of_memory: u64,
     /// Clients killed: by the scenario alone.
     pub kills: u64,
     /// Clients refused.
@@ -176,6 +182,9 @@ impl Report {
             promises: outcome.promises,
             promise_late_ms: outcome.promise_late.as_secs_f64() * 1e3,
             promise_beyond_ms: outcome.promise_beyond.as_secs_f64() * 1e3,
+            reclaims: outcome.reclaims,
+            reclaim_beyond_ms: outcome.reclaim_beyond.as_secs_f64() * 1e3,
+            out_of_memory: outcome.out_of_memory,
             kills: outcome.kills,
             refused: outcome.refused.iter().flatten().count() as u64,
             events: outcome.events,

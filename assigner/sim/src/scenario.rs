@@ -40,6 +40,25 @@ pub struct Node {
     pub config: Config,
     /// What a GPU loses when its next holder is not its latest one, whatever their memory.
     pub switch: Duration,
+    /// How memory is moved to its GPUs and from them.
+    pub link: Link,
+}
+
+/// The link between the host and a GPU, or several that share it.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Bytes a second, in each direction.
+    pub bytes_per_s: f64,
+    /// Whether both directions go on at once.
+    pub duplex: bool,
+    /// Bytes moved at a time.
+    pub chunk: u64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Link { bytes_per_s: 25e9, duplex: true, chunk: 64 << 20 }
+    }
 }
 
 /// What messages and processes take.
@@ -85,6 +104,10 @@ pub struct Client {
     pub tenant: String,
     /// Where it waits; empty: the queue without a name.
     pub queue: String,
+    /// Bytes of paged memory on each of its GPUs; none unless it is bound.
+    pub memory: u64,
+    /// What of that it does not change.
+    pub read_only: u64,
     /// When it appears.
     pub arrival: Duration,
     /// What it does.

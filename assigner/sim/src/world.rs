@@ -9,6 +9,7 @@
 mod check;
 mod client;
 mod fault;
+mod memory;
 mod node;
 
 use std::cmp::{Ordering, Reverse};
@@ -20,6 +21,7 @@ use acb_core::{Action, ConfigError, Epoch, Event, Gpu, Time};
 
 pub use check::Violation;
 use client::Client;
+use memory::Way;
 use node::Node;
 
 use crate::random::Random;
@@ -108,6 +110,8 @@ pub struct Outcome {
     pub switches: u64,
     /// Bytes moved to GPUs and from them.
     pub moved: (u64, u64),
+    /// Clients that ended because their memory was denied.
+    pub out_of_memory: u64,
     /// Clients that were killed; by the scenario, for nobody else kills.
     pub kills: u64,
     /// Starts that had been promised.
@@ -116,6 +120,10 @@ pub struct Outcome {
     pub promise_late: Duration,
     /// By how much the latest start came after its promise, the longest kernel in its way, and the switch.
     pub promise_beyond: Duration,
+    /// Requests that their tenant's guarantee covered, on any GPU.
+    pub reclaims: u64,
+    /// By how much the slowest of them was granted later than after the longest kernel.
+    pub reclaim_beyond: Duration,
     /// What must not be.
     pub violations: Vec<Violation>,
 }
@@ -149,10 +157,14 @@ enum Happening {
     Continue(usize),
     /// The process of a killed client is gone.
     Gone(usize),
+    /// A chunk of a client's memory, on the GPU at this position, has been moved.
+    Moved(usize, usize, Way),
     /// The deadline of a node's scheduler.
     Deadline(usize),
     /// A message reaches the assigner; it was sent in this life of it.
     ToAssigner(usize, u32, Event),
+    /// A client hears that the assigner knows it.
+    Welcome(usize, u32),
     /// A message reaches a client; it was sent in this life of the assigner.
     ToClient(usize, u32, Action),
     /// The assigner of a node is back.
@@ -202,7 +214,11 @@ struct World<'s, 'w> {
 
 impl<'s, 'w> World<'s, 'w> {
     fn new(scenario: &'s Scenario, watch: Watch<'w>) -> Result<World<'s, 'w>, ConfigError> {
-        let nodes = scenario.nodes.iter().map(Node::new).collect::<Result<Vec<Node>, _>>()?;
+        let mut nodes = scenario.nodes.iter().map(Node::new).collect::<Result<Vec<Node>, _>>()?;
+        for client in &scenario.clients {
+            let kernel = &mut nodes[client.node].kernel;
+            *kernel = client.kernel.max(*kernel);
+        }
         let clients: Vec<Client> = (0..)
             .zip(&scenario.clients)
             .map(|(stream, client)| Client::new(client, Random::new(scenario.seed, stream)))
@@ -267,8 +283,10 @@ impl<'s, 'w> World<'s, 'w> {
             Happening::Idle(client, number) => self.idle(client, number),
             Happening::Continue(client) => self.go_on(client),
             Happening::Gone(client) => self.gone(client),
+            Happening::Moved(client, at, way) => self.moved(client, at, way),
             Happening::Deadline(node) => self.deadline(node),
             Happening::ToAssigner(node, life, event) => self.reach_assigner(node, life, event),
+            Happening::Welcome(client, life) => self.welcome(client, life),
             Happening::ToClient(client, life, action) => self.reach_client(client, life, action),
             Happening::Back(node) => self.back(node),
             Happening::Fault(fault) => self.fault(fault),
@@ -286,6 +304,11 @@ impl<'s, 'w> World<'s, 'w> {
 
     fn end(mut self) -> Outcome {
         for client in 0..self.clients.len() {
+            if let Some(running) = self.clients[client].running
+                && running.from < self.now
+            {
+                self.outcome.busy.push((client, running.from, self.now));
+            }
             self.close(client);
         }
         self.outcome.end = self.now;
@@ -308,6 +331,8 @@ impl<'s, 'w> World<'s, 'w> {
 struct Lease {
     /// How long it was in use.
     busy: Duration,
+    /// All memory was on the GPUs, and the assigner has been told.
+    ready: bool,
     epoch: Epoch,
     gpus: Vec<Gpu>,
     wanted: bool,
@@ -316,6 +341,6 @@ struct Lease {
 
 impl Lease {
     fn new(epoch: Epoch, gpus: Vec<Gpu>) -> Lease {
-        Lease { epoch, gpus, wanted: false, recalled: false, busy: Duration::ZERO }
+        Lease { epoch, gpus, wanted: false, recalled: false, busy: Duration::ZERO, ready: false }
     }
 }

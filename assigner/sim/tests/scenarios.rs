@@ -99,6 +99,48 @@ fn b6_takes_250_s_in_strict_order_and_200_s_with_backfill() -> Result<()> {
 }
 
 #[test]
+fn b2_moves_memory_instead_of_running_out_of_it() -> Result<()> {
+    let report = figures(&named("b2.toml", 0.0)?)?;
+    assert_eq!(report.out_of_memory, 0);
+    // Every handover moves what does not fit beside the next one, once out and once in.
+    assert!(report.share_of_bound > 0.95, "{}", report.share_of_bound);
+    assert!(report.bytes_in > 0 && report.bytes_out > 0);
+    Ok(())
+}
+
+#[test]
+fn b7_lets_requests_through_and_keeps_the_hog_busy() -> Result<()> {
+    let mut scenario = named("b7.toml", 0.0)?;
+    scenario.stop = Some(Duration::from_secs(2000));
+    let shared = figures(&scenario)?;
+    scenario.clients.retain(|client| client.group == 0);
+    let alone = figures(&scenario)?;
+    let kept = shared.groups[1].busy / (1.0 - shared.groups[0].busy);
+    assert!(kept >= 0.9, "{kept}");
+    // No request waits for more than the kernel that runs when it comes.
+    let added = shared.groups[0].latency_p99_s - alone.groups[0].latency_p99_s;
+    assert!(added <= 0.0051, "{added}");
+    Ok(())
+}
+
+#[test]
+fn b8_takes_back_what_is_guaranteed_and_kills_nobody() -> Result<()> {
+    let report = figures(&named("b8.toml", 1.0)?)?;
+    assert!(report.reclaims > 100, "{}", report.reclaims);
+    assert_eq!((report.reclaim_beyond_ms, report.kills), (0.0, 0));
+    assert!(report.busy > 0.99, "what nobody wants is lent: {}", report.busy);
+    Ok(())
+}
+
+#[test]
+fn promises_hold_with_estimates_a_thousand_times_wrong() -> Result<()> {
+    let report = figures(&named("promise.toml", 1.0)?)?;
+    assert!(report.promises > 1000 && report.promise_late_ms > 0.0);
+    assert_eq!(report.promise_beyond_ms, 0.0);
+    Ok(())
+}
+
+#[test]
 fn b6_keeps_its_promise_when_an_estimate_is_wrong() -> Result<()> {
     let mut scenario = named("b6.toml", 0.0)?;
     // C says that it will be done in 500 ms, takes 500 s, and is asked to stop when B could start.

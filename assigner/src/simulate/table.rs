@@ -120,6 +120,16 @@ fn figures(report: &Report, look: Look) -> Table {
             report.promise_late_ms, report.promise_beyond_ms
         ),
     );
+    if report.reclaims > 0 {
+        let how =
+            format!("slowest grant {:.3} ms beyond the longest kernel", report.reclaim_beyond_ms);
+        row("guaranteed requests", report.reclaims.to_string(), how);
+    }
+    row(
+        "out of memory",
+        report.out_of_memory.to_string(),
+        "clients whose memory was denied".into(),
+    );
     row("kills", report.kills.to_string(), "by the scenario alone".into());
     if report.refused > 0 {
         row("refused", report.refused.to_string(), "clients that could never start".into());

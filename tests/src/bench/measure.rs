@@ -32,7 +32,8 @@ pub enum Effort {
 }
 
 impl Effort {
-    fn times(self, full: u32) -> u32 {
+    /// How often, of so often for a figure that counts.
+    pub fn times(self, full: u32) -> u32 {
         match self {
             Effort::Full => full,
             Effort::Quick => (full / 10).max(10),

@@ -13,6 +13,7 @@ pub mod measure;
 pub mod outside;
 pub mod quickstart;
 pub mod record;
+pub mod scale;
 pub mod simulated;
 pub mod terminal;
 pub mod timeline;

@@ -4,15 +4,20 @@
 //! of this machine.
 
 use acb_sim::read::Overrides;
-use acb_sim::{Report, Scenario, Watch};
+use acb_sim::{Report, Scenario, Watch, soak};
 use anyhow::{Context, Result, bail};
 
 use super::figure::Figure;
+use super::measure::Effort;
 
 const B1: &str = include_str!("../../scenarios/b1.toml");
 const B1_EVEN: &str = include_str!("../../scenarios/b1_even.toml");
 const B4: &str = include_str!("../../scenarios/b4.toml");
 const B6: &str = include_str!("../../scenarios/b6.toml");
+const B7: &str = include_str!("../../scenarios/b7.toml");
+const B7_LONG: &str = include_str!("../../scenarios/b7_long.toml");
+const B8: &str = include_str!("../../scenarios/b8.toml");
+const PROMISE: &str = include_str!("../../scenarios/promise.toml");
 
 fn scenario(text: &str, spread: Option<f64>) -> Result<Scenario> {
     Ok(acb_sim::read("scenario", text, Overrides { seed: None, spread })?)
@@ -98,4 +103,92 @@ pub fn b6() -> Result<Vec<Figure>> {
             "makespan with gpu-affinity; 175 s if B could run on halves",
         ),
     ])
+}
+
+/// B7: the requests' 99th percentile against the same requests alone, and what the hog keeps of the rest. The figures are
+/// those of kernels of 5 ms; those of 200 ms are told beside them.
+///
+/// # Errors
+/// A scenario cannot be used, or an invariant is violated.
+pub fn b7() -> Result<Vec<Figure>> {
+    struct B7 {
+        alone_s: f64,
+        p99_s: f64,
+        kept: f64,
+    }
+    let measure = |text| -> Result<B7> {
+        let mut both = scenario(text, None)?;
+        let shared = report(&both)?;
+        both.clients.retain(|client| client.group == 0);
+        let alone = report(&both)?;
+        let (requests, hog) = (&shared.groups[0], &shared.groups[1]);
+        Ok(B7 {
+            alone_s: alone.groups[0].latency_p99_s,
+            p99_s: requests.latency_p99_s,
+            kept: hog.busy / (1.0 - requests.busy),
+        })
+    };
+    let (short, long) = (measure(B7)?, measure(B7_LONG)?);
+    let ratio = |b7: &B7| b7.p99_s / b7.alone_s;
+    let how = format!(
+        "p99 {:.2} ms, alone {:.2} ms; kernels of 200 ms: {:.2} x, {:.2} ms",
+        short.p99_s * 1e3,
+        short.alone_s * 1e3,
+        ratio(&long),
+        long.p99_s * 1e3
+    );
+    let kept =
+        format!("of the GPU's time that no request takes; kernels of 200 ms: {:.4}", long.kept);
+    Ok(vec![
+        figure("b7_p99_ratio", ratio(&short), "x", how),
+        figure("b7_hog_kept", short.kept, "share", kept),
+    ])
+}
+
+/// B8: how much later than after the longest kernel and the swap a tenant gets what it is guaranteed; and kills.
+///
+/// # Errors
+/// The scenario cannot be used, or an invariant is violated.
+pub fn b8() -> Result<Vec<Figure>> {
+    let report = report(&scenario(B8, None)?)?;
+    let how = format!(
+        "the slowest of {} requests within a guarantee; GPUs busy {:.4}",
+        report.reclaims, report.busy
+    );
+    Ok(vec![
+        figure("b8_reclaim_over_bound_ms", report.reclaim_beyond_ms, "ms", how),
+        figure(
+            "b8_kills",
+            report.kills as f64,
+            "clients",
+            format!("{} preemptions", report.preemptions),
+        ),
+    ])
+}
+
+/// The latest start after its promise, beyond longest kernel and swap, with estimates 1000 times too long and too short.
+///
+/// # Errors
+/// The scenario cannot be used, or an invariant is violated.
+pub fn promise() -> Result<Vec<Figure>> {
+    let report = report(&scenario(PROMISE, None)?)?;
+    let how = format!(
+        "beyond longest kernel and swap; {:.3} ms with them; {} promises",
+        report.promise_late_ms, report.promises
+    );
+    Ok(vec![figure("promise_late_ms", report.promise_beyond_ms, "ms", how)])
+}
+
+/// Random scenarios with every check.
+///
+/// # Errors
+/// None.
+pub fn seeds(effort: Effort) -> Result<Vec<Figure>> {
+    let seeds = u64::from(effort.times(10_000));
+    let failed: Vec<u64> = (0..seeds)
+        .filter(|seed| !soak::play(&soak::scenario(*seed), 1000).violations.is_empty())
+        .collect();
+    let how =
+        format!("of {seeds} seeds of 1000 events; scripts/soak plays more; failed: {failed:?}");
+    Ok(vec![figure("seeds_violations", failed.len() as f64, "seeds", how)])
 }

@@ -12,6 +12,7 @@ use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::measure::{self, Effort};
 use acb_tests::bench::quickstart;
+use acb_tests::bench::scale;
 use acb_tests::bench::simulated;
 use acb_tests::bench::terminal::{self, ColorChoice};
 use acb_tests::lab::Prefix;
@@ -37,18 +38,32 @@ struct Arguments {
     prefix: Option<PathBuf>,
 }
 
-type Measurement = fn(&Prefix, Effort) -> Result<Vec<Figure>>;
+/// How figures come about.
+#[derive(Clone, Copy)]
+enum Measurement {
+    /// In this process: the scheduler alone.
+    Alone(fn(Effort) -> Result<Vec<Figure>>),
+    /// With what is installed.
+    Installed(fn(&Prefix, Effort) -> Result<Vec<Figure>>),
+}
+
+use Measurement::{Alone, Installed};
 
 /// What is measured: the figures' names, and how they come about.
-const MEASUREMENTS: [(&[&str], Measurement); 8] = [
-    (&["b6_fifo_s", "b6_affinity_s"], |_, _| simulated::b6()),
-    (&["b1_cv0", "b1_cv1"], |_, _| simulated::b1()),
-    (&["b4_8"], |_, _| simulated::b4()),
-    (&["launch_added_ns"], measure::launch),
-    (&["grant_p50_us", "grant_p99_us"], measure::grant),
-    (&["exec_added_ms"], measure::exec),
-    (&["regrant_p99_ms"], measure::regrant),
-    (&["b1_share"], b1),
+const MEASUREMENTS: [(&[&str], Measurement); 13] = [
+    (&["b6_fifo_s", "b6_affinity_s"], Alone(|_| simulated::b6())),
+    (&["b1_cv0", "b1_cv1"], Alone(|_| simulated::b1())),
+    (&["b4_8"], Alone(|_| simulated::b4())),
+    (&["b7_p99_ratio", "b7_hog_kept"], Alone(|_| simulated::b7())),
+    (&["b8_reclaim_over_bound_ms", "b8_kills"], Alone(|_| simulated::b8())),
+    (&["promise_late_ms"], Alone(|_| simulated::promise())),
+    (&["seeds_violations"], Alone(simulated::seeds)),
+    (&["decisions_per_s", "decision_cost_growth", "core_mb"], Alone(scale::scale)),
+    (&["launch_added_ns"], Installed(measure::launch)),
+    (&["grant_p50_us", "grant_p99_us"], Installed(measure::grant)),
+    (&["exec_added_ms"], Installed(measure::exec)),
+    (&["regrant_p99_ms"], Installed(measure::regrant)),
+    (&["b1_share"], Installed(b1)),
 ];
 
 fn main() -> ExitCode {
@@ -70,28 +85,29 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("--only {unknown}: there is no such figure; there are {}", known.join(", "));
     }
-    let prefix = match &arguments.prefix {
-        Some(prefix) => {
-            let whole = prefix.canonicalize();
-            Prefix::new(whole.with_context(|| format!("--prefix {}", prefix.display()))?)
-        }
-        None => Prefix::from_env()?,
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|n| n == name);
+    let chosen: Vec<(&[&str], Measurement)> = MEASUREMENTS
+        .into_iter()
+        .filter(|(names, _)| names.iter().any(|name| wanted(name)))
+        .collect();
+    let prefix = match chosen.iter().any(|(_, how)| matches!(how, Installed(_))) {
+        true => Some(installed(arguments)?),
+        false => None,
     };
-    quickstart::check_prefix(&prefix)?;
     if let Some(file) = &arguments.json {
         quickstart::check_output(file)?;
     }
     let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
     interrupt::watch();
     let mut figures = vec![];
-    for (names, measurement) in MEASUREMENTS {
-        let wanted =
-            |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|n| n == name);
-        if !names.iter().any(|name| wanted(name)) {
-            continue;
-        }
+    for (names, measurement) in chosen {
         eprintln!("{} …", names.join(", "));
-        let measured = measurement(&prefix, effort).with_context(|| names.join(", "))?;
+        let measured = match (measurement, &prefix) {
+            (Alone(measure), _) => measure(effort),
+            (Installed(measure), Some(prefix)) => measure(prefix, effort),
+            (Installed(_), None) => unreachable!("the prefix was looked for"),
+        };
+        let measured = measured.with_context(|| names.join(", "))?;
         figures.extend(measured.into_iter().filter(|figure| wanted(figure.name)));
         if interrupt::requested() {
             bail!(Interrupted);
@@ -103,6 +119,19 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     println!("{}", table(&figures));
     Ok(())
+}
+
+/// Where slurm-acb is installed.
+fn installed(arguments: &Arguments) -> Result<Prefix> {
+    let prefix = match &arguments.prefix {
+        Some(prefix) => {
+            let whole = prefix.canonicalize();
+            Prefix::new(whole.with_context(|| format!("--prefix {}", prefix.display()))?)
+        }
+        None => Prefix::from_env()?,
+    };
+    quickstart::check_prefix(&prefix)?;
+    Ok(prefix)
 }
 
 /// B1 as the quickstart runs it: through a real Slurm.

@@ -9,7 +9,7 @@ use acb_core::{Eligible, Gpu, Policy, Priority};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::{PlacedNode, Reader, microseconds, milliseconds, or, seconds};
+use super::{PlacedNode, Reader, gibibytes, microseconds, milliseconds, or, seconds};
 use crate::random::{Family, Lengths, Random};
 use crate::scenario::{Client, Expectation, Release, Work};
 
@@ -45,12 +45,14 @@ impl Reader<'_> {
             let gpus = self.width(&mut fields, &place, nodes, node);
             let eligible = self.eligible(&mut fields, gpus, nodes, node);
             let bound = fields.read("bound", self.problems, boolean);
+            let bound = or(bound, true);
             let priority = fields.read("priority", self.problems, priority);
             let tenant = self.tenant_of(&mut fields, nodes);
             let queue = self.queue_of(&mut fields, nodes);
+            let (memory, read_only) = self.memory(&mut fields, nodes, node, bound);
             let work = self.work(&mut fields, &place, stops);
             let expectation = fields.read("expects", self.problems, expectation);
-            let release = self.release(&mut fields);
+            let release = self.release(&mut fields, bound);
             let kernel = fields.read("kernel_ms", self.problems, milliseconds);
             let count = or(count, 1);
             if clients.len() + count > MOST_CLIENTS {
@@ -64,7 +66,6 @@ impl Reader<'_> {
             fields.finish(self.problems);
             let kernel = or(kernel, Duration::ZERO);
             let priority = or(priority, Priority::default());
-            let bound = or(bound, true);
             for (number, arrival) in arrivals.into_iter().enumerate() {
                 clients.push(Client {
                     name: if count == 1 { name.clone() } else { format!("{name}-{number}") },
@@ -76,6 +77,8 @@ impl Reader<'_> {
                     priority,
                     tenant: tenant.clone(),
                     queue: queue.clone(),
+                    memory,
+                    read_only,
                     arrival,
                     work: work.clone(),
                     expectation: expectation
@@ -138,6 +141,43 @@ impl Reader<'_> {
         width
     }
 
+    fn memory(
+        &mut self,
+        fields: &mut Fields<'_, '_>,
+        nodes: &[PlacedNode],
+        node: Option<usize>,
+        bound: bool,
+    ) -> (u64, u64) {
+        let memory = fields.read("memory_gib", self.problems, gibibytes);
+        let read_only = fields.read("read_only_gib", self.problems, gibibytes);
+        if let (Some(memory), false) = (&memory, bound) {
+            self.say(memory.span(), "a client without a binding has no memory to move")
+                .help("leave out `bound = false` or `memory_gib`");
+        }
+        let possible =
+            nodes.iter().enumerate().filter(|(at, _)| node.is_none_or(|node| node == *at));
+        let has = possible
+            .filter_map(|(_, node)| node.node.config.gpus.first())
+            .map(|gpu| gpu.memory)
+            .min();
+        if let (Some(memory), Some(has)) = (&memory, has)
+            && *memory.get_ref() > has
+        {
+            self.say(
+                memory.span(),
+                format!("this is more than a GPU has ({} GiB): it could never start", has >> 30),
+            );
+        }
+        let bytes = memory.as_ref().map_or(0, |memory| *memory.get_ref());
+        if let Some(read_only) = &read_only
+            && *read_only.get_ref() > bytes
+        {
+            self.say(read_only.span(), "more is read only than there is")
+                .help("`memory_gib` is all of it");
+        }
+        (bytes, or(read_only, 0))
+    }
+
     fn tenant_of(&mut self, fields: &mut Fields<'_, '_>, nodes: &[PlacedNode]) -> String {
         let Some(tenant) = fields.read("tenant", self.problems, string) else {
             return String::new();
@@ -186,7 +226,9 @@ impl Reader<'_> {
             return Eligible::All;
         };
         let place = list.span();
-        let list: Vec<u32> = list.into_inner();
+        let mut list: Vec<u32> = list.into_inner();
+        list.sort_unstable();
+        list.dedup();
         let has = |at: usize| nodes.get(at).map_or(0, |node| node.node.config.gpus.len());
         let fewest = node.map_or_else(|| (0..nodes.len()).map(has).min().unwrap_or(0), has);
         if let Some(beyond) = list.iter().find(|gpu| **gpu as usize >= fewest) {
@@ -280,7 +322,7 @@ impl Reader<'_> {
         work
     }
 
-    fn release(&mut self, fields: &mut Fields<'_, '_>) -> Release {
+    fn release(&mut self, fields: &mut Fields<'_, '_>, bound: bool) -> Release {
         let after = fields.read("release_after_phase", self.problems, boolean);
         let idle = fields.read("idle_us", self.problems, microseconds);
         match (after, idle) {
@@ -294,6 +336,8 @@ impl Reader<'_> {
                 }
                 Release::AfterPhase
             }
+            // What is not bound is manual mode, where a request is for a phase.
+            (None, None) if !bound => Release::AfterPhase,
             // The cluster file's default.
             (_, idle) => Release::WhenWanted(or(idle, Duration::from_micros(2000))),
         }
@@ -367,18 +411,13 @@ fn times(value: &DeValue<'_>) -> Result<Vec<Duration>, Fault> {
     }
 }
 
-fn numbers(value: &DeValue<'_>) -> Result<Vec<u32>, Fault> {
+/// A list of numbers, of GPUs or links.
+pub(super) fn numbers(value: &DeValue<'_>) -> Result<Vec<u32>, Fault> {
     match value {
         DeValue::Array(items) => {
-            let mut list: Vec<u32> = items
-                .iter()
-                .map(|item| integer::<u32>(item.get_ref(), 0, 1023, ""))
-                .collect::<Result<_, _>>()?;
-            list.sort_unstable();
-            list.dedup();
-            Ok(list)
+            items.iter().map(|item| integer::<u32>(item.get_ref(), 0, 1023, "")).collect()
         }
-        other => Err(Fault::new(format!("a list of GPU numbers is needed, not {}", kind(other)))
+        other => Err(Fault::new(format!("a list of numbers is needed, not {}", kind(other)))
             .help("like [0, 1]")),
     }
 }

@@ -11,9 +11,9 @@ use acb_core::{
 };
 use toml::Spanned;
 
-use super::clients::priority;
+use super::clients::{numbers, priority};
 use super::{PlacedNode, Reader, gibibytes, milliseconds, or, seconds};
-use crate::scenario::Node;
+use crate::scenario::{Link, Node};
 
 /// Most nodes and GPUs of a scenario.
 const MOST_NODES: usize = 10_000;
@@ -31,6 +31,13 @@ impl Reader<'_> {
             let gpus = fields.read("gpus", self.problems, |v| integer::<usize>(v, 1, 1024, ""));
             let memory = fields.read("memory_gib", self.problems, gibibytes);
             let switch = fields.read("switch_ms", self.problems, milliseconds);
+            let host = fields.read("host_gib", self.problems, gibibytes);
+            let bandwidth =
+                fields.read("link_gb_s", self.problems, |v| number(v, 0.001, 1e5, "GB/s"));
+            let duplex = fields.read("duplex", self.problems, boolean);
+            let chunk =
+                fields.read("chunk_mib", self.problems, |v| integer::<u64>(v, 1, 65_536, "MiB"));
+            let links = fields.read("links", self.problems, numbers);
             fields.finish(self.problems);
             let memory = match memory {
                 Some(memory) if *memory.get_ref() == 0 => {
@@ -40,7 +47,29 @@ impl Reader<'_> {
                 memory => or(memory, 80 << 30),
             };
             let gpus = vec![GpuConfig { memory }; or(gpus, 1)];
-            let config = Config { gpus, ..template.clone() };
+            let mut config = Config { gpus, ..template.clone() };
+            if let Some(host) = host {
+                config.memory.host_budget = host.into_inner();
+            }
+            if let Some(links) = links {
+                if links.get_ref().len() != config.gpus.len() {
+                    let message = format!(
+                        "{} links are named for {} GPUs",
+                        links.get_ref().len(),
+                        config.gpus.len()
+                    );
+                    self.say(links.span(), message)
+                        .help("name one for each GPU, as in [0, 0, 1, 1]");
+                } else {
+                    config.topology.links = links.into_inner();
+                }
+            }
+            let defaults = Link::default();
+            let link = Link {
+                bytes_per_s: bandwidth.map_or(defaults.bytes_per_s, |gb| gb.into_inner() * 1e9),
+                duplex: or(duplex, defaults.duplex),
+                chunk: chunk.map_or(defaults.chunk, |mib| mib.into_inner() << 20),
+            };
             let switch = or(switch, Duration::ZERO);
             let name = or(name, "node".to_owned());
             let count = or(count, 1);
@@ -51,7 +80,7 @@ impl Reader<'_> {
                         .help("give each [[node]] a `name`");
                     break;
                 }
-                let node = Node { name, config: config.clone(), switch };
+                let node = Node { name, config: config.clone(), switch, link };
                 nodes.push(PlacedNode { node, place: place.clone() });
             }
         }

@@ -3,10 +3,13 @@
 //! Owns: exclusion, epochs, promises, liveness. Does not own: the invariants of a scheduler's own state
 //! (`Scheduler::sanity_check`).
 
-use acb_core::{Epoch, Time};
+use std::time::Duration;
 
-use super::Lease;
-use super::World;
+use acb_core::{Eligible, Epoch, Event, Time};
+
+use super::client::Client;
+use super::node::index;
+use super::{Lease, World};
 use crate::world::client::Life;
 
 /// Something that must not be.
@@ -31,6 +34,7 @@ impl World<'_, '_> {
 
     /// A lease was granted: its epoch is new, and it is no later than promised.
     pub(super) fn check_grant(&mut self, node: usize, client: usize, epoch: Epoch, gpus: &[usize]) {
+        self.check_guarantee(node, client);
         let latest = self.nodes[node].latest_epoch.replace(epoch);
         if latest.is_some_and(|latest| epoch <= latest) {
             self.violated(format!("{epoch} of {} is not new", self.name(client)));
@@ -44,7 +48,76 @@ impl World<'_, '_> {
         let Some(promised) = promised else { return };
         self.outcome.promises += 1;
         let late = self.now.since(promised);
+        if self.now < self.nodes[node].excused {
+            return; // it was promised of clients that behave
+        }
         self.outcome.promise_late = self.outcome.promise_late.max(late);
+        let beyond = late.saturating_sub(self.stopping(node));
+        self.outcome.promise_beyond = self.outcome.promise_beyond.max(beyond);
+    }
+
+    /// How long it may take from a recall until the lease is back: a kernel and two messages.
+    fn stopping(&self, node: usize) -> Duration {
+        let message = &self.scenario.costs.message;
+        // Of exponential delays one in e^25 is longer.
+        let message = message.mean.mul_f64(1.0 + 25.0 * message.spread * message.spread.max(1.0));
+        self.nodes[node].kernel + 2 * message
+    }
+
+    /// Something went wrong on a node that lasts so long: until its clients have been waited out, nothing was promised.
+    pub(super) fn excuse(&mut self, node: usize, lasts: Duration) {
+        let config = &self.scenario.nodes[node].config;
+        let settle = self.scenario.costs.settle + self.scenario.costs.death;
+        let until = self.now.after(lasts + settle + config.drain + 2 * config.quantum);
+        self.nodes[node].excused = self.nodes[node].excused.max(until);
+    }
+
+    /// Follows what a scheduler is told of its clients.
+    pub(super) fn note(&mut self, event: &Event) {
+        match event {
+            Event::Acquire { client, .. } => {
+                let index = index(*client);
+                if !self.clients[index].holds && self.clients[index].waits.is_none() {
+                    let guaranteed = self.is_guaranteed(index);
+                    self.clients[index].waits = Some((self.now, guaranteed));
+                }
+            }
+            Event::Release { client, .. } => self.clients[index(*client)].holds = false,
+            Event::Leave { client } | Event::Cancel { client } | Event::Join { client, .. } => {
+                let client = &mut self.clients[index(*client)];
+                (client.waits, client.holds) = (None, client.holds && client.lease.is_some());
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether all that a client's tenant wants now, this request included, is within its guarantee.
+    fn is_guaranteed(&self, asking: usize) -> bool {
+        let spec = &self.scenario.clients[asking];
+        let tenants = &self.scenario.nodes[spec.node].config.tenants;
+        let Some(tenant) = tenants.iter().find(|tenant| tenant.name == spec.tenant) else {
+            return false;
+        };
+        let anywhere = !spec.bound && spec.eligible == Eligible::All && spec.gpus == 1;
+        let wanted = |(at, client): (usize, &Client)| {
+            let other = &self.scenario.clients[at];
+            let counts = other.node == spec.node && other.tenant == spec.tenant;
+            let wants = at == asking || client.holds || client.waits.is_some();
+            if counts && wants { other.gpus } else { 0 }
+        };
+        anywhere && self.clients.iter().enumerate().map(wanted).sum::<u32>() <= tenant.guarantee
+    }
+
+    /// A request was granted: if it was guaranteed, how long that took.
+    fn check_guarantee(&mut self, node: usize, client: usize) {
+        self.clients[client].holds = true;
+        let Some((since, true)) = self.clients[client].waits.take() else { return };
+        if self.now < self.nodes[node].excused {
+            return;
+        }
+        self.outcome.reclaims += 1;
+        let beyond = self.now.since(since).saturating_sub(self.stopping(node));
+        self.outcome.reclaim_beyond = self.outcome.reclaim_beyond.max(beyond);
     }
 
     /// A client begins to compute under a lease.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use acb_core::{Action, ClientSpec, Event, Gpu, Held, Room, Time};
 
+use super::memory::Paged;
 use super::{Doing, Done, Happening, Lease, Span, World};
 use crate::random::Random;
 use crate::scenario::{self, Expectation, Release, Work};
@@ -60,15 +61,25 @@ pub(super) struct Client {
     pub(super) asked: bool,
     pub(super) lease: Option<Lease>,
     pub(super) running: Option<Running>,
+    /// As its scheduler knows it: since when it waits, and whether its tenant's guarantee covers that.
+    pub(super) waits: Option<(Time, bool)>,
+    /// As its scheduler knows it: it holds a lease.
+    pub(super) holds: bool,
     /// Counts what it ran and when it was idle: what was planned for an earlier one is void.
     number: u32,
     idle_since: Time,
     pub(super) bound: Vec<Gpu>,
+    /// Its memory on each of them.
+    pub(super) memory: Vec<Paged>,
+    /// Claims that have no answer.
+    pub(super) claims: usize,
     /// Stopped by a signal; what comes meanwhile waits.
     pub(super) stopped: bool,
     pub(super) inbox: Vec<Action>,
     /// It has joined the present life of its assigner.
     pub(super) connected: bool,
+    /// It was stopped while its assigner started again: it must not compute before it knows that its lease still holds.
+    pub(super) unsure: bool,
     /// When its latest message arrives, in both directions: they keep their order.
     pub(super) latest: (Time, Time),
     /// For the picture.
@@ -90,12 +101,17 @@ impl Client {
             asked: false,
             lease: None,
             running: None,
+            waits: None,
+            holds: false,
             number: 0,
             idle_since: Time(0),
             bound: Vec::new(),
+            memory: Vec::new(),
+            claims: 0,
             stopped: false,
             inbox: Vec::new(),
             connected: false,
+            unsure: false,
             latest: (Time(0), Time(0)),
             doing: None,
         }
@@ -138,15 +154,22 @@ impl World<'_, '_> {
         client.connected = true;
         client.asked = false;
         let held = client.lease.as_ref().map_or(&client.bound, |lease| &lease.gpus);
-        told.held = (!held.is_empty()).then(|| Held {
-            bound: held.iter().map(|gpu| (*gpu, Room::default())).collect(),
-            lease: client.lease.as_ref().map(|lease| lease.epoch),
-        });
+        let room = |at: usize| client.memory.get(at).map_or(Room::default(), Paged::room);
+        let bound: Vec<(Gpu, Room)> =
+            held.iter().enumerate().map(|(at, gpu)| (*gpu, room(at))).collect();
+        let lease = client.lease.as_ref().map(|lease| lease.epoch);
+        told.held = (!bound.is_empty()).then_some(Held { bound, lease });
+        if client.claims > 0 {
+            client.memory.clear(); // it asks again
+        }
         let is_bound = told.held.is_some();
         let client = super::node::number(index);
         self.send(index, Event::Join { client, spec: told });
         if wants_binding && !is_bound {
             self.send(index, Event::Bind { client });
+        } else if is_bound {
+            self.claim(index);
+            self.forget_asked(index);
         }
     }
 
@@ -208,6 +231,8 @@ impl World<'_, '_> {
         }
         match (&client.lease, client.jobs.is_empty()) {
             (Some(lease), _) if lease.recalled => self.release(index),
+            (Some(_), _) if client.unsure => {}
+            (Some(_), false) if !self.is_resident(index) => self.doing(index, Doing::Moving),
             (Some(_), false) => self.start(index),
             (Some(_), true) => self.hold(index),
             (None, false) => self.ask(index),
@@ -218,9 +243,10 @@ impl World<'_, '_> {
     fn ask(&mut self, index: usize) {
         self.doing(index, Doing::Waiting);
         let client = &mut self.clients[index];
-        if !client.connected || client.asked {
+        if !client.connected || client.asked || self.is_claiming(index) {
             return;
         }
+        let client = &mut self.clients[index];
         client.asked = true;
         let left: Duration = client.jobs.iter().map(|job| job.left).sum();
         let expected = match self.spec(index).expectation {
@@ -232,6 +258,16 @@ impl World<'_, '_> {
 
     /// The first piece of work begins, or goes on.
     fn start(&mut self, index: usize) {
+        let epoch = self.clients[index].lease.as_ref().map(|lease| lease.epoch);
+        if let Some(epoch) = epoch
+            && self.clients[index]
+                .lease
+                .as_mut()
+                .is_some_and(|lease| !std::mem::replace(&mut lease.ready, true))
+        {
+            self.send(index, Event::Ready { client: super::node::number(index), epoch });
+        }
+        self.write_memory(index);
         let switch = self.take_gpus(index);
         let client = &mut self.clients[index];
         let Some(job) = client.jobs.front() else { return };
@@ -300,6 +336,7 @@ impl World<'_, '_> {
         }
         self.outcome.busy.push((index, from, self.now));
         self.leave_gpus(index);
+        self.pump_all(index);
         if self.watch.spans {
             let gpus = self.clients[index].lease.as_ref().map(|lease| lease.gpus.clone());
             self.outcome.held.extend(gpus.map(|gpus| (index, gpus, from, self.now)));
@@ -348,7 +385,7 @@ impl World<'_, '_> {
         self.drive(index);
     }
 
-    fn finish(&mut self, index: usize) {
+    pub(super) fn finish(&mut self, index: usize) {
         self.close(index);
         self.outcome.finished[index] = Some(self.now);
         self.send(index, Event::Leave { client: super::node::number(index) });
@@ -361,6 +398,7 @@ impl World<'_, '_> {
         client.life = Life::Over;
         client.lease = None;
         client.jobs.clear();
+        client.memory.clear();
         self.unfinished -= 1;
     }
 
@@ -388,13 +426,24 @@ impl World<'_, '_> {
                     self.drive(index);
                 }
             }
-            Action::Bound { gpus, .. } => self.clients[index].bound = gpus,
+            Action::Bound { gpus, .. } => {
+                self.clients[index].bound = gpus;
+                self.claim(index);
+                self.drive(index);
+            }
+            Action::Room { seq, verdict, .. } => self.claimed(index, seq, &verdict),
+            Action::Credit { gpu, bytes, .. } => {
+                self.credited(index, gpu, bytes);
+                self.drive(index);
+            }
+            Action::Evict { gpu, bytes, .. } => self.evict(index, gpu, bytes),
+            // Pinned host memory is there at once.
+            Action::Arena { .. } | Action::Blocked { .. } | Action::GangReport(_) => {}
             Action::Refused { reason, .. } => {
                 self.outcome.refused[index] = Some(reason.to_string());
                 self.close(index);
                 self.over(index);
             }
-            _ => {}
         }
     }
 

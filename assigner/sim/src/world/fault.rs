@@ -29,6 +29,7 @@ impl World<'_, '_> {
             Life::Here => {
                 self.log(|scenario| format!("{} is killed", scenario.clients[index].name));
                 self.outcome.kills += 1;
+                self.excuse(self.scenario.clients[index].node, Duration::ZERO);
                 let client = &mut self.clients[index];
                 client.life = Life::Dying;
                 let kernel = self.scenario.clients[index].kernel;
@@ -55,6 +56,7 @@ impl World<'_, '_> {
     fn stop(&mut self, index: usize, lasts: Duration) {
         if self.clients[index].life == Life::Here && !self.clients[index].stopped {
             self.log(|scenario| format!("{} is stopped", scenario.clients[index].name));
+            self.excuse(self.scenario.clients[index].node, lasts);
             self.clients[index].stopped = true;
             self.stop_after_kernel(index, self.scenario.clients[index].kernel);
             self.plan(lasts, Happening::Continue(index));
@@ -68,6 +70,7 @@ impl World<'_, '_> {
             return;
         }
         if !client.connected {
+            client.unsure = true;
             self.connect(index);
         }
         for action in std::mem::take(&mut self.clients[index].inbox) {
@@ -75,6 +78,7 @@ impl World<'_, '_> {
                 self.hear(index, action);
             }
         }
+        self.pump_all(index);
         self.drive(index);
     }
 
@@ -86,10 +90,12 @@ impl World<'_, '_> {
         node.written = Some(scheduler.snapshot_at(now));
         node.life += 1;
         self.log(|scenario| format!("{} is down", scenario.nodes[index].name));
+        self.excuse(index, lasts);
         for client in 0..self.clients.len() {
             if self.scenario.clients[client].node == index {
                 self.clients[client].connected = false;
                 self.clients[client].asked = false;
+                self.clients[client].waits = None;
                 self.clients[client].inbox.clear();
             }
         }

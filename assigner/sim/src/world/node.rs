@@ -2,6 +2,7 @@
 //!
 //! Does not own: what its clients do with the answers (`client`), what must be true (`check`).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
@@ -9,6 +10,7 @@ use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
 use super::{Happening, World};
 use crate::scenario;
 use crate::world::client::Life;
+use crate::world::memory::LinkTruth;
 
 /// A GPU as it is, whatever the scheduler believes.
 #[derive(Clone, Debug, Default)]
@@ -29,10 +31,16 @@ pub(super) struct Node {
     /// What is planned for its deadline.
     planned: Option<Time>,
     pub(super) gpus: Vec<GpuTruth>,
+    /// The links to the GPUs, by number.
+    pub(super) links: BTreeMap<u32, LinkTruth>,
     /// The epoch of the latest grant, over all lives.
     pub(super) latest_epoch: Option<Epoch>,
     /// What the assigner wrote down before it died.
     pub(super) written: Option<acb_core::Snapshot>,
+    /// Until when nothing can be promised, since something went wrong.
+    pub(super) excused: Time,
+    /// The longest kernel of its clients.
+    pub(super) kernel: Duration,
 }
 
 impl Node {
@@ -42,8 +50,11 @@ impl Node {
             life: 0,
             planned: None,
             gpus: vec![GpuTruth::default(); node.config.gpus.len()],
+            links: BTreeMap::new(),
             latest_epoch: None,
             written: None,
+            excused: Time(0),
+            kernel: Duration::ZERO,
         })
     }
 }
@@ -53,7 +64,7 @@ pub(super) fn number(index: usize) -> ClientId {
     ClientId(index as u64)
 }
 
-fn index(client: ClientId) -> usize {
+pub(super) fn index(client: ClientId) -> usize {
     usize::try_from(client.0).expect("clients are numbered by their position")
 }
 
@@ -80,8 +91,40 @@ impl World<'_, '_> {
     }
 
     pub(super) fn reach_assigner(&mut self, node: usize, life: u32, event: Event) {
-        if self.nodes[node].life == life {
-            self.tell(node, event);
+        if self.nodes[node].life != life {
+            return;
+        }
+        let joins = match &event {
+            Event::Join { client, .. } => Some(index(*client)),
+            _ => None,
+        };
+        self.tell(node, event);
+        if let Some(client) = joins {
+            let at = self.way_to(client);
+            self.plan_at(at, Happening::Welcome(client, life));
+        }
+    }
+
+    /// When what is said to a client now arrives.
+    fn way_to(&mut self, client: usize) -> Time {
+        let at = self.now.after(self.delay()).max(self.clients[client].latest.1);
+        self.clients[client].latest.1 = at;
+        at
+    }
+
+    /// A client knows that it has joined, and that what it holds is its own, unless it was told otherwise before.
+    pub(super) fn welcome(&mut self, client: usize, life: u32) {
+        let node = self.scenario.clients[client].node;
+        if self.nodes[node].life == life && self.clients[client].life == Life::Here {
+            self.clients[client].unsure = false;
+            // A lease that nobody had missed is its own again, also after later ones.
+            if let Some(lease) = &self.clients[client].lease {
+                for gpu in &lease.gpus {
+                    let truth = &mut self.nodes[node].gpus[gpu.0 as usize];
+                    truth.epoch = truth.epoch.min(Some(lease.epoch));
+                }
+            }
+            self.drive(client);
         }
     }
 
@@ -95,6 +138,7 @@ impl World<'_, '_> {
     /// Gives a scheduler an event, checks it, and sends out what it says.
     pub(super) fn tell(&mut self, index_of_node: usize, event: Event) {
         self.log(|scenario| format!("{} < {event:?}", scenario.nodes[index_of_node].name));
+        self.note(&event);
         let now = self.now;
         let node = &mut self.nodes[index_of_node];
         let Some(scheduler) = &mut node.scheduler else { return };
@@ -147,8 +191,7 @@ impl World<'_, '_> {
             | Action::Blocked { client, .. } => *client,
         };
         let to = index(client);
-        let at = self.now.after(self.delay()).max(self.clients[to].latest.1);
-        self.clients[to].latest.1 = at;
+        let at = self.way_to(to);
         // Never at once: the scheduler says all it has to say before anybody answers.
         self.plan_at(at, Happening::ToClient(to, self.nodes[node].life, action));
     }
