@@ -242,6 +242,28 @@ impl Ledger {
         Some((device.capacity.saturating_sub(device.used), device.capacity))
     }
 
+    /// For each device what is held of each kind, in bytes; `pointers` is what plain pointers are called.
+    pub(crate) fn fixed(&self, pointers: &'static str) -> Vec<BTreeMap<&'static str, u64>> {
+        let books = self.books();
+        let mut devices = vec![BTreeMap::new(); books.devices.len()];
+        let bytes = books.context_bytes;
+        let contexts = books.contexts.values().map(|device| (*device, "contexts", bytes));
+        let holdings = books.holdings.iter().map(|(key, holding)| {
+            let kind = match key {
+                Key::Pointer(_) => pointers,
+                Key::Physical(_) => "exported",
+                Key::Array(_) | Key::Mipmap(_) => "arrays",
+            };
+            (holding.device, kind, holding.bytes)
+        });
+        for (device, kind, bytes) in contexts.chain(holdings).filter(|(_, _, bytes)| *bytes > 0) {
+            if let Some(kinds) = devices.get_mut(device as usize) {
+                *kinds.entry(kind).or_insert(0) += bytes;
+            }
+        }
+        devices
+    }
+
     // ------------------------------------------------------------ contexts
 
     /// Room for a context; false: there is none, and the reason has been told.

@@ -221,7 +221,8 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     let thread = environment::with_signals_blocked(|| {
         std::thread::Builder::new()
             .name("acb-link".into())
-            .stack_size(256 << 10)
+            // The driver's own calls run on it; what is not touched costs nothing.
+            .stack_size(2 << 20)
             .spawn(move || link::run(settings, connection, terms, bound))
     });
     match thread {

@@ -21,6 +21,8 @@ use std::time::Duration;
 /// After a failure it is tried again no sooner.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// The driver compiles the hash kernel on it; what is not touched costs nothing.
+const STACK: usize = 8 << 20;
 /// As many as are compared at a time.
 const SCRATCH_CHUNKS: u64 = 4;
 
@@ -78,7 +80,7 @@ impl Pager {
         }
         books.arena.started = true;
         let thread = environment::with_signals_blocked(|| {
-            std::thread::Builder::new().name("acb-arena".into()).stack_size(256 << 10).spawn(|| {
+            std::thread::Builder::new().name("acb-arena".into()).stack_size(STACK).spawn(|| {
                 // A panic ends this thread alone; page-outs then find no places and say so.
                 let _ = std::panic::catch_unwind(serve);
             })

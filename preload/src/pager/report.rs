@@ -4,13 +4,16 @@
 
 use super::{Moved, PAGER};
 use crate::link::LINK;
-use acb_wire::v1::{MemoryReport, client_message::Kind};
+use crate::memory::LEDGER;
+use acb_wire::v1::{FixedMemory, MemoryReport, client_message::Kind};
+use std::collections::BTreeMap;
 
 /// The last report, so that only news is told.
 #[derive(Debug, Default)]
 pub(crate) struct Reporter {
     moved: Moved,
     arena: u64,
+    fixed: Vec<BTreeMap<&'static str, u64>>,
 }
 
 impl Reporter {
@@ -23,18 +26,29 @@ impl Reporter {
             let books = PAGER.books();
             (books.moved, books.table.places.total())
         };
-        if moved == self.moved && arena == self.arena {
+        // Plain pointers that the pager does not own are managed memory, or a graph's.
+        let fixed = LEDGER.fixed("managed");
+        if moved == self.moved && arena == self.arena && fixed == self.fixed {
             return;
         }
-        *self = Reporter { moved, arena };
-        LINK.send(Kind::MemoryReport(MemoryReport {
-            device: 0,
-            arena,
-            paged_out: moved.out,
-            paged_in: moved.inward,
-            clean: moved.clean,
-            pin_in_switch_ns: moved.pin_ns,
-            ..MemoryReport::default()
-        }));
+        for (device, kinds) in fixed.iter().enumerate() {
+            let kinds = kinds.iter();
+            let fixed =
+                kinds.map(|(kind, bytes)| FixedMemory { kind: (*kind).into(), bytes: *bytes });
+            let mut report = MemoryReport {
+                device: device as u32,
+                fixed: fixed.collect(),
+                ..MemoryReport::default()
+            };
+            if device == 0 {
+                report.arena = arena;
+                report.paged_out = moved.out;
+                report.paged_in = moved.inward;
+                report.clean = moved.clean;
+                report.pin_in_switch_ns = moved.pin_ns;
+            }
+            LINK.send(Kind::MemoryReport(report));
+        }
+        *self = Reporter { moved, arena, fixed };
     }
 }
