@@ -82,7 +82,6 @@ impl Broker {
             priority,
             tenant: tenant.clone(),
             queue: queue.clone(),
-            ..ClientSpec::default()
         };
         let member = Client {
             port: Port::Socket(newcomer.outbox),
@@ -157,7 +156,6 @@ impl Broker {
             context_bytes: terms.context,
             chunk_bytes: self.settings.memory.chunk,
             compare: self.settings.memory.compare,
-            ..v1::Welcome::default()
         }));
     }
 
