@@ -234,6 +234,9 @@ impl Scheduler {
     fn start(&self, waiter: &Waiter) -> Option<Start> {
         let client = &self.clients[&waiter.client];
         let width = client.width as usize;
+        if self.policy_of(client).is_exclusive() && self.unheld < width {
+            return None; // the usual case, and there is no need to look at each
+        }
         let usable = self.candidates(client).filter(|gpu| self.is_usable(*gpu, waiter));
         let gpus = if client.bound.is_empty() {
             let usable: Vec<Gpu> = usable.collect();

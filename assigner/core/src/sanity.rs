@@ -126,6 +126,9 @@ impl Scheduler {
                 claimed.entry(*gpu).or_default().extend(held.lease.map(|_| *id));
             }
         }
+        if self.unheld != self.gpus.iter().filter(|gpu| gpu.holders.is_empty()).count() {
+            return Err(SanityError::Holders(Gpu(0)));
+        }
         for (gpu, state) in (0..).map(Gpu).zip(&self.gpus) {
             if state.claimed != claimed.remove(&gpu).unwrap_or_default() {
                 return Err(SanityError::Claims(gpu));

@@ -188,6 +188,8 @@ pub struct Scheduler {
     pub(crate) now: Time,
     pub(crate) clients: BTreeMap<ClientId, Client>,
     pub(crate) gpus: Vec<GpuState>,
+    /// GPUs that nobody holds.
+    pub(crate) unheld: usize,
     pub(crate) queue: BTreeMap<Ticket, Waiter>,
     /// Waiting clients that are not bound: any eligible GPU will do.
     pub(crate) floating: Line,
@@ -217,6 +219,7 @@ impl Scheduler {
             now: Time(0),
             clients: BTreeMap::new(),
             gpus: vec![GpuState::default(); config.gpus.len()],
+            unheld: config.gpus.len(),
             queue: BTreeMap::new(),
             floating: Line::default(),
             tenants: Tenants::new(&config.tenants),
@@ -648,6 +651,7 @@ impl Scheduler {
             if state.holders.is_empty()
                 && let Some(since) = state.busy_since.take()
             {
+                self.unheld += 1;
                 state.held += self.now.since(since);
             }
         }
@@ -681,6 +685,7 @@ impl Scheduler {
                 self.dirty.gpus.insert(*gpu);
             }
             let state = &mut self.gpus[gpu.index()];
+            self.unheld -= usize::from(state.holders.is_empty());
             state.holders.push(id);
             state.busy_since.get_or_insert(self.now);
         }
