@@ -120,9 +120,6 @@ impl Books {
     fn arena_task(&mut self) -> Option<Task> {
         let carriers: Vec<Carrier> =
             (0..self.devices()).filter_map(|device| self.contexts.carrier(device)).collect();
-        if let Some(carrier) = carriers.iter().find(|carrier| !self.hashers.knows(carrier.id)) {
-            return Some(Task::Load(*carrier));
-        }
         let carrier = carriers.first().copied();
         if let (Some(carrier), Some((id, region))) = (carrier, self.table.places.unpinned()) {
             let (address, bytes) = (region.address, region.bytes);
@@ -138,6 +135,10 @@ impl Books {
             let bytes = (wanted - total).min(self.rules.chunk_bytes);
             let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
             return Some(Task::Grow { bytes, carrier, node });
+        }
+        // After the memory: the kernel is tried, which waits for kernels of the program's.
+        if let Some(carrier) = carriers.iter().find(|carrier| !self.hashers.knows(carrier.id)) {
+            return Some(Task::Load(*carrier));
         }
         // A program that allocates and frees in turns shall not pin each time.
         let slack = if wanted == 0 { 0 } else { (wanted / 8).max(2 * self.rules.chunk_bytes) };
