@@ -4,22 +4,17 @@
 //! ([`super::simulated`]), the list and the order (acb-bench).
 //! Nothing here asserts a time: a crowded machine makes a worse figure, not a failure.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use acb_wire::frame::{self, Decoder};
-use acb_wire::v1::{
-    Acquire, AssignerMessage, Bind, ClientMessage, Hello, Release, ReleaseReason,
-    assigner_message::Kind as Said, client_message::Kind as Say,
-};
+use acb_wire::v1::{Acquire, assigner_message::Kind as Said, client_message::Kind as Say};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::clock;
 use super::figure::{Figure, Sample};
 use super::outside::{Outside, ZERO_COST_GPU};
+use super::wire_client::WireClient;
 use crate::lab::Prefix;
 
 /// How often things are repeated.
@@ -224,89 +219,4 @@ pub fn regrant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
             sample.spread()
         ),
     }])
-}
-
-/// A client that speaks the protocol itself.
-struct WireClient {
-    socket: UnixStream,
-    decoder: Decoder,
-}
-
-impl WireClient {
-    /// Connects, and is bound to a GPU.
-    fn join(outside: &Outside) -> Result<Self> {
-        let socket = UnixStream::connect(outside.socket()).context("connect to the assigner")?;
-        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let mut client = Self { socket, decoder: Decoder::new() };
-        client.say(Say::Hello(Hello {
-            protocol: acb_wire::PROTOCOL,
-            pid: std::process::id(),
-            start_time: start_time()?,
-            program: "acb-bench".into(),
-            gpus: 1,
-            ..Hello::default()
-        }))?;
-        client.until(|said| matches!(said, Said::Welcome(_)).then_some(()))?;
-        client.say(Say::Bind(Bind {}))?;
-        client.until(|said| matches!(said, Said::Bound(_)).then_some(()))?;
-        Ok(client)
-    }
-
-    fn acquire(&mut self) -> Result<u64> {
-        self.say(Say::Acquire(Acquire {}))?;
-        self.granted()
-    }
-
-    fn granted(&mut self) -> Result<u64> {
-        self.until(|said| match said {
-            Said::Granted(granted) => Some(granted.epoch),
-            _ => None,
-        })
-    }
-
-    fn release(&mut self, epoch: u64) -> Result<()> {
-        self.say(Say::Release(Release {
-            epoch,
-            reason: ReleaseReason::Idle.into(),
-            ..Release::default()
-        }))
-    }
-
-    fn say(&mut self, kind: Say) -> Result<()> {
-        let bytes = frame::encode(&ClientMessage { kind: Some(kind) });
-        self.socket.write_all(&bytes).context("write to the assigner")
-    }
-
-    /// Reads until a message is the wanted one.
-    fn until<T>(&mut self, wanted: impl Fn(&Said) -> Option<T>) -> Result<T> {
-        let mut bytes = [0; 4096];
-        loop {
-            while let Some(message) = self.decoder.next::<AssignerMessage>()? {
-                match message.kind {
-                    Some(Said::Refused(refused)) => {
-                        bail!("the assigner refused: {}", refused.reason)
-                    }
-                    Some(said) => {
-                        if let Some(value) = wanted(&said) {
-                            return Ok(value);
-                        }
-                    }
-                    None => {}
-                }
-            }
-            let count = self.socket.read(&mut bytes).context("wait for the assigner")?;
-            if count == 0 {
-                bail!("the assigner closed the connection");
-            }
-            self.decoder.extend(&bytes[..count]);
-        }
-    }
-}
-
-/// Field 22 of /proc/self/stat.
-fn start_time() -> Result<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The name in parentheses may hold blanks.
-    let fields = stat.rsplit_once(')').context("/proc/self/stat")?.1;
-    fields.split_whitespace().nth(19).context("/proc/self/stat")?.parse().context("/proc/self/stat")
 }

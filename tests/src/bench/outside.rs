@@ -8,17 +8,22 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::status::Status;
 use crate::lab::{Prefix, wait_until};
 
 /// How long a daemon may take to come up, even on a crowded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request to a program may take: less than that is no hang.
+const ANSWERS: Duration = Duration::from_secs(90);
 
 /// A GPU that costs nothing: what remains is ours.
 pub const ZERO_COST_GPU: &str = r#"launch_ns = 0
@@ -75,28 +80,42 @@ impl Outside {
             if let Some(status) = outside.daemon.try_wait()? {
                 bail!("it ended: {status}");
             }
-            let socket = outside.ask_for_socket()?;
-            let found = socket.is_some();
-            outside.socket = socket.unwrap_or_default();
-            Ok(found)
+            let Some(status) = outside.status()? else { return Ok(false) };
+            outside.socket = status.client_socket.into();
+            Ok(true)
         })
         .with_context(|| format!("gpu_assigner said:\n{}", outside.log()))?;
         Ok(outside)
     }
 
-    /// The client socket, as the daemon itself says; `None` while it does not serve.
-    fn ask_for_socket(&self) -> Result<Option<PathBuf>> {
+    /// What the daemon says; `None` while it does not serve.
+    ///
+    /// # Errors
+    /// `gpu_assigner status` cannot be run, or says what nobody understands.
+    pub fn status(&self) -> Result<Option<Status>> {
         let output = Command::new(self.prefix.program("gpu_assigner"))
             .env("HOME", self.folder.path())
             .args(["--port", &self.port.to_string(), "status", "--json"])
             .output()
             .context("run gpu_assigner status")?;
-        if !output.status.success() {
-            return Ok(None);
+        match output.status.success() {
+            true => Ok(Status::parse(&output.stdout).context("gpu_assigner status --json")?),
+            false => Ok(None),
         }
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        let socket = status.pointer("/nodes/0/client_socket").and_then(|socket| socket.as_str());
-        Ok(Some(socket.context("gpu_assigner status --json names no client_socket")?.into()))
+    }
+
+    /// Waits until the daemon says that something is so.
+    ///
+    /// # Errors
+    /// It does not become so; the error has what was said last, and the log.
+    pub fn wait_for(&self, what: &str, condition: impl Fn(&Status) -> bool) -> Result<Status> {
+        let mut last = None;
+        wait_until(what, PATIENCE, || {
+            last = self.status()?;
+            Ok(last.as_ref().is_some_and(&condition))
+        })
+        .with_context(|| format!("{last:#?}\n{}", self.log()))?;
+        last.context("the condition was met by something")
     }
 
     /// Its folder, and its user's home.
@@ -158,7 +177,17 @@ impl Outside {
     /// # Errors
     /// It fails.
     pub fn on_request(&self) -> Result<OnRequest> {
-        OnRequest::start(self.client(self.prefix.test_program("on_request")))
+        self.on_request_with(&[])
+    }
+
+    /// The same with variables in its environment.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn on_request_with(&self, environment: &[(&str, &str)]) -> Result<OnRequest> {
+        let mut command = self.client(self.prefix.test_program("on_request"));
+        command.envs(environment.iter().copied());
+        OnRequest::start(command)
     }
 }
 
@@ -206,7 +235,7 @@ fn bare(command: &mut Command) {
 pub struct OnRequest {
     child: Child,
     requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    answers: mpsc::Receiver<String>,
 }
 
 /// When it asked for the GPU, when the call had returned, and what came of it; times are CLOCK_MONOTONIC in
@@ -246,7 +275,15 @@ impl OnRequest {
             .spawn()
             .context("start on_request")?;
         let requests = child.stdin.take().context("on_request has no stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("on_request has no stdout")?);
+        let stdout = BufReader::new(child.stdout.take().context("on_request has no stdout")?);
+        let (send, answers) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
         let mut started = Self { child, requests, answers };
         started.answer().context("on_request did not start")?;
         Ok(started)
@@ -289,10 +326,15 @@ impl OnRequest {
     /// # Errors
     /// The program is gone.
     pub fn reply(&mut self) -> Result<Answer> {
-        let mut line = String::new();
-        if self.answers.read_line(&mut line)? == 0 {
-            bail!("on_request ended: {}", self.child.wait()?);
-        }
+        let line = match self.answers.recv_timeout(ANSWERS) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("on_request has not answered for {} s", ANSWERS.as_secs())
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("on_request ended: {}", self.child.wait()?)
+            }
+        };
         serde_json::from_str(&line).with_context(|| format!("on_request said {line:?}"))
     }
 

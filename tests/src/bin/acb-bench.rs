@@ -11,6 +11,7 @@ use acb_tests::bench::b1::{B1, Interrupted};
 use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::measure::{self, Effort};
+use acb_tests::bench::paging;
 use acb_tests::bench::quickstart;
 use acb_tests::bench::scale;
 use acb_tests::bench::simulated;
@@ -50,7 +51,7 @@ enum Measurement {
 use Measurement::{Alone, Installed};
 
 /// What is measured: the figures' names, and how they come about.
-const MEASUREMENTS: [(&[&str], Measurement); 13] = [
+const MEASUREMENTS: [(&[&str], Measurement); 21] = [
     (&["b6_fifo_s", "b6_affinity_s"], Alone(|_| simulated::b6())),
     (&["b1_cv0", "b1_cv1"], Alone(|_| simulated::b1())),
     (&["b4_8"], Alone(|_| simulated::b4())),
@@ -64,6 +65,17 @@ const MEASUREMENTS: [(&[&str], Measurement); 13] = [
     (&["exec_added_ms"], Installed(measure::exec)),
     (&["regrant_p99_ms"], Installed(measure::regrant)),
     (&["b1_share"], Installed(b1)),
+    (
+        &["page_out_share", "page_in_share", "switch_ratio", "pin_in_switch_ms"],
+        Installed(paging::switch::switches),
+    ),
+    (&["clean_bytes", "clean_time_ratio"], Installed(paging::switch::unchanged)),
+    (&["pair_50_50"], Installed(paging::sharing::pair_50_50)),
+    (&["pair_90_10"], Installed(paging::sharing::pair_90_10)),
+    (&["b2_coarse"], Installed(paging::sharing::b2_coarse)),
+    (&["oversub_150_on_40"], Installed(paging::sharing::oversubscribed)),
+    (&["swap_soak_wrong_bytes"], Installed(paging::soak::soak)),
+    (&["solo_added_percent"], Installed(paging::solo::solo)),
 ];
 
 fn main() -> ExitCode {

@@ -24,9 +24,14 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// The content after the fill; costs a pass over that many words.
+    /// A piece that is to be filled.
     pub fn new(words: u64, changing: u64, seed: u64) -> Self {
-        let changing = changing.min(words);
+        Self { words, changing: changing.min(words), seed, sum_changing: 0, sum_still: 0 }
+    }
+
+    /// The piece with what the fill puts there; costs a pass over that many words.
+    pub fn filled(self) -> Self {
+        let Self { words, changing, seed, .. } = self;
         let sum = |range: std::ops::Range<u64>| {
             range.fold(0u64, |sum, i| sum.wrapping_add(splitmix64(seed.wrapping_add(i))))
         };
@@ -96,7 +101,7 @@ mod tests {
 
     #[test]
     fn sums_follow_the_steps() {
-        let piece = Piece::new(100, 30, 5);
+        let piece = Piece::new(100, 30, 5).filled();
         let mut steps = Steps::default();
         for count in 0..5 {
             let salts: Vec<u64> = (0..count).collect();
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn every_wrong_byte_is_counted() {
-        let piece = Piece::new(64, 64, 9);
+        let piece = Piece::new(64, 64, 9).filled();
         let steps = Steps::default().then(3);
         let mut words = content(&piece, &[3]);
         words[7] ^= 0x0100_0000_00ff;
@@ -120,6 +125,6 @@ mod tests {
         // Content from before the step is wrong nearly everywhere.
         assert!(piece.wrong(steps, &content(&piece, &[])).bytes > 64 * 7);
         // So is another piece's.
-        assert_ne!(Piece::new(64, 64, 10).sum(steps), piece.sum(steps));
+        assert_ne!(Piece::new(64, 64, 10).filled().sum(steps), piece.sum(steps));
     }
 }

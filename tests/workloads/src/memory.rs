@@ -202,6 +202,9 @@ impl<'a> Memory<'a> {
         let region = self.regions.get_mut(&id).expect("regions are named by allocate");
         region.steps = Steps::default();
         region.totals.fill(0);
+        for (_, piece) in &mut region.pieces {
+            *piece = piece.filled();
+        }
         self.driver.copy_in(region.results, &region.totals)?;
         for (at, piece) in &region.pieces {
             let (blocks, threads) = launch_shape(piece.words);

@@ -1,0 +1,175 @@
+//! What goes wrong in the middle of a switch: no byte is wrong after it, and nobody else suffers.
+
+use acb_tests::bench::outside::OnRequest;
+use anyhow::{Result, ensure};
+
+use crate::stage::{MOST, MOST_BYTES, Stage, is_right, signal};
+
+/// The environment of the program that the fault is for.
+const BROKEN: (&str, &str) = ("BROKEN", "1");
+
+/// A fault that strikes it.
+fn fault(kind: &str, at: u32, times: u32) -> String {
+    format!("[[fault]]\nkind = \"{kind}\"\nenv = \"BROKEN=1\"\nat = {at}\ntimes = {times}\n")
+}
+
+/// A link so slow that a switch can be stopped in its middle.
+const SLOW: &str = "link_out = \"20MB\"\nlink_in = \"20MB\"\n";
+
+/// Waits until a program that was all on the GPU has left a part of it.
+fn wait_for_the_middle(stage: &Stage, victim: &OnRequest) -> Result<()> {
+    let partly = |resident: u64| (1 << 20..MOST_BYTES - (4 << 20)).contains(&resident);
+    stage
+        .wait_for("the victim is partly moved out", victim, |client| partly(client.resident))
+        .map(drop)
+}
+
+#[test]
+fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
+    // The first 24 and some mappings are the allocation's own.
+    let stage = Stage::with(&fault("map_fails", 32, 3), &[])?;
+    let mut broken = stage.large_with("broken", &[BROKEN])?;
+    let mut other = stage.large("other")?;
+    for _ in 0..3 {
+        is_right(&mut broken)?;
+        broken.ask("step")?;
+        is_right(&mut other)?;
+        other.ask("step")?;
+    }
+    is_right(&mut broken)?;
+    ensure!(stage.log_of("broken")?.contains("cuMemMap"), "{}", stage.log_of("broken")?);
+    Ok(())
+}
+
+#[test]
+fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
+    let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
+    let mut broken = stage.large_with("broken", &[BROKEN])?;
+    let mut other = stage.large("other")?;
+    for _ in 0..3 {
+        is_right(&mut broken)?;
+        broken.ask("step")?;
+        is_right(&mut other)?;
+        other.ask("step")?;
+    }
+    is_right(&mut broken)
+}
+
+#[test]
+fn a_copy_that_fails_breaks_its_own_program_alone() -> Result<()> {
+    let stage = Stage::with(&fault("copy_fails", 6, 0), &[])?;
+    let mut broken = stage.large_with("broken", &[BROKEN])?;
+    let mut other = stage.large("other")?;
+    is_right(&mut other)?;
+    // A copy that fails while it runs breaks the context, as on a real driver; the program is told so by its
+    // next call, and nothing else is said to be right.
+    broken.request("check")?;
+    let answer = broken.reply()?;
+    let error = answer.error.unwrap_or_else(|| "it succeeded".into());
+    ensure!(error.contains("CUDA_ERROR"), "{error}");
+    let mut third = stage.large("third")?;
+    is_right(&mut third)?;
+    is_right(&mut other)
+}
+
+#[test]
+fn a_victim_that_is_killed_in_mid_page_out_leaves_its_room() -> Result<()> {
+    let stage = Stage::with(SLOW, &[])?;
+    let mut next = stage.program("next")?;
+    next.ask(MOST)?;
+    let mut victim = stage.large("victim")?;
+    next.request("fill")?;
+    wait_for_the_middle(&stage, &victim)?;
+    let gone = victim.pid();
+    victim.kill()?;
+    next.answer()?;
+    next.ask("step")?;
+    is_right(&mut next)?;
+    drop(victim);
+    stage.wait_until_gone(gone)?;
+    let status = stage.status()?;
+    ensure!(status.gpus[0].claimed == status.clients[0].claimed, "{status:#?}");
+    let mut another = stage.large("another")?;
+    is_right(&mut another)?;
+    is_right(&mut next)
+}
+
+#[test]
+fn a_program_that_is_killed_in_mid_page_in_leaves_its_room() -> Result<()> {
+    let stage = Stage::with(SLOW, &[])?;
+    let mut next = stage.large("next")?;
+    let mut victim = stage.large("victim")?;
+    next.request("nop")?;
+    wait_for_the_middle(&stage, &victim)?;
+    next.kill()?;
+    is_right(&mut victim)?;
+    let mut another = stage.large("another")?;
+    is_right(&mut another)?;
+    is_right(&mut victim)
+}
+
+#[test]
+fn an_assigner_that_is_killed_in_mid_switch_comes_back_and_the_switch_goes_on() -> Result<()> {
+    let stage = Stage::with(SLOW, &[])?;
+    let mut next = stage.large("next")?;
+    let mut victim = stage.large("victim")?;
+    next.request("check")?;
+    wait_for_the_middle(&stage, &victim)?;
+    stage.kill_assigner()?;
+    next.answer()?;
+    is_right(&mut next)?;
+    is_right(&mut victim)?;
+    is_right(&mut next)?;
+    let status = stage.status()?;
+    ensure!(status.restarts == 1, "{status:#?}");
+    ensure!(status.gpus[0].claimed >= 2 * MOST_BYTES, "{status:#?}");
+    Ok(())
+}
+
+#[test]
+fn an_endless_kernel_keeps_its_memory_until_its_program_ends() -> Result<()> {
+    let stage = Stage::with("", &["--quantum-ms", "100"])?;
+    let mut next = stage.large("next")?;
+    let mut endless = stage.large("endless")?;
+    endless.ask("endless")?;
+    next.request("check")?;
+    stage.wait_until_waiting(&next)?;
+    stage.wait_for("the endless program is asked for the GPU", &endless, |client| {
+        client.state == "recalled" && client.resident >= MOST_BYTES
+    })?;
+    endless.kill()?;
+    next.answer()?;
+    is_right(&mut next)
+}
+
+#[test]
+fn a_victim_that_is_stopped_is_passed_over() -> Result<()> {
+    let stage = Stage::on(1, 112 << 20, "", &[])?;
+    let mut stopped = stage.large("stopped")?;
+    let mut willing = stage.large("willing")?;
+    // The stopped one is asked first: it has not used the GPU for the longest time.
+    signal(stopped.pid(), "STOP")?;
+    let mut next = stage.program("next")?;
+    next.ask(MOST)?;
+    next.ask("fill")?;
+    is_right(&mut next)?;
+    signal(stopped.pid(), "CONT")?;
+    is_right(&mut willing)?;
+    is_right(&mut stopped)?;
+    is_right(&mut next)
+}
+
+#[test]
+fn a_stopped_program_whose_room_is_needed_is_waited_for_by_name() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut stopped = stage.large("stopped")?;
+    let mut next = stage.program("next")?;
+    signal(stopped.pid(), "STOP")?;
+    next.request(MOST)?;
+    stage.wait_for_log("next", &stopped.pid().to_string())?;
+    signal(stopped.pid(), "CONT")?;
+    next.answer()?;
+    next.ask("fill")?;
+    is_right(&mut next)?;
+    is_right(&mut stopped)
+}

@@ -1,0 +1,148 @@
+//! The ways in which programs have memory and use it.
+
+use anyhow::{Result, ensure};
+
+use crate::stage::{MOST_BYTES, Stage, is_right};
+
+/// Two programs with memory of one kind, that take turns.
+fn swapped(allocate: &str) -> Result<()> {
+    let stage = Stage::new()?;
+    let mut programs = [stage.program("one")?, stage.program("two")?];
+    for program in &mut programs {
+        program.ask(allocate)?;
+        program.ask("fill")?;
+        program.ask("step")?;
+    }
+    for _ in 0..3 {
+        for program in &mut programs {
+            program.ask("check")?;
+            program.ask("step")?;
+        }
+    }
+    programs.iter_mut().try_for_each(is_right)?;
+    // A new life of the same addresses.
+    for program in &mut programs {
+        program.ask("free 0")?;
+        program.ask(allocate)?;
+        program.ask("fill")?;
+    }
+    programs.iter_mut().try_for_each(is_right)
+}
+
+#[test]
+fn many_small_blocks() -> Result<()> {
+    swapped("alloc 1000 40000")
+}
+
+#[test]
+fn memory_in_the_order_of_a_stream() -> Result<()> {
+    swapped("alloc 6 8M async")
+}
+
+#[test]
+fn expandable_segments() -> Result<()> {
+    swapped("alloc 3 16M mapped")
+}
+
+#[test]
+fn blocks_that_are_no_multiple_of_a_chunk() -> Result<()> {
+    swapped("alloc 5 7000008")
+}
+
+#[test]
+fn graphs_replay_after_swaps() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut one = stage.large("one")?;
+    one.ask("capture")?;
+    one.ask("replay")?;
+    let mut two = stage.large("two")?;
+    two.ask("capture")?;
+    for _ in 0..10 {
+        two.ask("replay")?;
+        one.ask("replay")?;
+    }
+    is_right(&mut one)?;
+    is_right(&mut two)?;
+    let paged_in = |status: &acb_tests::bench::status::Status| {
+        status.clients.iter().map(|client| client.memory().paged_in).sum::<u64>()
+    };
+    let swaps = "the swaps are reported";
+    stage.outside.wait_for(swaps, |status| paged_in(status) >= 10 * MOST_BYTES / 2)?;
+    Ok(())
+}
+
+#[test]
+fn several_streams_and_all_kinds_at_once() -> Result<()> {
+    let stage = Stage::new()?;
+    let arguments = ["--rounds", "5", "--cpu-ms", "10", "--gpu-ms", "10", "--compare-every", "2"];
+    let kinds: [&[&str]; 3] = [
+        &["--bytes", "40M", "--streams", "4", "--small", "5M"],
+        &["--bytes", "24M", "--way", "async", "--grow", "6M", "--still", "8M"],
+        &["--bytes", "36M", "--way", "mapped", "--graph", "--small", "3M"],
+    ];
+    let names = ["a", "bb", "ccc"];
+    let commands = names.iter().zip(kinds);
+    let commands = commands.map(|(name, kind)| stage.pages(name, &[&arguments[..], kind].concat()));
+    stage.run(commands.collect()).map(drop)
+}
+
+#[test]
+fn unchanged_memory_is_not_copied_again() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut one = stage.large("one")?;
+    let mut two = stage.large("two")?;
+    one.ask("compare")?;
+    let copied = |least: u64| {
+        stage.wait_for("page-outs are reported", &two, |client| {
+            client.memory().paged_out + client.memory().clean >= least
+        })
+    };
+    // Of the second, which has to make room for the first: copied, for it was on no host before.
+    let before = copied(MOST_BYTES / 2)?;
+    let before = before.client(two.pid()).map(|client| client.memory()).unwrap_or_default();
+    two.ask("compare")?;
+    one.ask("compare")?;
+    let least = before.paged_out + before.clean + MOST_BYTES / 2;
+    let after = stage.wait_for("the second page-out is reported", &two, |client| {
+        client.memory().paged_out + client.memory().clean >= least
+    })?;
+    let after = after.client(two.pid()).map(|client| client.memory()).unwrap_or_default();
+    ensure!(after.paged_out == before.paged_out, "{before:?} {after:?}");
+    is_right(&mut two)?;
+    is_right(&mut one)
+}
+
+#[test]
+fn a_child_forked_by_a_program_that_was_swapped_gets_an_error() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut one = stage.large("one")?;
+    let mut two = stage.large("two")?;
+    one.ask("fork")?;
+    is_right(&mut one)?;
+    is_right(&mut two)?;
+    two.ask("fork")?;
+    is_right(&mut one)
+}
+
+#[test]
+fn plain_memory_stays_and_others_move_for_it() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut paged = [stage.program("one")?, stage.program("two")?];
+    for program in &mut paged {
+        program.ask("alloc 2 12M")?;
+        program.ask("fill")?;
+    }
+    let mut plain = stage.program_with("plain", &[("ACB_PAGER", "off")])?;
+    plain.ask("alloc 2 6M")?;
+    plain.ask("fill")?;
+    for program in &mut paged {
+        is_right(program)?;
+    }
+    is_right(&mut plain)?;
+    let status = stage.outside.wait_for("page-outs are reported", |status| {
+        status.clients.iter().map(|client| client.memory().paged_out).sum::<u64>() > 0
+    })?;
+    let client = status.client(plain.pid()).cloned().unwrap_or_default();
+    ensure!(client.claimed == 0 && client.memory().paged_out == 0, "{status:#?}");
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! What a program cannot have: more than the GPU, more than its limit, more than the host can hold.
+
+use acb_tests::bench::outside::OnRequest;
+use anyhow::{Context, Result, ensure};
+
+use crate::stage::{CONTEXT, GPU, MOST, Stage, is_right};
+
+/// The request fails with out-of-memory.
+fn out_of_memory(program: &mut OnRequest, request: &str) -> Result<()> {
+    program.request(request)?;
+    let answer = program.reply()?;
+    let error = answer.error.unwrap_or_else(|| "it succeeded".into());
+    ensure!(error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{request}: {error}");
+    Ok(())
+}
+
+#[test]
+fn more_than_the_gpu_is_out_of_memory_and_harms_nobody() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut other = stage.large("other")?;
+    let mut greedy = stage.large("greedy")?;
+    for way in ["plain", "async", "mapped"] {
+        out_of_memory(&mut greedy, &format!("alloc 1 80M {way}"))?;
+        out_of_memory(&mut greedy, &format!("alloc 8 8M {way}"))?;
+    }
+    // What fits still does, and nothing of the failed requests is left.
+    greedy.ask("sync")?;
+    let allocated = greedy.ask("alloc 1 4M");
+    allocated.with_context(|| stage.log_of("greedy").unwrap_or_default())?;
+    greedy.ask("fill")?;
+    is_right(&mut greedy)?;
+    is_right(&mut other)
+}
+
+#[test]
+fn memory_information_is_that_of_a_gpu_of_its_own() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut one = stage.large("one")?;
+    let mut two = stage.program("two")?;
+    let info = two.ask("info")?;
+    ensure!(info.total <= GPU && info.total >= GPU - CONTEXT, "{info:?}");
+    ensure!(info.free > GPU - (8 << 20) && info.free < GPU, "{info:?}");
+    two.ask(MOST)?;
+    let after = two.ask("info")?;
+    let taken = info.free - after.free;
+    ensure!((48 << 20..=52 << 20).contains(&taken), "{info:?} {after:?}");
+    is_right(&mut one)
+}
+
+#[test]
+fn a_limit_is_a_smaller_gpu() -> Result<()> {
+    let stage = Stage::new()?;
+    let limit = 20 << 20;
+    let mut limited = stage.program_with("limited", &[("ACB_MEMORY", &limit.to_string())])?;
+    let info = limited.ask("info")?;
+    ensure!(info.total <= limit && info.total >= limit - CONTEXT, "{info:?}");
+    ensure!(info.free <= info.total, "{info:?}");
+    for way in ["plain", "async", "mapped"] {
+        out_of_memory(&mut limited, &format!("alloc 1 30M {way}"))?;
+    }
+    limited.ask("alloc 1 10M")?;
+    out_of_memory(&mut limited, "alloc 1 10M")?;
+    limited.ask("fill")?;
+    let mut other = stage.large("other")?;
+    is_right(&mut limited)?;
+    is_right(&mut other)
+}
+
+#[test]
+fn eighty_programs_in_slices_of_a_gpu() -> Result<()> {
+    // 80 GB in slices of 1 GB, by 64.
+    const SLICE: u64 = 16 << 20;
+    let stage = Stage::on(1, 80 * SLICE, "", &[])?;
+    let commands = (0..80).map(|number| {
+        let name = format!("client-{number}");
+        let arguments = ["--rounds", "2", "--bytes", "8M", "--small", "1M", "--cpu-ms", "10"];
+        let mut command = stage.pages(&name, &arguments);
+        command.args(["--gpu-ms", "1"]);
+        command.env("ACB_MEMORY", SLICE.to_string());
+        command
+    });
+    let record = stage.run(commands.collect())?;
+    ensure!(record.rounds.len() == 160, "{}", record.rounds.len());
+    Ok(())
+}
+
+#[test]
+fn a_host_without_room_fails_the_allocation_and_names_the_budget() -> Result<()> {
+    let stage = Stage::with("", &["--host-budget", "60M"])?;
+    let mut first = stage.large("first")?;
+    let mut second = stage.program("second")?;
+    // Both together could need 96 MiB of host memory.
+    out_of_memory(&mut second, MOST)?;
+    stage.wait_for_log("second", "host")?;
+    let log = stage.log_of("second")?;
+    ensure!(log.contains("budget") && log.contains("[memory]"), "{log}");
+    is_right(&mut first)?;
+    // Room on the GPU that nobody has to leave is not the host's business.
+    second.ask("alloc 1 8M")?;
+    second.ask("fill")?;
+    is_right(&mut second)?;
+    is_right(&mut first)
+}
