@@ -51,20 +51,28 @@ fn one(node: &NodeStatus, paint: Paint) -> String {
         text.push_str("no clients\n");
     } else {
         text.push_str(&format!("{}\n", clients(&node.clients, paint)));
+        text.push_str(&pinned(&node.clients));
     }
     text
 }
 
 fn gpus(node: &NodeStatus, paint: Paint) -> Table {
-    let mut table =
-        table(&["GPU", "UUID", "NAME", "MEMORY", "PROMISED", "HELD BY", "HELD", "GRANTS"], paint);
+    let heads = ["GPU", "NAME", "MEMORY", "FIXED", "PAGED", "HERE", "HELD BY", "HELD", "GRANTS"];
+    let mut table = table(&heads, paint);
     for gpu in &node.gpus {
+        let own = |of: fn(&ClientStatus) -> u64| -> u64 {
+            let bound = node.clients.iter().filter(|client| client.gpus == [gpu.index]);
+            bound.map(of).sum()
+        };
+        // What clients of several GPUs have here is not told apart; then all that is known is the sum.
+        let resident = own(|client| client.resident).min(gpu.room);
         let row = vec![
             Cell::new(gpu.index),
-            Cell::new(&gpu.uuid),
             Cell::new(&gpu.name),
-            number(bytes(gpu.memory)),
-            number(bytes(gpu.room)),
+            number(short(gpu.memory)),
+            number(short(gpu.room - resident)),
+            number(short(gpu.claimed)),
+            number(short(resident)),
             Cell::new(holders(gpu, &node.clients)),
             number(share(gpu.held_ns, node.uptime_s)),
             number(gpu.grants.to_string()),
@@ -87,31 +95,27 @@ fn holders(gpu: &GpuStatus, clients: &[ClientStatus]) -> String {
 
 fn clients(clients: &[ClientStatus], paint: Paint) -> Table {
     let heads = [
-        "CLIENT", "PID", "PROGRAM", "STEP", "RANK", "STATE", "SINCE", "QUEUE", "GPU", "ROOM",
-        "GRANTS", "WAITED", "HELD",
+        "ID", "PROGRAM", "TASK", "STATE", "SINCE", "GPU", "PAGED", "HERE", "LIMIT", "GRANTS",
+        "WAITED", "HELD",
     ];
     let mut table = table(&heads, paint);
     for client in clients {
         let gpus: Vec<String> = client.gpus.iter().map(u32::to_string).collect();
+        let kind = if client.manual { ", manual" } else { "" };
+        let task = match client.step.is_empty() {
+            true => "-".to_owned(),
+            false => format!("{}.{}", client.step, client.rank),
+        };
         let row = vec![
             number(client.client.to_string()),
-            number(client.pid.to_string()),
-            Cell::new(if client.manual {
-                format!("{} (manual)", client.program)
-            } else {
-                client.program.clone()
-            }),
-            Cell::new(or_dash(client.step.clone())),
-            number(if client.step.is_empty() { "-".to_owned() } else { client.rank.to_string() }),
+            Cell::new(format!("{} ({}{kind})", client.program, client.pid)),
+            Cell::new(task),
             state(client, paint),
             number(span_ms(client.state_ms)),
-            number(if client.queue_position == 0 {
-                "-".to_owned()
-            } else {
-                client.queue_position.to_string()
-            }),
             Cell::new(or_dash(gpus.join(","))),
-            number(bytes(client.room)),
+            number(short(client.claimed)),
+            number(short(client.room)),
+            number(short(client.memory_limit)),
             number(client.grants.to_string()),
             number(span_ms(client.wait_ns / 1_000_000)),
             number(span_ms(client.held_ns / 1_000_000)),
@@ -119,6 +123,17 @@ fn clients(clients: &[ClientStatus], paint: Paint) -> Table {
         table.add_row(row);
     }
     table
+}
+
+/// Why memory stays where it is, a line for each program of which it does.
+fn pinned(clients: &[ClientStatus]) -> String {
+    let lines = clients.iter().flat_map(|client| {
+        client.memory.iter().filter(|memory| !memory.pinned.is_empty()).map(|memory| {
+            let (program, pid) = (&client.program, client.pid);
+            format!("{program} ({pid}) stays on its GPU: {}\n", memory.pinned)
+        })
+    });
+    lines.collect()
 }
 
 fn table(heads: &[&str], paint: Paint) -> Table {
@@ -133,6 +148,7 @@ fn table(heads: &[&str], paint: Paint) -> Table {
         Paint::Plain => Cell::new(head),
     });
     table.set_header(head.collect::<Vec<_>>());
+    table.column_iter_mut().for_each(|column| _ = column.set_padding((0, 1)));
     table
 }
 
@@ -143,7 +159,11 @@ fn state(client: &ClientStatus, paint: Paint) -> Cell {
         ClientState::Waiting => ("waiting", Some(Color::Yellow)),
         ClientState::Holding => ("holding", Some(Color::Green)),
         ClientState::Recalled => ("recalled", Some(Color::Magenta)),
-        ClientState::WaitingForRoom => ("waiting for memory", Some(Color::Red)),
+        ClientState::WaitingForRoom => ("no memory", Some(Color::Red)),
+    };
+    let text = match client.queue_position {
+        0 => text.to_owned(),
+        position => format!("{text} #{position}"),
     };
     match (colour, paint) {
         (Some(colour), Paint::Coloured) => Cell::new(text).fg(colour),
@@ -159,8 +179,16 @@ fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-fn bytes(bytes: u64) -> String {
-    if bytes == 0 { "-".to_owned() } else { crate::broker::size(bytes) }
+/// Bytes in four characters or so, with the units of `--mem`.
+fn short(bytes: u64) -> String {
+    let mib = bytes as f64 / 1_048_576.0;
+    match bytes {
+        0 => "-".to_owned(),
+        _ if mib < 0.95 => format!("{}K", bytes.div_ceil(1024)),
+        _ if mib < 1023.5 => format!("{mib:.0}M"),
+        _ if mib < 102_400.0 => format!("{:.1}G", mib / 1024.0),
+        _ => format!("{:.0}G", mib / 1024.0),
+    }
 }
 
 fn share(ns: u64, of_seconds: u64) -> String {
@@ -201,10 +229,59 @@ mod tests {
         };
         let text = nodes(std::slice::from_ref(&node), Paint::Plain);
         assert!(!text.contains('\x1b'), "{text}");
-        for word in ["train (77)", "holding", "80.0 GiB", "note: recovering"] {
+        for word in ["train (77)", "holding", "80.0G", "note: recovering"] {
             assert!(text.contains(word), "{word} is not in {text}");
         }
         assert!(nodes(&[node], Paint::Coloured).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_full_table_fits_a_page() {
+        let client = |state: ClientState| ClientStatus {
+            client: 123,
+            pid: 1_234_567,
+            program: "python3".into(),
+            step: "12".into(),
+            rank: 12,
+            state: state.into(),
+            state_ms: 12_300,
+            queue_position: 2,
+            gpus: vec![0],
+            room: 40 << 30,
+            claimed: 75 << 30,
+            resident: 39 << 30,
+            memory_limit: 80 << 30,
+            grants: 1234,
+            wait_ns: 56_700_000_000,
+            held_ns: 56_700_000_000,
+            memory: vec![acb_wire::v1::MemoryReport {
+                pinned: "shares GPU memory by IPC".into(),
+                ..Default::default()
+            }],
+            ..ClientStatus::default()
+        };
+        let gpu = GpuStatus {
+            name: "NVIDIA H100 80GB HBM3".into(),
+            uuid: "GPU-01234567-89ab-cdef-0123-456789abcdef".into(),
+            holders: vec![123],
+            memory: 80 << 30,
+            room: 79 << 30,
+            claimed: 300 << 30,
+            grants: 123_456,
+            ..GpuStatus::default()
+        };
+        let node = NodeStatus {
+            gpus: vec![gpu],
+            clients: vec![client(ClientState::Waiting), client(ClientState::WaitingForRoom)],
+            ..NodeStatus::default()
+        };
+        let text = nodes(&[node], Paint::Plain);
+        let width = text.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(width <= 102, "{width} columns:\n{text}");
+        assert!(
+            text.contains("python3 (1234567) stays on its GPU: shares GPU memory by IPC"),
+            "{text}"
+        );
     }
 
     #[test]

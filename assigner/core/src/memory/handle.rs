@@ -18,27 +18,21 @@ impl Scheduler {
                     self.memory.cancel(client, seq, &state.bound);
                 }
             }
-            Event::RoomReturn { client, gpu, bytes } => {
-                if self.is_bound(client, gpu) {
-                    self.memory.give_back(client, gpu, bytes);
-                    self.replan_memory(gpu);
-                }
+            Event::RoomReturn { client, gpu, bytes } if self.is_bound(client, gpu) => {
+                self.memory.give_back(client, gpu, bytes);
+                self.replan_memory(gpu);
             }
             Event::Claim { client, seq, gpu, bytes } => self.claim_memory(client, seq, gpu, bytes),
-            Event::ClaimReturn { client, gpu, bytes, resident } => {
-                if self.is_bound(client, gpu) {
-                    self.memory.unclaim(client, gpu, bytes, resident);
-                    self.replan_memory(gpu);
-                }
+            Event::ClaimReturn { client, gpu, bytes, resident } if self.is_bound(client, gpu) => {
+                self.memory.unclaim(client, gpu, bytes, resident);
+                self.replan_memory(gpu);
             }
             Event::Evicted { client, gpu, bytes, rest } => self.evicted(client, gpu, bytes, rest),
             Event::Ready { client, epoch } => self.ready(client, epoch),
-            Event::Pinned { client, gpu, movable } => {
-                if self.is_bound(client, gpu) {
-                    let holds = if movable { Holds::No } else { Holds::Yes };
-                    self.memory.anchor(client, gpu, Anchor::Pinned, holds);
-                    self.dirty.gpus.insert(gpu);
-                }
+            Event::Pinned { client, gpu, movable } if self.is_bound(client, gpu) => {
+                let holds = if movable { Holds::No } else { Holds::Yes };
+                self.memory.anchor(client, gpu, Anchor::Pinned, holds);
+                self.dirty.gpus.insert(gpu);
             }
             Event::Away { client } => {
                 self.cancel(client); // nobody would hear of the grant
