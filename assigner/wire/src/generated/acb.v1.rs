@@ -218,7 +218,10 @@ pub struct Usage {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AssignerMessage {
-    #[prost(oneof = "assigner_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "assigner_message::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    )]
     pub kind: ::core::option::Option<assigner_message::Kind>,
 }
 /// Nested message and enum types in `AssignerMessage`.
@@ -506,6 +509,25 @@ pub struct NodeStatus {
     /// What a reader should know: a recovery under way, a controller that does not answer.
     #[prost(string, repeated, tag = "16")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Gangs with members on this node.
+    #[prost(message, repeated, tag = "17")]
+    pub gangs: ::prost::alloc::vec::Vec<GangStatus>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GangStatus {
+    #[prost(string, tag = "1")]
+    pub gang: ::prost::alloc::string::String,
+    /// Members that it has on all nodes when it is whole.
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    /// Clients of this node that are members.
+    #[prost(uint64, repeated, tag = "3")]
+    pub members: ::prost::alloc::vec::Vec<u64>,
+    #[prost(enumeration = "GangStage", tag = "4")]
+    pub stage: i32,
+    /// All members are on this node: no controller is needed.
+    #[prost(bool, tag = "5")]
+    pub local: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpuStatus {
@@ -593,24 +615,130 @@ pub struct ClientStatus {
     #[prost(message, repeated, tag = "23")]
     pub memory: ::prost::alloc::vec::Vec<MemoryReport>,
 }
+/// One of both.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExecutorReport {
     #[prost(message, optional, tag = "1")]
     pub status: ::core::option::Option<NodeStatus>,
+    #[prost(message, optional, tag = "2")]
+    pub gangs: ::core::option::Option<GangReport>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ControllerOrder {
-    #[prost(oneof = "controller_order::Kind", tags = "1")]
+    #[prost(oneof = "controller_order::Kind", tags = "1, 2")]
     pub kind: ::core::option::Option<controller_order::Kind>,
 }
 /// Nested message and enum types in `ControllerOrder`.
 pub mod controller_order {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         /// The executor is known to the controller.
         #[prost(message, tag = "1")]
         Joined(super::Joined),
+        #[prost(message, tag = "2")]
+        Gangs(super::GangOrders),
     }
+}
+/// How gangs stand on a node: its whole state, of which the latest counts.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GangReport {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// The connection that it belongs to; a later one of the node has a higher number.
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+    /// Number of the state within the session.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+    /// The latest GangOrders that have been received; 0: none.
+    #[prost(uint64, tag = "4")]
+    pub heard: u64,
+    /// The sender does not know yet that this state has been received.
+    #[prost(bool, tag = "5")]
+    pub ask: bool,
+    /// GPUs that have one holder at a time; not set where a GPU has several.
+    #[prost(uint32, optional, tag = "6")]
+    pub gpus: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "7")]
+    pub gangs: ::prost::alloc::vec::Vec<GangStanding>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GangStanding {
+    #[prost(string, tag = "1")]
+    pub gang: ::prost::alloc::string::String,
+    /// Members on all nodes, on this one, and of these those that wait for a lease.
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    #[prost(uint32, tag = "3")]
+    pub members: u32,
+    #[prost(uint32, tag = "4")]
+    pub waiting: u32,
+    /// A member has waited so long that the gang should start without the others' asking.
+    #[prost(bool, tag = "5")]
+    pub urgent: bool,
+    #[prost(sint32, tag = "6")]
+    pub priority: i32,
+    /// GPUs that the members here need together, and those that they can be on, by position.
+    #[prost(uint32, tag = "7")]
+    pub width: u32,
+    #[prost(uint32, repeated, tag = "8")]
+    pub gpus: ::prost::alloc::vec::Vec<u32>,
+    /// The latest round that the node knows of, and how far it is.
+    #[prost(uint64, tag = "9")]
+    pub round: u64,
+    #[prost(enumeration = "GangStage", tag = "10")]
+    pub stage: i32,
+    /// With GANG_STAGE_HOLDING: a member holds or wants its lease; somebody else waits for one of its GPUs.
+    #[prost(bool, tag = "11")]
+    pub busy: bool,
+    #[prost(bool, tag = "12")]
+    pub wanted: bool,
+}
+/// What a node has to do with gangs; like GangReport, a whole state.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GangOrders {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+    #[prost(uint64, tag = "3")]
+    pub heard: u64,
+    #[prost(bool, tag = "4")]
+    pub ask: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub gangs: ::prost::alloc::vec::Vec<GangOrder>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GangOrder {
+    #[prost(string, tag = "1")]
+    pub gang: ::prost::alloc::string::String,
+    /// What to do in which round; GANG_STEP_UNSPECIFIED: wait.
+    #[prost(enumeration = "GangStep", tag = "2")]
+    pub step: i32,
+    #[prost(uint64, tag = "3")]
+    pub round: u64,
+    /// With GANG_STEP_GO: somebody waits for a GPU of the gang, on whatever node.
+    #[prost(bool, tag = "4")]
+    pub wanted: bool,
+    /// The highest priority of its members: each of them has it.
+    #[prost(sint32, tag = "5")]
+    pub priority: i32,
+    /// No more members than this may stay on the node, for this reason.
+    #[prost(uint32, optional, tag = "6")]
+    pub most: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "7")]
+    pub refusal: ::core::option::Option<GangRefusal>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GangRefusal {
+    #[prost(enumeration = "GangRefusalCode", tag = "1")]
+    pub code: i32,
+    /// What is wanted: a size, or GPUs.
+    #[prost(uint32, tag = "2")]
+    pub wanted: u32,
+    /// What there is: the others' size, or GPUs.
+    #[prost(uint32, tag = "3")]
+    pub there: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Joined {
@@ -825,6 +953,117 @@ impl ClientState {
             "CLIENT_STATE_HOLDING" => Some(Self::Holding),
             "CLIENT_STATE_RECALLED" => Some(Self::Recalled),
             "CLIENT_STATE_WAITING_FOR_ROOM" => Some(Self::WaitingForRoom),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GangStage {
+    Unspecified = 0,
+    Out = 1,
+    Keeping = 2,
+    Reachable = 3,
+    Kept = 4,
+    Holding = 5,
+    Ending = 6,
+}
+impl GangStage {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GANG_STAGE_UNSPECIFIED",
+            Self::Out => "GANG_STAGE_OUT",
+            Self::Keeping => "GANG_STAGE_KEEPING",
+            Self::Reachable => "GANG_STAGE_REACHABLE",
+            Self::Kept => "GANG_STAGE_KEPT",
+            Self::Holding => "GANG_STAGE_HOLDING",
+            Self::Ending => "GANG_STAGE_ENDING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GANG_STAGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GANG_STAGE_OUT" => Some(Self::Out),
+            "GANG_STAGE_KEEPING" => Some(Self::Keeping),
+            "GANG_STAGE_REACHABLE" => Some(Self::Reachable),
+            "GANG_STAGE_KEPT" => Some(Self::Kept),
+            "GANG_STAGE_HOLDING" => Some(Self::Holding),
+            "GANG_STAGE_ENDING" => Some(Self::Ending),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GangStep {
+    Unspecified = 0,
+    Keep = 1,
+    Firm = 2,
+    Go = 3,
+    End = 4,
+}
+impl GangStep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GANG_STEP_UNSPECIFIED",
+            Self::Keep => "GANG_STEP_KEEP",
+            Self::Firm => "GANG_STEP_FIRM",
+            Self::Go => "GANG_STEP_GO",
+            Self::End => "GANG_STEP_END",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GANG_STEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "GANG_STEP_KEEP" => Some(Self::Keep),
+            "GANG_STEP_FIRM" => Some(Self::Firm),
+            "GANG_STEP_GO" => Some(Self::Go),
+            "GANG_STEP_END" => Some(Self::End),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GangRefusalCode {
+    Unspecified = 0,
+    SizesDiffer = 1,
+    Full = 2,
+    LargerThanNode = 3,
+    LargerThanJob = 4,
+}
+impl GangRefusalCode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GANG_REFUSAL_CODE_UNSPECIFIED",
+            Self::SizesDiffer => "GANG_REFUSAL_CODE_SIZES_DIFFER",
+            Self::Full => "GANG_REFUSAL_CODE_FULL",
+            Self::LargerThanNode => "GANG_REFUSAL_CODE_LARGER_THAN_NODE",
+            Self::LargerThanJob => "GANG_REFUSAL_CODE_LARGER_THAN_JOB",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GANG_REFUSAL_CODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GANG_REFUSAL_CODE_SIZES_DIFFER" => Some(Self::SizesDiffer),
+            "GANG_REFUSAL_CODE_FULL" => Some(Self::Full),
+            "GANG_REFUSAL_CODE_LARGER_THAN_NODE" => Some(Self::LargerThanNode),
+            "GANG_REFUSAL_CODE_LARGER_THAN_JOB" => Some(Self::LargerThanJob),
             _ => None,
         }
     }
