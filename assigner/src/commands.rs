@@ -11,13 +11,24 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::{AllocError, Allocated, Broker, Totals};
 use crate::clients;
+use crate::gangs::GangNews;
 use crate::process::ProcessId;
 
 /// Commands that may wait for the broker; whoever has one more waits to send it.
 pub const QUEUE: usize = 256;
 
-/// GPUs, clients, and what a reader should know besides.
-pub type Shown = (Vec<v1::GpuStatus>, Vec<v1::ClientStatus>, Vec<String>);
+/// What the broker has to show.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// GPUs.
+    pub gpus: Vec<v1::GpuStatus>,
+    /// Clients.
+    pub clients: Vec<v1::ClientStatus>,
+    /// Gangs.
+    pub gangs: Vec<v1::GangStatus>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
+}
 
 /// A question, with the place for its answer.
 pub enum Command {
@@ -48,6 +59,8 @@ pub enum Command {
         /// The records.
         answer: oneshot::Sender<Vec<v1::ClientRecord>>,
     },
+    /// From the controller of the gangs that span nodes.
+    Gang(GangNews),
     /// Statistics.
     Totals(oneshot::Sender<Totals>),
 }
@@ -93,6 +106,7 @@ fn obey(broker: &Rc<RefCell<Broker>>, command: Command) {
         Command::History { step, answer } => {
             let _ = answer.send(borrowed.history(&step));
         }
+        Command::Gang(news) => borrowed.gang_news(news),
         Command::Totals(answer) => {
             let _ = answer.send(borrowed.totals());
         }

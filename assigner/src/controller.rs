@@ -1,7 +1,7 @@
 //! The controller's side between the nodes: executors join it and report.
 //!
-//! Owns the server that they connect to. Gangs that span nodes are for later: an executor that
-//! loses its controller, or never finds it, serves its own node all the same.
+//! Owns the server that they connect to. An executor that loses its controller, or never finds it,
+//! serves its own node all the same; only gangs that span nodes begin no new round then.
 
 use std::net::TcpListener as StdListener;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::gangs::wire;
 use crate::generated::controller_server::{Controller, ControllerServer};
 use crate::node::Node;
 use crate::settings::Trust;
@@ -25,6 +26,9 @@ use crate::tls;
 
 /// How often a silent connection between nodes is tried; a lost node is noticed after twice that.
 pub const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Orders that may wait for the network.
+const ORDERS: usize = 16;
 
 /// The service for executors.
 #[derive(Clone)]
@@ -78,19 +82,34 @@ impl Controller for Service {
     ) -> Result<Response<Self::JoinStream>, Status> {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut reports = request.into_inner();
-        let (orders, stream) = mpsc::channel(1);
+        let (orders, stream) = mpsc::channel(ORDERS);
         let controller = self.node.settings.node.clone();
         let joined = Kind::Joined(v1::Joined { controller });
         let _ = orders.send(Ok(v1::ControllerOrder { kind: Some(joined) })).await;
         let node = Arc::clone(&self.node);
+        let (gang_orders, mut ordered) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(Ok(report)) = reports.next().await {
                 if let Some(status) = report.status {
                     node.report(status, connection);
                 }
+                if let Some(said) = report.gangs {
+                    let name = said.node.clone();
+                    let said = wire::from_report(said);
+                    node.gangs.report(name, connection, said, gang_orders.clone());
+                }
             }
             node.disconnected(connection);
-            drop(orders); // the stream of orders lasts as long as the reports
+            node.gangs.disconnected(connection);
+            // The stream of orders lasts as long as the reports: nobody else can send to it now.
+        });
+        tokio::spawn(async move {
+            while let Some(order) = ordered.recv().await {
+                let kind = Some(Kind::Gangs(wire::orders(order)));
+                if orders.send(Ok(v1::ControllerOrder { kind })).await.is_err() {
+                    return;
+                }
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }

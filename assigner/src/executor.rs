@@ -6,15 +6,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use acb_core::gang::{Report, Session};
 use acb_wire::v1::{self, controller_order::Kind};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::commands::Command;
 use crate::controller::KEEPALIVE;
+use crate::gangs::{self, GangNews, wire};
 use crate::generated::controller_client::ControllerClient;
 use crate::node::Node;
 use crate::settings::{HostPort, Trust};
@@ -31,12 +35,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long one place may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
+/// Reports that may wait for the network.
+const REPORTS: usize = 16;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Reports to the controller for ever.
 pub async fn report(
     node: Arc<Node>,
     broker: mpsc::Sender<Command>,
+    mut gang_reports: mpsc::UnboundedReceiver<Report>,
     places: Vec<HostPort>,
     trust: Trust,
 ) {
@@ -44,7 +52,7 @@ pub async fn report(
     let mut is_first_round = true;
     loop {
         for place in &places {
-            match session(&node, &broker, place, &trust).await {
+            match session(&node, &broker, &mut gang_reports, place, &trust).await {
                 Ok(()) => {
                     tracing::warn!("the controller at {place} is lost; looking for it");
                     pause = FIRST_PAUSE;
@@ -73,11 +81,12 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 async fn session(
     node: &Node,
     broker: &mpsc::Sender<Command>,
+    gang_reports: &mut mpsc::UnboundedReceiver<Report>,
     place: &HostPort,
     trust: &Trust,
 ) -> Result<(), Failure> {
     let channel = timeout(ANSWER_LIMIT, connect(place, trust)).await??;
-    let (sender, reports) = mpsc::channel(1);
+    let (sender, reports) = mpsc::channel(REPORTS);
     let mut client = ControllerClient::new(channel);
     let orders = client.join(ReceiverStream::new(reports));
     let mut orders = timeout(ANSWER_LIMIT, orders).await??.into_inner();
@@ -87,22 +96,66 @@ async fn session(
     };
     tracing::info!("joined the controller {} at {place}", joined.controller);
     node.set_controller(format!("{} at {place}", joined.controller));
+    let session = gangs::new_session();
+    if broker.send(Command::Gang(GangNews::Connected(session))).await.is_ok() {
+        exchange(node, broker, session, gang_reports, &sender, &mut orders).await;
+        let _ = broker.send(Command::Gang(GangNews::Disconnected)).await;
+    }
+    Ok(())
+}
+
+/// Reports and obeys until the connection is lost.
+async fn exchange(
+    node: &Node,
+    broker: &mpsc::Sender<Command>,
+    session: Session,
+    gang_reports: &mut mpsc::UnboundedReceiver<Report>,
+    sender: &mpsc::Sender<v1::ExecutorReport>,
+    orders: &mut Streaming<v1::ControllerOrder>,
+) {
     let mut changes = node.changes();
+    let mut due = Instant::now();
+    let mut earliest = due;
     loop {
-        changes.mark_unchanged();
-        let Some(status) = node.status(broker).await else { return Ok(()) };
-        if sender.send(v1::ExecutorReport { status: Some(status) }).await.is_err() {
-            return Ok(());
-        }
-        sleep(REPORT_AT_MOST_EVERY).await;
-        tokio::select! {
-            _ = changes.changed() => {}
-            () = sleep(REPORT_EVERY) => {}
-            order = orders.next() => match order {
-                // Orders of a later version are passed over.
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Ok(()),
+        let report = tokio::select! {
+            () = sleep_until(due) => {
+                changes.mark_unchanged();
+                let Some(status) = node.status(broker).await else { return };
+                earliest = Instant::now() + REPORT_AT_MOST_EVERY;
+                due = Instant::now() + REPORT_EVERY;
+                v1::ExecutorReport { status: Some(status), gangs: None }
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return; // the broker is gone
+                }
+                due = due.min(earliest);
+                continue;
+            }
+            said = gang_reports.recv() => match said {
+                None => return,
+                // What was said on an earlier connection is said again on this one.
+                Some(said) if said.session != session => continue,
+                Some(said) => {
+                    let gangs = wire::report(&node.settings.node, said);
+                    v1::ExecutorReport { status: None, gangs: Some(gangs) }
+                }
             },
+            order = orders.next() => match order {
+                Some(Ok(v1::ControllerOrder { kind: Some(Kind::Gangs(order)) })) => {
+                    let order = GangNews::Order(wire::from_orders(order));
+                    if broker.send(Command::Gang(order)).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                // Orders of a later version are passed over.
+                Some(Ok(_)) => continue,
+                Some(Err(_)) | None => return,
+            },
+        };
+        if sender.send(report).await.is_err() {
+            return;
         }
     }
 }

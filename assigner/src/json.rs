@@ -2,8 +2,12 @@
 //!
 //! Owns the document that scripts read: fields are only added.
 
-use acb_wire::v1::{ClientState, ClientStatus, GpuStatus, MemoryReport, NodeStatus, StatusReply};
+use acb_wire::v1::{
+    ClientState, ClientStatus, GangStatus, GpuStatus, MemoryReport, NodeStatus, StatusReply,
+};
 use serde_json::{Value, json};
+
+use crate::table;
 
 /// One document for all nodes.
 pub fn reply(reply: &StatusReply) -> Value {
@@ -28,6 +32,17 @@ fn node(node: &NodeStatus) -> Value {
         "controller": node.controller,
         "job": node.job,
         "notes": node.notes,
+        "gangs": node.gangs.iter().map(gang).collect::<Vec<_>>(),
+    })
+}
+
+fn gang(gang: &GangStatus) -> Value {
+    json!({
+        "gang": gang.gang,
+        "size": gang.size,
+        "members": gang.members,
+        "stage": table::stage(gang.stage()),
+        "local": gang.local,
     })
 }
 

@@ -23,6 +23,7 @@ pub mod control;
 pub mod controller;
 pub mod executor;
 pub mod files;
+pub mod gangs;
 pub mod generated;
 pub mod grpc;
 mod host;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use acb_wire::v1;
 use tokio::sync::{mpsc, watch};
 
-use crate::commands::{Command, ask};
+use crate::commands::{Command, Shown, ask};
+use crate::gangs::{self, Calls, Hub};
 use crate::settings::{Role, Settings};
 use crate::worker::Life;
 
@@ -27,6 +28,9 @@ pub struct Node {
     others: Mutex<BTreeMap<String, Other>>,
     /// Who an executor reports to.
     controller: Mutex<String>,
+    /// Where the gangs that span nodes are decided about, if this is the controller.
+    pub gangs: Hub,
+    calls: Mutex<Option<Calls>>,
 }
 
 struct Other {
@@ -40,7 +44,10 @@ struct Other {
 impl Node {
     /// A node that knows itself alone.
     pub fn new(settings: &Settings, life: Life, changes: watch::Receiver<u64>) -> Node {
+        let (gangs, calls) = gangs::hub();
         Node {
+            gangs,
+            calls: Mutex::new(Some(calls)),
             settings: settings.clone(),
             life,
             changes,
@@ -48,6 +55,11 @@ impl Node {
             others: Mutex::default(),
             controller: Mutex::default(),
         }
+    }
+
+    /// What [`gangs::run`] needs; once.
+    pub fn take_calls(&self) -> Option<Calls> {
+        lock(&self.calls).take()
     }
 
     /// Whether an earlier worker of this daemon has died.
@@ -72,7 +84,7 @@ impl Node {
 
     /// This node's own status; `None` when the broker is gone.
     pub async fn status(&self, broker: &mpsc::Sender<Command>) -> Option<v1::NodeStatus> {
-        let (gpus, clients, mut notes) = ask(broker, Command::Status).await?;
+        let Shown { gpus, clients, gangs, mut notes } = ask(broker, Command::Status).await?;
         let settings = &self.settings;
         let controller = lock(&self.controller).clone();
         if matches!(settings.role, Role::Executor { .. }) && controller.is_empty() {
@@ -97,6 +109,7 @@ impl Node {
             controller,
             job: settings.job.as_ref().map(|job| job.id.to_string()).unwrap_or_default(),
             notes,
+            gangs,
         })
     }
 

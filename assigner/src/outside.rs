@@ -5,16 +5,22 @@
 use std::io;
 use std::sync::Arc;
 
+use acb_core::gang::Report;
 use tokio::sync::mpsc;
 
 use crate::commands::Command;
 use crate::node::Node;
 use crate::settings::Role;
 use crate::sockets::Sockets;
-use crate::{controller, executor, grpc, statistics};
+use crate::{controller, executor, gangs, grpc, statistics};
 
 /// Starts the thread.
-pub fn spawn(node: Arc<Node>, sockets: &Sockets, broker: mpsc::Sender<Command>) -> io::Result<()> {
+pub fn spawn(
+    node: Arc<Node>,
+    sockets: &Sockets,
+    broker: mpsc::Sender<Command>,
+    gang_reports: mpsc::UnboundedReceiver<Report>,
+) -> io::Result<()> {
     let tools = sockets.tools.try_clone()?;
     let tcp = sockets.tcp.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
     let cluster = sockets.cluster.as_ref().map(std::net::TcpListener::try_clone).transpose()?;
@@ -29,6 +35,11 @@ pub fn spawn(node: Arc<Node>, sockets: &Sockets, broker: mpsc::Sender<Command>) 
             match &node.settings.role {
                 Role::Standalone => {}
                 Role::Controller { trust, .. } => {
+                    if let Some(calls) = node.take_calls() {
+                        tokio::spawn(gangs::run(node.settings.nodes, calls));
+                    }
+                    let (hub, name) = (node.gangs.clone(), node.settings.node.clone());
+                    tokio::spawn(gangs::serve_own(hub, name, broker.clone(), gang_reports));
                     if let Some(listener) = cluster {
                         let trust = trust.clone();
                         tokio::spawn(controller::serve(Arc::clone(&node), listener, trust));
@@ -37,7 +48,8 @@ pub fn spawn(node: Arc<Node>, sockets: &Sockets, broker: mpsc::Sender<Command>) 
                 Role::Executor { controller, trust } => {
                     let places = controller.clone();
                     let (node, trust) = (Arc::clone(&node), trust.clone());
-                    tokio::spawn(executor::report(node, broker.clone(), places, trust));
+                    let broker = broker.clone();
+                    tokio::spawn(executor::report(node, broker, gang_reports, places, trust));
                 }
             }
             statistics::keep(node, broker).await;

@@ -31,6 +31,8 @@ pub struct Settings {
     pub job: Option<Job>,
     /// What this daemon is to others.
     pub role: Role,
+    /// Nodes that the daemons of its job, or of its `multinode.toml`, are on.
+    pub nodes: u32,
     /// Sockets and state.
     pub folder: Folder,
     /// Where tools and manual-mode clients reach it by TCP.
@@ -275,6 +277,12 @@ pub struct Located {
     pub acb_home: Option<PathBuf>,
     /// What `multinode.toml` says.
     pub role: Role,
+    /// Its hosts; 1 without it.
+    pub nodes: u32,
+}
+
+fn count(nodes: usize) -> u32 {
+    u32::try_from(nodes).unwrap_or(u32::MAX)
 }
 
 /// Finds a user's own daemon from the options before the command.
@@ -288,7 +296,7 @@ pub fn locate(place: &Place) -> Result<Located, SettingsError> {
     let mut address = place.address.unwrap_or(DEFAULT_ADDRESS);
     let mut port = place.port.unwrap_or(DEFAULT_PORT);
     let (mut pid_file, mut log) = (place.pid_file_path.clone(), None);
-    let mut role = Role::Standalone;
+    let (mut role, mut nodes) = (Role::Standalone, 1);
     if place.multinode {
         let path = default(None, "multinode.toml")?;
         if !path.exists() {
@@ -305,6 +313,7 @@ pub fn locate(place: &Place) -> Result<Located, SettingsError> {
         port = host.port;
         pid_file = pid_file.or_else(|| host.pid_file.clone());
         log = host.log_file.clone();
+        nodes = count(hosts.executors().len() + 1);
         role = match host.role {
             HostRole::Controller => Role::Controller { listen: Vec::new(), trust: Trust::Nothing },
             HostRole::Executor => {
@@ -323,6 +332,7 @@ pub fn locate(place: &Place) -> Result<Located, SettingsError> {
         log: default(log, "gpu-assigner.log")?,
         acb_home,
         role,
+        nodes,
     })
 }
 
@@ -346,6 +356,7 @@ impl Settings {
             node,
             job: None,
             role: located.role,
+            nodes: located.nodes,
             folder: Folder(absolute(folder)),
             tcp: Some(located.tcp),
             log: absolute(start.log_path.clone().unwrap_or(located.log)),
@@ -425,6 +436,7 @@ impl Settings {
         Settings {
             node: spec.node.clone(),
             role,
+            nodes: count(spec.nodes.len()),
             folder: Folder(spec.run_folder.path().to_owned()),
             tcp: None,
             log: spec.run_folder.log(),

@@ -2,7 +2,7 @@
 //!
 //! Owns its look. Does not own what is in it, nor where it is printed.
 
-use acb_wire::v1::{ClientState, ClientStatus, GpuStatus, NodeStatus};
+use acb_wire::v1::{ClientState, ClientStatus, GangStage, GpuStatus, NodeStatus};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
 
@@ -47,6 +47,17 @@ fn one(node: &NodeStatus, paint: Paint) -> String {
     } else {
         text.push_str(&format!("{}\n", gpus(node, paint)));
     }
+    for gang in &node.gangs {
+        let members: Vec<String> = gang.members.iter().map(|member| member.to_string()).collect();
+        text.push_str(&format!(
+            "gang {}: {}, {} of {} members here (clients {})\n",
+            gang.gang,
+            stage(gang.stage()),
+            members.len(),
+            gang.size,
+            members.join(", "),
+        ));
+    }
     if node.clients.is_empty() {
         text.push_str("no clients\n");
     } else {
@@ -54,6 +65,19 @@ fn one(node: &NodeStatus, paint: Paint) -> String {
         text.push_str(&pinned(&node.clients));
     }
     text
+}
+
+/// How far a gang is, in a word.
+pub fn stage(stage: GangStage) -> &'static str {
+    match stage {
+        GangStage::Unspecified => "unspecified",
+        GangStage::Out => "waiting",
+        GangStage::Keeping => "keeping",
+        GangStage::Reachable => "reachable",
+        GangStage::Kept => "kept",
+        GangStage::Holding => "holding",
+        GangStage::Ending => "ending",
+    }
 }
 
 fn gpus(node: &NodeStatus, paint: Paint) -> Table {

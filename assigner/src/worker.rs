@@ -109,7 +109,9 @@ fn serve(
         .client
         .try_clone()
         .map_err(|error| system("cannot take the client socket", error))?;
-    outside::spawn(Arc::clone(&node), sockets, sender)
+    let (gang_reports, reported) = mpsc::unbounded_channel();
+    broker.borrow_mut().report_gangs_to(gang_reports);
+    outside::spawn(Arc::clone(&node), sockets, sender, reported)
         .map_err(|error| system("cannot start the second thread", error))?;
 
     let local = LocalSet::new();

@@ -10,6 +10,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 
 use crate::diagnostics::nearest;
+use crate::gang::GangRequest;
 use crate::policy::{OnFailure, Policy};
 use crate::site::SiteConfig;
 use crate::size::{ByteSize, SIZE_GRAMMAR};
@@ -45,6 +46,8 @@ pub struct Request {
     pub queue: Option<Name>,
     /// Whose quota and share they count for.
     pub tenant: Option<Name>,
+    /// Which of them hold their GPUs at the same time.
+    pub gang: Option<GangRequest>,
 }
 
 /// Longest quantum: a day.
@@ -110,6 +113,12 @@ const KEYS: &[OptionKey] = &[
         allowed: "the name of a [[tenant]] of the cluster file; any name, if it has none",
         read: |text, request| Name::new(text).ok().map(|name| request.tenant = Some(name)),
         show: |request| request.tenant.as_ref().map(Name::to_string),
+    },
+    OptionKey {
+        name: "gang",
+        allowed: "step (all tasks of a step), or NAME:SIZE",
+        read: |text, request| text.parse().ok().map(|gang| request.gang = Some(gang)),
+        show: |request| request.gang.as_ref().map(GangRequest::to_string),
     },
 ];
 
@@ -372,6 +381,8 @@ pub struct Settings {
     pub queue: Option<Name>,
     /// Whose quota and share they count for, if the user said so.
     pub tenant: Option<Name>,
+    /// Which of them hold their GPUs at the same time.
+    pub gang: Option<GangRequest>,
 }
 
 /// Option and cluster file cannot both be followed.
@@ -480,6 +491,7 @@ impl Settings {
             priority: request.priority.unwrap_or_default(),
             queue: request.queue.clone(),
             tenant: request.tenant.clone(),
+            gang: request.gang.clone(),
         })
     }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnostics::line_and_column;
 use crate::election::{candidate_ports, controller};
 use crate::folder::{JobFolder, SOCKET_PATH_MAX};
+use crate::gang::GangRequest;
 use crate::key::Key;
 use crate::option::{Conflict, Request, Settings, named};
 use crate::policy::{OnFailure, Policy};
@@ -87,6 +88,9 @@ pub struct JobSpec {
     /// How device memory is shared.
     #[serde(default)]
     pub memory: MemoryConfig,
+    /// Gang of clients whose step names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<GangRequest>,
     /// What clients do without an assigner.
     pub on_failure: OnFailure,
     /// Whether programs that open the driver by a path are led to the interposer.
@@ -234,6 +238,7 @@ impl JobSpec {
             tenant: settings.tenant,
             memory_limit: settings.memory,
             memory: site.memory.clone(),
+            gang: settings.gang,
             on_failure: settings.on_failure,
             audit: settings.audit,
             grace_ms: site.failure.grace_ms,

@@ -38,6 +38,9 @@ pub(crate) struct Settings {
     pub(crate) priority: i32,
     /// Empty: its user's.
     pub(crate) tenant: String,
+    /// Empty: none.
+    pub(crate) gang: String,
+    pub(crate) gang_size: u32,
     /// Empty: the one without a name.
     pub(crate) queue: String,
 }
@@ -139,6 +142,8 @@ impl Settings {
             memory,
             priority,
             tenant: variable("ACB_TENANT").unwrap_or_default(),
+            gang: variable("ACB_GANG").unwrap_or_default(),
+            gang_size: number("ACB_GANG_SIZE", "a number of programs", "0, no gang")?.unwrap_or(0),
             queue: variable("ACB_QUEUE").unwrap_or_default(),
         }))
     }
@@ -184,6 +189,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_named_with_its_remedy() {
         for (name, value) in [
+            ("ACB_GANG_SIZE", "all"),
             ("ACB_PRIORITY", "101"),
             ("ACB_PRIORITY", "high"),
             ("ACB_GPUS", "0"),

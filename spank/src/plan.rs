@@ -56,6 +56,8 @@ pub(crate) enum TaskError {
          as everywhere else, or correct paths.lib_dir of the cluster file"
     )]
     NoInterposer { file: String, node: String },
+    #[error("--acb=gang=step: Slurm does not say how many tasks the step has; use gang=NAME:SIZE")]
+    NoTasks,
     #[error("SLURM_GPUS_PER_TASK is `{0}`, which is no number of GPUs; say it with --acb=gpus=N")]
     GpusPerTask(String),
 }
@@ -105,8 +107,13 @@ const NCCL: &str = "NCCL_GRAPH_REGISTER";
 /// Names what was set beside our own variables and was not there: `off` takes it away again.
 const ADDED: &str = "ACB_ADDED";
 
+/// How many tasks a step has.
+const STEP_TASKS: &str = "SLURM_STEP_NUM_TASKS";
+/// The same, where Slurm does not say the first.
+const TASKS: &str = "SLURM_NTASKS";
+
 /// Our own variables.
-const OWN: [&str; 14] = [
+const OWN: [&str; 16] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
@@ -121,6 +128,8 @@ const OWN: [&str; 14] = [
     "ACB_PRIORITY",
     "ACB_QUEUE",
     "ACB_TENANT",
+    "ACB_GANG",
+    "ACB_GANG_SIZE",
 ];
 
 /// The environment of a task that shares the job's GPUs.
@@ -172,6 +181,13 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
         ["SLURM_JOB_ACCOUNT", "SLURM_JOB_USER"].map(|name| there(name).unwrap_or_default());
     if let Some(tenant) = spec.tenant_of(request, &people) {
         set("ACB_TENANT", &tenant);
+    }
+    if let Some(gang) = request.gang.as_ref().or(spec.gang.as_ref()) {
+        let tasks = there(STEP_TASKS).or_else(|| there(TASKS));
+        let known = tasks.and_then(|tasks| tasks.parse().ok());
+        let (name, size) = gang.of(&task.step.to_string(), known).ok_or(TaskError::NoTasks)?;
+        set("ACB_GANG", &name);
+        set("ACB_GANG_SIZE", &size);
     }
     if eligible.len() < ready.gpus.len() {
         set("ACB_ELIGIBLE", &eligible.join(","));
@@ -495,6 +511,21 @@ mod tests {
         assert_eq!(of("", ""), ("0".into(), String::new()));
         let error = joined("", "queue=fast", &[]).unwrap_err();
         assert!(error.to_string().contains("there is no queue `fast`"), "{error}");
+    }
+
+    #[test]
+    fn a_gang_is_the_steps_then_the_jobs() {
+        let of = |job, step| {
+            let after = joined(job, step, &[("SLURM_STEP_NUM_TASKS", "4")]).unwrap();
+            let value = |name: &str| after.get(name).cloned().unwrap_or_default();
+            (value("ACB_GANG"), value("ACB_GANG_SIZE"))
+        };
+        assert_eq!(of("", ""), (String::new(), String::new()));
+        assert_eq!(of("gang=train:8", ""), ("train".into(), "8".into()));
+        let (name, size) = of("gang=train:8", "gang=step");
+        assert!(name.starts_with("step/") && size == "4", "{name} {size}");
+        let error = joined("", "gang=step", &[]).unwrap_err().to_string();
+        assert!(error.contains("gang=NAME:SIZE"), "{error}");
     }
 
     #[test]

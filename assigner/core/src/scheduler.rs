@@ -181,6 +181,12 @@ pub(crate) struct Dirty {
     pub(crate) all: bool,
 }
 
+impl Dirty {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.gpus.is_empty() && !self.all
+    }
+}
+
 /// The scheduler of one node. See the crate's documentation for how to drive it.
 #[derive(Clone, Debug)]
 pub struct Scheduler {

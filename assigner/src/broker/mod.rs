@@ -25,15 +25,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use acb_core::gang::Report;
 use acb_core::{Action, ClientId, Config, Event, Gpu, GpuConfig, Scheduler, Settle, Time};
 use acb_wire::v1;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use manual::{AllocError, Allocated};
 pub use members::{Newcomer, Refused};
 pub use memory::size;
 pub use report::{GpuTotals, Totals};
 
+use crate::gangs::GangNews;
 use crate::inventory::Device;
 use crate::outbox::Outbox;
 use crate::process::ProcessId;
@@ -64,6 +66,8 @@ pub struct Broker {
     /// Wakes the task that waits for the deadline.
     timer: Rc<Notify>,
     armed: Option<Time>,
+    /// Where reports for the controller go.
+    gang_reports: Option<mpsc::UnboundedSender<Report>>,
     /// Counts changes, for those who watch.
     changes: watch::Sender<u64>,
     /// Something changed since the state was written.
@@ -163,6 +167,7 @@ impl Broker {
             departed: report::Departed::default(),
             timer: Rc::new(Notify::new()),
             armed: None,
+            gang_reports: None,
             changes: watch::Sender::new(0),
             dirty: true,
             settings,
@@ -208,9 +213,26 @@ impl Broker {
             }
             // A refused Join is taken out of the queue where the client joins; this came later.
             Action::Refused { client, reason } => self.turn_away(client, &reason.to_string()),
-            // There are none while nobody has connected the scheduler to a controller.
-            Action::GangReport(_) => {}
+            Action::GangReport(report) => {
+                if let Some(reports) = &self.gang_reports {
+                    let _ = reports.send(report); // the second thread ends with this process
+                }
+            }
         }
+    }
+
+    /// Says where reports for the controller of gangs go.
+    pub fn report_gangs_to(&mut self, reports: mpsc::UnboundedSender<Report>) {
+        self.gang_reports = Some(reports);
+    }
+
+    /// The controller of gangs is there, is lost, or says something.
+    pub fn gang_news(&mut self, news: GangNews) {
+        self.apply(match news {
+            GangNews::Connected(session) => Event::GangConnected(session),
+            GangNews::Disconnected => Event::GangDisconnected,
+            GangNews::Order(order) => Event::GangOrder(order),
+        });
     }
 
     /// The deadline of [`Broker::deadline`] has come.
@@ -276,6 +298,7 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.estimator = scheduling.estimator.clone();
     config.first_epoch = acb_core::Epoch(state.epoch_limit.max(1));
     config.settle = settle;
+    config.gangs.alone = settings.nodes <= 1;
     config.switch_share = settings.memory.switch_share;
     config.memory.host_budget = settings.memory.host_budget;
     config.peaks = scheduling.peaks.clone();

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acb_core::{ClientId, ClientSnapshot, ClientState, Room, Snapshot};
+use acb_core::{ClientId, ClientSnapshot, ClientState, Room, Scheduler, Snapshot};
 use acb_wire::v1;
 use serde::{Deserialize, Serialize};
 
 use super::members::epoch_ns;
 use super::{Broker, Client, Port};
+use crate::commands::Shown;
+use crate::gangs::wire;
 use crate::state::{EPOCHS_AHEAD, Place, Remembered, State};
 
 /// Sums over the clients that have left.
@@ -80,7 +82,7 @@ impl Broker {
     }
 
     /// GPUs and clients, for [`v1::NodeStatus`]; the rest of it is not the broker's.
-    pub fn status(&self) -> (Vec<v1::GpuStatus>, Vec<v1::ClientStatus>, Vec<String>) {
+    pub fn status(&self) -> Shown {
         let Some(snapshot) = self.snapshot() else { return Default::default() };
         let gpus = snapshot.gpus.iter().zip(&self.gpus).zip(&self.busy);
         let gpus = gpus.map(|((state, device), busy)| v1::GpuStatus {
@@ -105,7 +107,20 @@ impl Broker {
             let count = snapshot.expected.len();
             notes.push(format!("recovering: waiting for {count} clients from before the restart"));
         }
-        (gpus.collect(), clients.collect(), notes)
+        let (gpus, clients) = (gpus.collect(), clients.collect());
+        Shown { gpus, clients, gangs: self.gang_status(), notes }
+    }
+
+    fn gang_status(&self) -> Vec<v1::GangStatus> {
+        let gangs = self.scheduler.as_ref().map(Scheduler::gangs).unwrap_or_default();
+        let shown = gangs.into_iter().map(|gang| v1::GangStatus {
+            gang: gang.name.0.to_string(),
+            size: gang.size,
+            members: gang.members.iter().map(|client| client.0).collect(),
+            stage: wire::stage(gang.stage).into(),
+            local: gang.is_local,
+        });
+        shown.collect()
     }
 
     fn client_status(

@@ -1,9 +1,10 @@
 //! The command line of `agarun`.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use acb_cluster_conf::{ByteSize, Name, NameProblem, Priority};
+use acb_cluster_conf::{ByteSize, GangProblem, GangRequest, Name, NameProblem, Priority};
 use clap::Parser;
 
 /// Run a program so that it shares GPUs per GPU phase.
@@ -44,6 +45,9 @@ pub struct Cli {
     /// MiB) [default: all of it, or what the Slurm job says]
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<ByteSize>,
+    /// Programs that name the same gang have their GPUs at the same time, or none of them has
+    #[arg(long, value_name = "NAME:SIZE", value_parser = gang)]
+    pub gang: Option<(Name, NonZeroU32)>,
     /// The program and its arguments
     #[arg(
         trailing_var_arg = true,
@@ -56,6 +60,13 @@ pub struct Cli {
 
 fn name(text: &str) -> Result<Name, NameProblem> {
     Name::new(text)
+}
+
+fn gang(text: &str) -> Result<(Name, NonZeroU32), GangProblem> {
+    match text.parse()? {
+        GangRequest::Named { name, size } => Ok((name, size)),
+        GangRequest::Step => Err(GangProblem),
+    }
 }
 
 #[cfg(test)]

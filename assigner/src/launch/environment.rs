@@ -103,6 +103,8 @@ fn changes_from(
                 ("ACB_PRIORITY", standing.priority.map(|priority| priority.to_string())),
                 ("ACB_QUEUE", standing.queue.as_ref().map(Name::to_string)),
                 ("ACB_TENANT", standing.tenant.as_ref().map(Name::to_string)),
+                ("ACB_GANG", standing.gang.as_ref().map(|(name, _)| name.to_string())),
+                ("ACB_GANG_SIZE", standing.gang.as_ref().map(|(_, size)| size.to_string())),
             ];
             for (name, value) in said {
                 if let Some(value) = value {

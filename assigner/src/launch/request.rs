@@ -3,6 +3,7 @@
 //! Owns their names, defaults, and the message for a value that cannot be used.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use acb_cluster_conf::{Name, Priority};
@@ -45,6 +46,8 @@ pub struct Standing {
     pub queue: Option<Name>,
     /// Whose quota and share it counts for.
     pub tenant: Option<Name>,
+    /// Its gang, and how many programs that has.
+    pub gang: Option<(Name, NonZeroU32)>,
 }
 
 /// `AGA_REQUEST_DEVICE`.
@@ -135,6 +138,7 @@ impl Request {
                 priority: cli.priority,
                 queue: cli.queue.clone(),
                 tenant: cli.tenant.clone(),
+                gang: cli.gang.clone(),
             },
             job_socket: text("ACB_SOCKET").map(PathBuf::from),
             step: text("ACB_STEP").unwrap_or_else(|| format!("agarun-{}", std::process::id())),

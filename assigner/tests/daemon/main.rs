@@ -4,6 +4,7 @@
 //! Waits are for conditions with a deadline; no time is asserted.
 
 mod commands;
+mod gangs;
 mod launcher;
 mod manual;
 mod memory;

@@ -10,8 +10,8 @@ use acb_cluster_conf::{JobFacts, JobSpec, Key, Request, SiteConfig};
 
 use crate::support::{Home, errors, eventually};
 
-struct Node {
-    folder: PathBuf,
+pub(crate) struct Node {
+    pub(crate) folder: PathBuf,
     daemon: Child,
 }
 
@@ -23,7 +23,7 @@ impl Drop for Node {
     }
 }
 
-fn spec(home: &Home, node: &str, key: u8, port: u16) -> JobSpec {
+pub(crate) fn spec(home: &Home, node: &str, key: u8, port: u16) -> JobSpec {
     let uid = rustix::process::geteuid().as_raw();
     let facts = JobFacts {
         job_id: 7,
@@ -45,7 +45,7 @@ fn spec(home: &Home, node: &str, key: u8, port: u16) -> JobSpec {
     spec
 }
 
-fn start(home: &Home, spec: &JobSpec) -> Node {
+pub(crate) fn start(home: &Home, spec: &JobSpec) -> Node {
     let folder = spec.run_folder.path().to_owned();
     fs::create_dir_all(&folder).unwrap();
     let file = spec.run_folder.spec();
@@ -56,7 +56,7 @@ fn start(home: &Home, spec: &JobSpec) -> Node {
     Node { folder, daemon }
 }
 
-fn status(home: &Home, folder: &Path) -> Option<serde_json::Value> {
+pub(crate) fn status(home: &Home, folder: &Path) -> Option<serde_json::Value> {
     let mut command = home.command(env!("CARGO_BIN_EXE_gpu_assigner"));
     let output =
         command.arg("--socket-dir").arg(folder).args(["status", "--json"]).output().unwrap();
@@ -68,7 +68,7 @@ fn names(status: &serde_json::Value) -> Vec<String> {
     nodes.iter().map(|node| node["node"].as_str().unwrap().to_owned()).collect()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

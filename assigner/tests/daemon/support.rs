@@ -151,6 +151,23 @@ impl Client {
         (client, welcome.client)
     }
 
+    /// Connects and is welcomed, with more to say in Hello.
+    pub(crate) fn join_with(socket: &Path, say: impl FnOnce(&mut v1::Hello)) -> Client {
+        let mut client = Client::connect(socket);
+        let mut hello = v1::Hello {
+            protocol: acb_wire::PROTOCOL,
+            program: "test".to_owned(),
+            gpus: 1,
+            ..v1::Hello::default()
+        };
+        say(&mut hello);
+        client.send(client_message::Kind::Hello(hello));
+        match client.next() {
+            assigner_message::Kind::Welcome(_) => client,
+            other => panic!("no Welcome, but {other:?}"),
+        }
+    }
+
     pub(crate) fn hello(&mut self, held: Option<v1::Held>) {
         self.send(client_message::Kind::Hello(v1::Hello {
             protocol: acb_wire::PROTOCOL,

@@ -99,12 +99,12 @@ fn quanta() {
 fn mistakes_name_the_place_and_what_is_allowed() {
     assert_eq!(
         refused("simple,gpu=2"),
-        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, mem, audit, prio, queue, tenant"
+        "--acb=simple,gpu=2: at character 8: unknown key `gpu` (did you mean `gpus`?); known are gpus, quantum, on_failure, mem, audit, prio, queue, tenant, gang"
     );
     assert_eq!(
         refused("gpu-afinity"),
         "--acb=gpu-afinity: at character 1: `gpu-afinity` is not a policy (did you mean `gpu-affinity`?); \
-         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, mem, audit, prio, queue, tenant)"
+         allowed are simple, gpu-sharing, gpu-affinity, off, or keys (gpus, quantum, on_failure, mem, audit, prio, queue, tenant, gang)"
     );
     assert_eq!(
         refused("gpus=0"),
@@ -213,18 +213,22 @@ fn requests() -> impl Strategy<Value = Request> {
         prop::option::of(-100..=100),
         prop::option::of("[a-z0-9_.@-]{1,64}"),
         prop::option::of("[A-Za-z0-9]{1,8}"),
+        prop::option::of("step|[a-z0-9_.@-]{1,64}:[1-9][0-9]{0,3}"),
     )
         .prop_map(
-            |(policy, gpus, quantum, on_failure, memory, audit, priority, queue, tenant)| Request {
-                policy,
-                gpus: gpus.and_then(NonZeroU32::new),
-                quantum_ms: quantum.and_then(NonZeroU32::new),
-                on_failure,
-                memory: memory.and_then(ByteSize::new),
-                audit,
-                priority: priority.and_then(|number| Priority::try_from(number).ok()),
-                queue: queue.and_then(|name| Name::new(name).ok()),
-                tenant: tenant.and_then(|name| Name::new(name).ok()),
+            |(policy, gpus, quantum, on_failure, memory, audit, priority, queue, tenant, gang)| {
+                Request {
+                    policy,
+                    gpus: gpus.and_then(NonZeroU32::new),
+                    quantum_ms: quantum.and_then(NonZeroU32::new),
+                    on_failure,
+                    memory: memory.and_then(ByteSize::new),
+                    audit,
+                    priority: priority.and_then(|number| Priority::try_from(number).ok()),
+                    queue: queue.and_then(|name| Name::new(name).ok()),
+                    tenant: tenant.and_then(|name| Name::new(name).ok()),
+                    gang: gang.and_then(|gang| gang.parse().ok()),
+                }
             },
         )
 }

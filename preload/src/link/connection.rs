@@ -271,6 +271,8 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         priority: settings.priority,
         tenant: settings.tenant.clone(),
         queue: settings.queue.clone(),
+        gang: settings.gang.clone(),
+        gang_size: settings.gang_size,
         ..Hello::default()
     }
 }

@@ -173,7 +173,7 @@ impl Scheduler {
                 self.gangs.node.handle(event, self.now);
             } else if let Some(action) = self.gangs.node.poll_action() {
                 self.act_for_gang(action);
-            } else if self.dirty.all || !self.dirty.gpus.is_empty() {
+            } else if !self.dirty.is_empty() {
                 return true;
             } else if let Some(event) = self.reached() {
                 self.gangs.news.push_back(event);

@@ -218,10 +218,7 @@ pub struct Usage {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AssignerMessage {
-    #[prost(
-        oneof = "assigner_message::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
-    )]
+    #[prost(oneof = "assigner_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: ::core::option::Option<assigner_message::Kind>,
 }
 /// Nested message and enum types in `AssignerMessage`.
