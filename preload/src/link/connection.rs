@@ -273,6 +273,5 @@ fn hello(settings: &Settings, held: Option<Held>) -> Hello {
         queue: settings.queue.clone(),
         gang: settings.gang.clone(),
         gang_size: settings.gang_size,
-        ..Hello::default()
     }
 }
