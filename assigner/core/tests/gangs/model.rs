@@ -1,0 +1,328 @@
+//! Every order of events, for small setups, with the real machines (stateright).
+//!
+//! The GPUs are those of [`Yard`]. Of what is on its way to somebody, the latest messages can arrive, in any order
+//! and as late as may be; earlier ones are lost. Every client asks once. Time is either *early*, when nothing that
+//! waits is due, or *late*, when all of it is: a timer may so fire at any moment, with everything that its machine waits for,
+//! as often as the setup allows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use acb_core::gang::{
+    Controller, ControllerAction, ControllerEvent, GangName, GangSpec, NodeConfig, NodeEvent,
+    NodeId, Order, Report, Round, Session, Timing,
+};
+use acb_core::{ClientId, Time};
+use stateright::{Checker, Model, Property};
+
+use crate::yard::{Claim, Yard};
+
+const EARLY: Time = Time(0);
+const LATE: Time = Time(1 << 40);
+const TIMING: Timing = Timing {
+    slack: Duration::from_nanos(1),
+    patience: Duration::from_nanos(1),
+    pause: Duration::ZERO,
+    lost: Duration::from_nanos(1),
+    retry: Duration::from_nanos(1),
+};
+
+struct Small {
+    /// GPUs of each node.
+    nodes: Vec<u32>,
+    gangs: Vec<Vec<(usize, usize)>>,
+    singles: Vec<(usize, usize)>,
+    /// Messages on one way that can still arrive: the latest so many, in any order.
+    on_the_way: usize,
+    timers: u32,
+    crashes: u32,
+}
+
+/// To the controller from a node, or the other way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Way {
+    From(usize),
+    To(usize),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct State {
+    nodes: Vec<Yard>,
+    controller: Controller,
+    network: BTreeMap<Way, Vec<Packet>>,
+    /// Who has not asked yet.
+    fresh: Vec<(usize, ClientId)>,
+    /// Members for which a round had GPUs.
+    kept: BTreeMap<(GangName, Round), BTreeMap<usize, u32>>,
+    is_partial: bool,
+    timers: u32,
+    crashes: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Packet {
+    Report(Report),
+    Order(Order),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Deliver(Way, usize),
+    Acquire(usize, ClientId),
+    Release(usize, ClientId),
+    Expire(usize, usize),
+    NodeIsLate(usize),
+    ControllerIsLate,
+    Crash(usize),
+}
+
+impl Small {
+    fn gang(number: usize) -> GangName {
+        GangName::from(format!("g{number}").as_str())
+    }
+
+    fn join(&self, node: usize, yard: &mut Yard) {
+        let mut number = 0;
+        for (gang, places) in self.gangs.iter().enumerate() {
+            for (at, gpu) in places {
+                number += 1;
+                if *at == node {
+                    let size = places.len() as u32;
+                    let spec = GangSpec { name: Small::gang(gang), size };
+                    yard.join(ClientId(number), *gpu, Some(spec), EARLY);
+                }
+            }
+        }
+        for (at, gpu) in &self.singles {
+            number += 1;
+            if *at == node {
+                yard.join(ClientId(number), *gpu, None, EARLY);
+            }
+        }
+    }
+
+    fn node(&self, node: usize, session: u64) -> Yard {
+        let mut yard = Yard::new(NodeConfig {
+            gpus: self.nodes[node],
+            exclusive: true,
+            alone: false,
+            timing: TIMING,
+        });
+        self.join(node, &mut yard);
+        yard.tell(NodeEvent::Connected(Session(session)), EARLY);
+        yard
+    }
+}
+
+impl State {
+    fn send(&mut self, way: Way, packet: Packet, on_the_way: usize) {
+        let sent = self.network.entry(way).or_default();
+        if !sent.contains(&packet) {
+            sent.push(packet);
+            if sent.len() > on_the_way {
+                sent.remove(0);
+            }
+        }
+    }
+
+    /// Takes up what the machines have said and reached.
+    fn collect(&mut self, model: &Small) {
+        for at in 0..self.nodes.len() {
+            for report in std::mem::take(&mut self.nodes[at].reports) {
+                self.send(Way::From(at), Packet::Report(report), model.on_the_way);
+            }
+            let node = &mut self.nodes[at];
+            for (gang, round, members) in node.kept.drain(..) {
+                self.kept.entry((gang, round)).or_default().insert(at, members);
+            }
+        }
+        while let Some(ControllerAction::Send { node, order }) = self.controller.poll_action() {
+            self.send(Way::To(node.0 as usize), Packet::Order(order), model.on_the_way);
+        }
+        for node in &mut self.nodes {
+            for (gang, round) in node.granted.drain(..) {
+                let members: u32 = self.kept[&(gang.clone(), round)].values().sum();
+                let number = (0..).find(|number| Small::gang(*number) == gang).expect("is there");
+                self.is_partial |= members != model.gangs[number].len() as u32;
+            }
+        }
+        // A round that is over everywhere is of no interest any more.
+        let nodes = &self.nodes;
+        self.kept.retain(|(gang, round), _| {
+            nodes.iter().any(|node| node.stage(gang).is_some_and(|(latest, _)| latest <= *round))
+        });
+    }
+
+    fn is_waiting(&self) -> bool {
+        let waits = |yard: &Yard| yard.clients.values().any(|it| it.state == Claim::Waits);
+        self.nodes.iter().any(waits)
+    }
+}
+
+impl Model for Small {
+    type State = State;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<State> {
+        let nodes: Vec<Yard> =
+            (0..self.nodes.len()).map(|node| self.node(node, node as u64 + 1)).collect();
+        let fresh = nodes.iter().enumerate().flat_map(|(at, node)| {
+            node.clients.keys().map(move |client| (at, *client)).collect::<Vec<_>>()
+        });
+        let mut state = State {
+            fresh: fresh.collect(),
+            controller: Controller::new(self.nodes.len() as u32, TIMING, EARLY),
+            network: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            is_partial: false,
+            timers: self.timers,
+            crashes: self.crashes,
+            nodes,
+        };
+        state.collect(self);
+        vec![state]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Step>) {
+        for (way, sent) in &state.network {
+            actions.extend((0..sent.len()).map(|which| Step::Deliver(*way, which)));
+        }
+        actions.extend(state.fresh.iter().map(|(node, client)| Step::Acquire(*node, *client)));
+        for (at, node) in state.nodes.iter().enumerate() {
+            for (client, it) in &node.clients {
+                if matches!(it.state, Claim::Holds { .. }) {
+                    actions.push(Step::Release(at, *client));
+                }
+            }
+            let contended = (0..node.holders.len()).filter(|gpu| node.is_contended(*gpu));
+            actions.extend(contended.map(|gpu| Step::Expire(at, gpu)));
+            if state.timers > 0 && node.node.poll_deadline().is_some_and(|due| due <= LATE) {
+                actions.push(Step::NodeIsLate(at));
+            }
+            if state.crashes > 0 {
+                actions.push(Step::Crash(at));
+            }
+        }
+        if state.timers > 0 && state.controller.poll_deadline().is_some_and(|due| due <= LATE) {
+            actions.push(Step::ControllerIsLate);
+        }
+    }
+
+    fn next_state(&self, last: &State, step: Step) -> Option<State> {
+        let mut state = last.clone();
+        match step {
+            Step::Deliver(way, which) => {
+                let sent = state.network.get_mut(&way)?;
+                let packet = sent.remove(which);
+                if sent.is_empty() {
+                    state.network.remove(&way);
+                }
+                match (way, packet) {
+                    (Way::From(node), Packet::Report(report)) => {
+                        let node = NodeId(node as u32);
+                        state.controller.handle(ControllerEvent::Report { node, report }, EARLY);
+                    }
+                    (Way::To(node), Packet::Order(order)) => {
+                        state.nodes[node].tell(NodeEvent::Order(order), EARLY);
+                    }
+                    (way, packet) => unreachable!("{packet:?} on {way:?}"),
+                }
+            }
+            Step::Acquire(node, client) => {
+                state.fresh.retain(|it| *it != (node, client));
+                state.nodes[node].acquire(client, EARLY);
+            }
+            Step::Release(node, client) => state.nodes[node].release(client, EARLY),
+            Step::Expire(node, gpu) => state.nodes[node].expire(gpu, EARLY),
+            Step::NodeIsLate(node) => {
+                state.timers -= 1;
+                state.nodes[node].tell(NodeEvent::Timer, LATE);
+            }
+            Step::ControllerIsLate => {
+                state.timers -= 1;
+                state.controller.handle(ControllerEvent::Timer, LATE);
+            }
+            Step::Crash(node) => {
+                state.crashes -= 1;
+                let session = Session(node as u64 + 1);
+                let number = NodeId(node as u32);
+                let lost = ControllerEvent::Disconnected { node: number, session };
+                state.controller.handle(lost, EARLY);
+                state.fresh.retain(|(at, _)| *at != node);
+                state.nodes[node] = self.node(node, node as u64 + 11);
+                let clients: Vec<ClientId> = state.nodes[node].clients.keys().copied().collect();
+                for client in clients {
+                    state.nodes[node].acquire(client, EARLY);
+                }
+            }
+        }
+        state.collect(self);
+        (state != *last).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(
+                "a GPU has one holder, and members hold in a round",
+                |_, state: &State| {
+                    state.nodes.iter().for_each(Yard::check);
+                    true
+                },
+            ),
+            Property::always(
+                "a gang holds only in a round that all its nodes kept",
+                |_, state: &State| !state.is_partial,
+            ),
+            // Nobody is left waiting when nothing can happen any more.
+            Property::always("no deadlock", |model: &Small, state: &State| {
+                let nodes = state.nodes.iter().filter_map(|node| node.node.poll_deadline());
+                let mut due = nodes.chain(state.controller.poll_deadline());
+                let mut actions = Vec::new();
+                model.actions(state, &mut actions);
+                !actions.is_empty() || due.any(|due| due <= LATE) || !state.is_waiting()
+            }),
+            Property::sometimes("all are done", |_, state: &State| {
+                state.fresh.is_empty() && !state.is_waiting()
+            }),
+        ]
+    }
+}
+
+/// Visits every state; their number.
+fn check(model: Small) -> usize {
+    let checker = model.checker().spawn_dfs().join();
+    checker.assert_properties();
+    checker.unique_state_count()
+}
+
+#[test]
+fn a_gang_on_two_nodes_and_a_rival() {
+    let gangs = vec![vec![(0, 0), (1, 0)]];
+    let (nodes, singles) = (vec![1, 1], vec![(0, 0)]);
+    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0 });
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn two_gangs_that_want_the_same() {
+    let gangs = vec![vec![(0, 0), (1, 0)], vec![(1, 0), (0, 0)]];
+    let (nodes, singles) = (vec![1, 1], vec![]);
+    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0 });
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn a_gang_on_two_nodes_of_which_one_crashes() {
+    let gangs = vec![vec![(0, 0), (1, 0)]];
+    let (nodes, singles) = (vec![1, 1], vec![]);
+    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 1 });
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn messages_that_overtake_each_other() {
+    let gangs = vec![vec![(0, 0), (1, 0)]];
+    let (nodes, singles) = (vec![1, 1], vec![]);
+    let states = check(Small { nodes, gangs, singles, on_the_way: 2, timers: 0, crashes: 0 });
+    assert!(states > 10_000, "{states}");
+}
