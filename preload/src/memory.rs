@@ -72,6 +72,8 @@ enum Verdict {
     Waiting(String),
     Granted,
     Denied(String),
+    /// Not wanted any more; if it was granted meanwhile, the room is this client's all the same.
+    Withdrawn,
 }
 
 #[derive(Default)]
@@ -328,11 +330,13 @@ impl Ledger {
         let mut books = self.books();
         let mut exact = kind == RoomKind::Context;
         let mut told = false;
+        let mut withdrawn = None;
         loop {
             let Some(state) = books.devices.get_mut(device as usize) else { return Ok(()) };
             let missing = state.used.saturating_add(bytes).saturating_sub(state.room);
             if missing == 0 {
                 state.used += bytes;
+                books.forget(withdrawn);
                 if told {
                     warning!("there is room for {} on GPU {device} now", size(bytes));
                 }
@@ -344,8 +348,15 @@ impl Ledger {
             loop {
                 books = self.replied.wait(books).unwrap_or_else(PoisonError::into_inner);
                 match books.requests.get(&seq).map(|request| request.verdict.clone()) {
-                    None | Some(Verdict::Granted) => break,
+                    None | Some(Verdict::Granted | Verdict::Withdrawn) => break,
                     Some(Verdict::Open) => {}
+                    // A slab may have to wait where what is needed of it does not.
+                    Some(Verdict::Waiting(_)) if !exact && wanted > missing => {
+                        exact = true;
+                        books.withdraw(seq);
+                        withdrawn = Some(seq);
+                        break;
+                    }
                     Some(Verdict::Waiting(reason)) if !told => {
                         told = true;
                         warning!("waiting for {} on GPU {device}: {reason}", size(bytes));
@@ -357,11 +368,14 @@ impl Ledger {
                     }
                     Some(Verdict::Denied(reason)) => {
                         books.requests.remove(&seq);
+                        books.forget(withdrawn);
                         return Err(reason);
                     }
                 }
             }
-            books.requests.remove(&seq);
+            if withdrawn != Some(seq) {
+                books.requests.remove(&seq);
+            }
         }
     }
 
@@ -375,7 +389,12 @@ impl Ledger {
             RoomVerdict::Unspecified => return,
         };
         let Some(request) = books.requests.get_mut(&reply.seq) else { return };
-        if matches!(request.verdict, Verdict::Granted | Verdict::Denied(_)) {
+        let is_settled = match request.verdict {
+            Verdict::Granted | Verdict::Denied(_) => true,
+            Verdict::Withdrawn => verdict != Verdict::Granted,
+            Verdict::Open | Verdict::Waiting(_) => false,
+        };
+        if is_settled {
             return;
         }
         let granted = (verdict == Verdict::Granted).then_some((request.device, request.bytes));
@@ -435,6 +454,21 @@ impl Books {
         let seq = next_seq();
         self.requests.insert(seq, Request { device, bytes, kind, verdict: Verdict::Open });
         seq
+    }
+
+    /// Takes a waiting request back. A grant that crosses this is still heard, before the answer to
+    /// whatever is asked next.
+    fn withdraw(&mut self, seq: u64) {
+        let Some(request) = self.requests.get_mut(&seq) else { return };
+        request.verdict = Verdict::Withdrawn;
+        let Kind::RoomRequest(message) = self.message(seq) else { return };
+        LINK.send(Kind::RoomRequest(RoomRequest { cancel: true, ..message }));
+    }
+
+    fn forget(&mut self, seq: Option<u64>) {
+        if let Some(seq) = seq {
+            self.requests.remove(&seq);
+        }
     }
 
     fn message(&self, seq: u64) -> Kind {

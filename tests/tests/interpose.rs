@@ -54,7 +54,6 @@ fn finish(mut command: Command) -> Result<Ended> {
 #[derive(Debug, Deserialize)]
 struct Loaded {
     way: String,
-    library: PathBuf,
     interposed: bool,
     result: String,
 }

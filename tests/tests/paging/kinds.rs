@@ -123,3 +123,26 @@ fn a_child_forked_by_a_program_that_was_swapped_gets_an_error() -> Result<()> {
     two.ask("fork")?;
     is_right(&mut one)
 }
+
+#[test]
+fn plain_memory_stays_and_others_move_for_it() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut paged = [stage.program("one")?, stage.program("two")?];
+    for program in &mut paged {
+        program.ask("alloc 2 12M")?;
+        program.ask("fill")?;
+    }
+    let mut plain = stage.program_with("plain", &[("ACB_PAGER", "off")])?;
+    plain.ask("alloc 2 6M")?;
+    plain.ask("fill")?;
+    for program in &mut paged {
+        is_right(program)?;
+    }
+    is_right(&mut plain)?;
+    let status = stage.outside.wait_for("page-outs are reported", |status| {
+        status.clients.iter().map(|client| client.memory().paged_out).sum::<u64>() > 0
+    })?;
+    let client = status.client(plain.pid()).cloned().unwrap_or_default();
+    ensure!(client.claimed == 0 && client.memory().paged_out == 0, "{status:#?}");
+    Ok(())
+}
