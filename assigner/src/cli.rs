@@ -185,6 +185,7 @@ impl Paging {
 /// Tenants, queues and fair share.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Tenants and queues (keys as in the cluster file)")]
+#[allow(rustdoc::broken_intra_doc_links)] // The brackets are the help text's.
 pub struct Sharing {
     /// A queue: NAME[,priority=N][,policy=P][,max_gpus=N][,max_clients=N]; again for each
     #[arg(long, value_name = "QUEUE", value_parser = crate::tenancy::queue)]
