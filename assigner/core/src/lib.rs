@@ -37,6 +37,7 @@ mod restart;
 mod sanity;
 mod scheduler;
 mod snapshot;
+mod state;
 mod tenant;
 mod topology;
 

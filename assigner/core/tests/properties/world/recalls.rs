@@ -1,0 +1,90 @@
+//! What may be taken from whom: a model of its own judges every recall.
+
+use super::*;
+
+impl World {
+    /// Whether what has been asked back may be: nobody takes from a tenant within its guarantee, and everything
+    /// else has its reason.
+    pub(super) fn judge_recalls(&mut self) {
+        let recalls = std::mem::take(&mut self.recalls);
+        if recalls.is_empty() {
+            return;
+        }
+        let snapshot = self.scheduler.snapshot();
+        let cause = |client: ClientId| {
+            let found = snapshot.clients.iter().find(|other| other.client == client);
+            found.and_then(|client| client.recalled_for).expect("a recall has a cause")
+        };
+        for (at, (slot, client)) in recalls.iter().enumerate() {
+            let victim = &self.clients[*slot];
+            // What its tenant held just before: neither what was asked back earlier, nor before it by the same event.
+            let held: u32 = (0..SLOTS)
+                .filter(|other| self.tenant(*other) == self.tenant(*slot))
+                .filter(|other| !self.clients[*other].away)
+                .filter_map(|other| Some((other, self.clients[other].lease.as_ref()?)))
+                .filter(|(other, lease)| {
+                    !lease.recalled || recalls[at..].iter().any(|(slot, _)| slot == other)
+                })
+                .map(|(_, lease)| lease.gpus.len() as u32)
+                .sum();
+            let borrows = held > self.setup.quota(victim.who.tenant).0;
+            let mut waiting = (0..SLOTS)
+                .filter(|other| self.clients[*other].waiting && !self.clients[*other].away);
+            match cause(*client) {
+                Cause::Priority => assert!(
+                    waiting.any(|other| {
+                        let higher = self.level(&self.clients[other]) > self.level(victim);
+                        higher && (self.tenant(other) == self.tenant(*slot) || borrows)
+                    }),
+                    "a higher one waits, and the holder is not protected"
+                ),
+                Cause::Quota => {
+                    assert!(borrows, "a tenant within its guarantee is left alone");
+                    let guarantee = |slot: usize| self.setup.quota(self.clients[slot].who.tenant).0;
+                    assert!(waiting.any(|other| guarantee(other) > 0), "a guaranteed one waits");
+                }
+                Cause::Quantum => {
+                    let lease = victim.lease.as_ref().expect("it was just recalled");
+                    let had = self.now.since(lease.granted);
+                    let quantum = Duration::from_millis(self.setup.quantum_ms);
+                    assert!(had >= quantum || self.gave_way[*slot], "it had its quantum");
+                }
+                Cause::Promise => {}
+                Cause::Gang => panic!("there are no gangs in these histories"),
+            }
+        }
+        for (slot, client) in recalls {
+            self.gave_way[slot] = matches!(cause(client), Cause::Priority | Cause::Quota);
+        }
+    }
+
+    /// Whose quota a client counts for; who names an unknown one counts for nobody's in particular.
+    pub(super) fn tenant(&self, slot: usize) -> usize {
+        let tenant = self.clients[slot].who.tenant;
+        if self.setup.tenants.is_empty() { tenant } else { tenant.min(self.setup.tenants.len()) }
+    }
+
+    pub(super) fn level(&self, client: &Client) -> (i32, i32) {
+        let queue = self.setup.queues.get(client.who.queue);
+        (queue.map_or(0, |(priority, ..)| *priority), client.who.priority)
+    }
+
+    /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.
+    pub(crate) fn quarrel(&mut self) {
+        let acquire = |slot| Step { wait_ms: 0, slot, what: What::Acquire { expected_ms: None } };
+        for slot in 0..SLOTS {
+            if self.clients[slot].present && !self.clients[slot].away {
+                self.step(&acquire(slot));
+            }
+        }
+        // In no time at all, so that no quantum ends: each recall is for a higher or an entitled request.
+        for _ in 0..SLOTS * SLOTS * SLOTS {
+            let recalled = |client: &Client| client.lease.as_ref().is_some_and(|it| it.recalled);
+            let obeys = |slot: &usize| !self.clients[*slot].away && recalled(&self.clients[*slot]);
+            let Some(slot) = (0..SLOTS).find(obeys) else { return };
+            self.release(slot);
+            self.step(&acquire(slot));
+        }
+        panic!("GPUs are taken back and forth");
+    }
+}
