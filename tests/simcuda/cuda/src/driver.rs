@@ -337,9 +337,27 @@ impl Driver {
         tables
     }
 
-    /// Ends what is over by now.
-    pub(crate) fn look<'a>(&'a self, tables: Locked<'a>) -> Locked<'a> {
-        if tables.timeline.is_idle() { tables } else { self.settle(tables).0 }
+    /// Ends what is over by now, but for what takes the processor long: that is left to the thread, for who asks does not wait.
+    pub(crate) fn look<'a>(&'a self, mut tables: Locked<'a>) -> Locked<'a> {
+        if tables.timeline.is_idle() {
+            return tables;
+        }
+        let ended = tables.timeline.ended;
+        tables.pump(&self.engines());
+        self.tell_of_ended(&tables, ended);
+        if !tables.timeline.heavy.is_empty() {
+            self.stir.notify_one();
+        }
+        tables
+    }
+
+    fn tell_of_ended(&self, tables: &Tables, before: u64) {
+        if tables.timeline.ended != before && self.waiters.load(Ordering::Relaxed) > 0 {
+            self.ended.notify_all();
+        }
+        if !tables.timeline.hosts.is_empty() {
+            self.stir.notify_one();
+        }
     }
 
     /// Ends what is over; when there will be more.
@@ -354,12 +372,7 @@ impl Driver {
             tables = self.lock();
             tables.end(&self.engines(), op, end);
         };
-        if tables.timeline.ended != ended && self.waiters.load(Ordering::Relaxed) > 0 {
-            self.ended.notify_all();
-        }
-        if !tables.timeline.hosts.is_empty() {
-            self.stir.notify_one();
-        }
+        self.tell_of_ended(&tables, ended);
         (tables, next)
     }
 

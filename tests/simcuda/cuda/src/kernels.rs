@@ -216,10 +216,16 @@ impl KernelCall {
             }
             Kernel::Hash => {
                 let mut sums = vec![[0_u64; 2]; self.rows as usize];
-                each_pair(&runs[1], |at, pair| {
-                    let sum = &mut sums[(at / n) as usize];
-                    let hash::Hash128([low, high]) = hash::hash_pair(pair, at % n, third);
+                // No division for each pair: this is to keep up with the memory that is modelled.
+                let (mut row, mut place) = (0, 0);
+                each_pair(&runs[1], |_, pair| {
+                    let sum: &mut [u64; 2] = &mut sums[row];
+                    let hash::Hash128([low, high]) = hash::hash_pair(pair, place, third);
                     *sum = [sum[0].wrapping_add(low), sum[1].wrapping_add(high)];
+                    place += 1;
+                    if place == n {
+                        (row, place) = (row + 1, 0);
+                    }
                 });
                 each_word(&runs[0], |at, word| {
                     word.fetch_add(sums[at as usize / 2][at as usize % 2], Ordering::Relaxed);

@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::code::{INVALID_VALUE, OPERATING_SYSTEM, OUT_OF_MEMORY, Outcome};
 use crate::driver;
 
+/// A huge page of the host.
+const HUGE: usize = 2 << 20;
+
 /// A piece of a GPU's memory; counted as used until the last owner lets go.
 pub(crate) struct Physical {
     base: *mut u8,
@@ -33,7 +36,7 @@ impl Physical {
     pub(crate) fn new(gpu: usize, length: usize) -> Outcome<Arc<Physical>> {
         let driver = driver::get()?;
         driver.state.take(driver.charge, gpu, length as u64).map_err(|_| OUT_OF_MEMORY)?;
-        match map(length, libc::PROT_READ | libc::PROT_WRITE) {
+        match map_aligned(length) {
             Some(base) => {
                 let (base, file) = (base as *mut u8, Mutex::new(None));
                 Ok(Arc::new(Physical { base, length, gpu, foreign: false, file }))
@@ -176,6 +179,28 @@ unsafe fn map_file(file: &File, length: usize, at: *mut libc::c_void) -> Option<
         libc::mmap(at, length, protection, libc::MAP_SHARED | fixed, file.as_raw_fd(), 0)
     };
     (mapped != libc::MAP_FAILED).then_some(mapped)
+}
+
+/// Memory in huge pages where it fills some: to fault small ones in one by one would take longer than the time that is
+/// modelled for it.
+fn map_aligned(length: usize) -> Option<u64> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    if !length.is_multiple_of(HUGE) {
+        return map(length, protection);
+    }
+    let whole = length + HUGE;
+    let start = map(whole, protection)?;
+    let base = start.next_multiple_of(HUGE as u64);
+    let (before, behind) =
+        ((base - start) as usize, (start + whole as u64 - base) as usize - length);
+    for (from, bytes) in [(start, before), (base + length as u64, behind)] {
+        if bytes > 0 {
+            unmap(from, bytes);
+        }
+    }
+    // SAFETY: the mapping just made; advice that need not be taken.
+    unsafe { libc::madvise(base as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
+    Some(base)
 }
 
 fn map(length: usize, protection: libc::c_int) -> Option<u64> {
