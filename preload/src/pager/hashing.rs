@@ -96,7 +96,7 @@ impl Hasher {
         let outcome = device::copy_in(data, words.as_ptr() as usize, TRIAL_WORDS * 8, stream)
             .and_then(|()| self.begin(1, stream))
             .and_then(|()| self.launch(0, data, TRIAL_WORDS * 8, stream))
-            .and_then(|()| self.collect(1, stream))
+            .and_then(|()| self.collect(0, 1, stream))
             .and_then(|event| {
                 let result = device::wait_for(event);
                 device::destroy_event(event);
@@ -125,9 +125,10 @@ impl Hasher {
         device::launch(self.function, blocks, hash::THREADS, stream, &mut parameters)
     }
 
-    /// After them: an event that comes when the results have landed.
-    pub(super) fn collect(&self, count: u64, stream: usize) -> Answer<usize> {
-        device::copy_out(self.landed, self.results, count * 16, stream)?;
+    /// After the launches of some slots: an event that comes when their results have landed.
+    pub(super) fn collect(&self, from: u64, to: u64, stream: usize) -> Answer<usize> {
+        let (landed, results) = (self.landed + from as usize * 16, self.results + from * 16);
+        device::copy_out(landed, results, (to - from) * 16, stream)?;
         let event = device::event()?;
         device::record(event, stream).inspect_err(|_| device::destroy_event(event))?;
         Ok(event)

@@ -1,7 +1,7 @@
 //! Device memory that can be moved: mapped in chunks at addresses that stay, while the content is on the GPU or on the host.
 //!
 //! ```text
-//!  hooks ──> allocate, frees ──┐                       ┌── account, table, ranges, places, contexts: the books, pure
+//!  hooks ──> allocate, frees ──┐                       ┌── account, table, victims, ranges, places, contexts: the books, pure
 //!            (program threads) ├──> PAGER: one mutex ──┤
 //!  link ───> mover ────────────┤    over the books     └── claims: questions to the assigner
 //!            (link thread)     │
@@ -30,6 +30,7 @@ mod places;
 mod ranges;
 mod report;
 mod table;
+mod victims;
 
 pub(crate) use frees::Freed;
 pub(crate) use hashing::OVERHEAD;

@@ -75,8 +75,8 @@ pub(crate) struct Chunk {
     stamp: u64,
     /// Of its present content, with the openings when it was computed.
     hash: Option<(u64, Hash128)>,
-    /// The kernel is at it: nobody may take its memory away.
-    hashing: bool,
+    /// The kernel is at it, since so many openings of the gate: nobody may take its memory away.
+    hashing: Option<u64>,
 }
 
 impl Chunk {
@@ -137,6 +137,19 @@ pub(crate) enum Way {
     /// The hashes say so: to be compared first.
     Compare(Vec<Extent>),
     Copy(Vec<Extent>),
+}
+
+/// What would have to be done to take a chunk off the GPU: the earlier the cheaper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fate {
+    /// Nobody can have changed it.
+    Untouched,
+    /// It has the hash of its host copy.
+    Alike,
+    /// The host does not have its content.
+    Changed,
+    /// Its hash is on its way, and the host has one to compare with.
+    Unknown,
 }
 
 /// Why a page-out cannot begin.
@@ -237,7 +250,7 @@ impl Table {
             opening: self.openings,
             stamp: 0,
             hash: None,
-            hashing: false,
+            hashing: None,
         };
         self.enter(id, &chunk);
         self.chunks.insert(id, chunk);
@@ -361,30 +374,36 @@ impl Table {
     }
 
     /// A pass of the hash kernel begins over all chunks of a device that may have changed since the host had them; those for
-    /// which the host has a hash to compare with come first. Their number, then the chunks.
-    pub(crate) fn begin_hashing(&mut self, device: u32, most: usize) -> (usize, Vec<ChunkId>) {
+    /// which the host has a hash to compare with come first, and of these the first to go.
+    pub(crate) fn begin_hashing(&mut self, device: u32, most: usize) -> Vec<ChunkId> {
         let chunks = self.movable(device).filter(|(_, chunk)| {
-            self.is_touched(chunk) && self.hash_of(chunk).is_none() && chunk.address().is_some()
+            self.is_touched(chunk)
+                && self.hash_of(chunk).is_none()
+                && chunk.hashing.is_none()
+                && chunk.address().is_some()
         });
-        let mut chunks: Vec<(bool, ChunkId)> =
-            chunks.map(|(id, chunk)| (!chunk.is_comparable(), *id)).collect();
+        let mut chunks: Vec<(bool, u64, ChunkId)> =
+            chunks.map(|(id, chunk)| (!chunk.is_comparable(), chunk.stamp, *id)).collect();
         chunks.sort_unstable();
         chunks.truncate(most);
-        let comparable = chunks.partition_point(|(not, _)| !not);
-        let chunks: Vec<ChunkId> = chunks.into_iter().map(|(_, id)| id).collect();
+        let openings = self.openings;
+        let chunks: Vec<ChunkId> = chunks.into_iter().map(|(.., id)| id).collect();
         for id in &chunks {
-            self.change(*id, |chunk| chunk.hashing = true);
+            self.change(*id, |chunk| chunk.hashing = Some(openings));
         }
-        (comparable, chunks)
+        chunks
     }
 
-    /// It ends, for this chunk; with its hash, unless something went wrong.
+    /// It ends, for this chunk; with its hash, unless something went wrong. Once the gate has opened it says nothing any more.
     pub(crate) fn end_hashing(&mut self, id: ChunkId, hash: Option<Hash128>) {
-        let openings = self.openings;
         self.change(id, |chunk| {
-            chunk.hashing = false;
-            chunk.hash = hash.map(|hash| (openings, hash));
+            let begun = chunk.hashing.take();
+            chunk.hash = begun.zip(hash);
         });
+    }
+
+    pub(crate) fn is_hashed_now(&self, id: ChunkId) -> bool {
+        self.chunks.get(&id).is_some_and(|chunk| chunk.hashing.is_some())
     }
 
     fn movable(&self, device: u32) -> impl Iterator<Item = (&ChunkId, &Chunk)> {
@@ -393,21 +412,31 @@ impl Table {
         })
     }
 
+    /// What is known of a chunk that may have to go.
+    pub(crate) fn fate(&self, id: ChunkId) -> Fate {
+        self.chunks.get(&id).map_or(Fate::Changed, |chunk| self.fate_of(chunk))
+    }
+
+    fn fate_of(&self, chunk: &Chunk) -> Fate {
+        if !self.is_touched(chunk) {
+            Fate::Untouched
+        } else if self.is_like_host(chunk) {
+            Fate::Alike
+        } else if chunk.hashing == Some(self.openings) && chunk.is_comparable() {
+            Fate::Unknown
+        } else {
+            Fate::Changed
+        }
+    }
+
     /// In which order chunks are to go: unchanged ones first, then the least recently paged in.
-    pub(crate) fn victims(&self, device: u32) -> Vec<ChunkId> {
-        let mut victims: Vec<(u8, u64, ChunkId)> = self
+    pub(crate) fn victims(&self, device: u32) -> Vec<(Fate, u64, ChunkId)> {
+        let mut victims: Vec<(Fate, u64, u64, ChunkId)> = self
             .movable(device)
-            .map(|(id, chunk)| {
-                let class = match (self.is_touched(chunk), self.is_like_host(chunk)) {
-                    (false, _) => 0,
-                    (true, true) => 1,
-                    (true, false) => 2,
-                };
-                (class, chunk.stamp, *id)
-            })
+            .map(|(id, chunk)| (self.fate_of(chunk), chunk.stamp, chunk.bytes, *id))
             .collect();
         victims.sort_unstable();
-        victims.into_iter().map(|(_, _, id)| id).collect()
+        victims.into_iter().map(|(fate, _, bytes, id)| (fate, bytes, id)).collect()
     }
 
     pub(crate) fn begin_out(&mut self, id: ChunkId, trust: Trust) -> Result<Outward, NotOut> {
@@ -526,7 +555,7 @@ impl Table {
     pub(crate) fn hold(&mut self, id: ChunkId) -> Option<State> {
         let chunk = self.chunks.get(&id)?;
         let state = chunk.state;
-        if state == State::Moving || chunk.hashing {
+        if state == State::Moving || chunk.hashing.is_some() {
             return None;
         }
         self.change(id, |chunk| chunk.state = State::Moving);

@@ -31,6 +31,8 @@ struct World {
     handles: u64,
     moving_in: Vec<Inward>,
     moving_out: Vec<Outward>,
+    /// What the kernel has read.
+    hashing: Vec<(ChunkId, u64)>,
 }
 
 impl World {
@@ -103,22 +105,35 @@ impl World {
     }
 
     fn hash(&mut self) {
-        if self.open {
+        self.begin_hash();
+        self.end_hash();
+    }
+
+    fn begin_hash(&mut self) {
+        if self.open || !self.hashing.is_empty() {
             return;
         }
-        let (_, chunks) = self.table.begin_hashing(0, 100);
-        for id in chunks {
+        for id in self.table.begin_hashing(0, 100) {
             assert_eq!(self.table.hold(id), None, "its memory must not go meanwhile");
-            let version = self.contents[&id].gpu;
+            self.hashing.push((id, self.contents[&id].gpu));
+        }
+    }
+
+    fn end_hash(&mut self) {
+        for (id, version) in std::mem::take(&mut self.hashing) {
             self.table.end_hashing(id, Some(hash_of(version)));
         }
+    }
+
+    fn victims(&self) -> Vec<ChunkId> {
+        self.table.victims(0).into_iter().map(|(.., id)| id).collect()
     }
 
     fn begin_out(&mut self) {
         if self.open {
             return;
         }
-        let victims = self.table.victims(0);
+        let victims = self.victims();
         let Some(first) = victims.first() else { return };
         match self.table.begin_out(*first, Trust::Hash) {
             Ok(outward) => {
@@ -141,6 +156,9 @@ impl World {
 
     fn end_out(&mut self, well: bool) {
         let Some(outward) = self.moving_out.pop() else { return };
+        if self.table.is_hashed_now(outward.id) {
+            return self.moving_out.push(outward); // the kernel must be through with it
+        }
         if !well {
             return self.table.fail_out(outward.id);
         }
@@ -196,7 +214,8 @@ enum Step {
     Open,
     Write(usize),
     Close,
-    Hash,
+    BeginHash,
+    EndHash,
     BeginOut,
     EndOut(bool),
 }
@@ -212,7 +231,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Open),
         4 => any::<usize>().prop_map(Step::Write),
         3 => Just(Step::Close),
-        2 => Just(Step::Hash),
+        2 => Just(Step::BeginHash),
+        2 => Just(Step::EndHash),
         4 => Just(Step::BeginOut),
         4 => any::<u8>().prop_map(|n| Step::EndOut(n > 20)),
     ]
@@ -239,7 +259,8 @@ proptest! {
                 Step::Open => world.open(),
                 Step::Write(which) => world.write(which),
                 Step::Close => world.open = false,
-                Step::Hash => world.hash(),
+                Step::BeginHash => world.begin_hash(),
+                Step::EndHash => world.end_hash(),
                 Step::BeginOut => world.begin_out(),
                 Step::EndOut(well) => world.end_out(well),
             }
@@ -262,7 +283,7 @@ fn unchanged_chunks_go_first_then_the_longest_there() {
         order.push(world.moving_in[0].id);
         world.end_in(true);
     }
-    assert_eq!(world.table.victims(0), order, "all unchanged: in the order of their coming");
+    assert_eq!(world.victims(), order, "all unchanged: in the order of their coming");
     world.open();
     for which in 0..3 {
         world.write(which);
@@ -283,7 +304,7 @@ fn unchanged_chunks_go_first_then_the_longest_there() {
     world.write(0);
     world.open = false;
     world.hash();
-    let victims = world.table.victims(0);
+    let victims = world.victims();
     assert_eq!(victims.last(), Some(&order[0]), "the only one that has changed");
     let way = world.table.begin_out(victims[0], Trust::Compare).unwrap().way;
     assert!(matches!(way, Way::Compare(_)), "{way:?}");
@@ -298,7 +319,7 @@ fn a_chunk_that_stays_is_no_victim() {
     let id = world.moving_in[0].id;
     world.end_in(true);
     world.table.change(id, |chunk| chunk.stays = Some("exported"));
-    assert!(world.table.victims(0).is_empty());
+    assert!(world.victims().is_empty());
     assert_eq!(world.table.begin_out(id, Trust::Hash), Err(NotOut::Gone));
 }
 
@@ -329,6 +350,39 @@ fn copies_of_changed_chunks_make_way_where_the_arena_is_too_small() {
     world.open = false;
     world.begin_out();
     assert_eq!(world.moving_out.len(), 1, "the first one's copy is stale");
+    world.end_out(true);
+    world.check();
+}
+
+#[test]
+fn a_hash_from_before_the_gate_opened_says_nothing() {
+    let mut world = World::new(UNIT);
+    world.allocate(UNIT);
+    let turn = |world: &mut World, credit: u64| {
+        world.credit(credit);
+        world.begin_in();
+        world.end_in(true);
+        world.open();
+    };
+    turn(&mut world, UNIT);
+    world.write(0);
+    world.open = false;
+    world.hash();
+    world.begin_out();
+    world.end_out(true);
+    world.listen();
+    turn(&mut world, UNIT);
+    world.open = false;
+    world.begin_hash();
+    assert_eq!(world.table.victims(0)[0].0, Fate::Unknown, "it may still be what the host has");
+    // Nobody asks for memory any more, and the next lease begins before the kernel is through.
+    world.open();
+    world.write(0);
+    world.open = false;
+    world.end_hash();
+    assert_eq!(world.table.victims(0)[0].0, Fate::Changed);
+    world.hash();
+    world.begin_out();
     world.end_out(true);
     world.check();
 }

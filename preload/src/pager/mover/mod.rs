@@ -8,6 +8,7 @@
 
 mod inward;
 mod outward;
+mod pass;
 mod station;
 
 use super::PAGER;
@@ -228,8 +229,11 @@ impl Lane {
         if leaving {
             return progress;
         }
-        if leave == Leave::May {
-            progress = progress.max(self.outbound.begin(self.device, station, &mut self.retry));
+        match leave {
+            Leave::May => {
+                progress = progress.max(self.outbound.begin(self.device, station, &mut self.retry));
+            }
+            Leave::MustNot => self.outbound.stop(),
         }
         // What is leaving does not come back at the same time.
         if !self.outbound.is_moving() && !self.outbound.is_planned() {

@@ -3,6 +3,7 @@
 //! Owns: the chunks on their way out, and the plan of those that follow. Does not own: how much is asked for (`account`), and
 //! in which order chunks go (`table`).
 
+use super::pass::Pass;
 use super::{Progress, Retry, Station, has_space, unmake};
 use crate::link::LINK;
 use crate::log::{error, info, warning};
@@ -10,21 +11,21 @@ use crate::pager::device::Window;
 use crate::pager::hashing::Hasher;
 use crate::pager::places::Extent;
 use crate::pager::table::{ChunkId, NotOut, Outward, Way};
+use crate::pager::victims::{Next, Victims};
 use crate::pager::{Books, PAGER, device};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, client_message::Kind};
 use std::collections::VecDeque;
 use std::time::Instant;
 
-/// Launches, and chunks dropped, before the socket is looked at again.
-const LAUNCHES_AT_ONCE: usize = 64;
+/// Chunks dropped before the socket is looked at again.
 const DROPS_AT_ONCE: usize = 8;
 /// A chunk that cannot be copied out after so many tries stays.
 const TRIES: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Outbound {
-    plan: Option<VecDeque<ChunkId>>,
+    plan: Option<Victims>,
     flights: VecDeque<Flight>,
     bytes: u64,
     pass: Option<Pass>,
@@ -43,16 +44,6 @@ struct Flight {
     compare: Option<(Vec<Extent>, Vec<Extent>)>,
 }
 
-/// Hashing all chunks that may have changed.
-struct Pass {
-    hasher: Hasher,
-    chunks: Vec<ChunkId>,
-    /// The plan depends on the result: there are host copies to compare with.
-    comparable: bool,
-    launched: usize,
-    event: Option<usize>,
-}
-
 impl Outbound {
     pub(super) fn is_moving(&self) -> bool {
         !self.flights.is_empty() || self.pass.is_some()
@@ -60,6 +51,11 @@ impl Outbound {
 
     pub(super) fn is_planned(&self) -> bool {
         self.plan.is_some()
+    }
+
+    /// Nothing more is to go; what is under way ends.
+    pub(super) fn stop(&mut self) {
+        self.plan = None;
     }
 
     /// Their context is gone: what was in it is lost.
@@ -71,7 +67,9 @@ impl Outbound {
             books.say();
         }
         self.bytes = 0;
-        self.end_pass(None);
+        if let Some(mut pass) = self.pass.take() {
+            pass.abandon();
+        }
         self.plan = None;
         PAGER.changed.notify_all();
     }
@@ -103,25 +101,27 @@ impl Outbound {
             return Progress::Waiting;
         }
         if self.plan.is_none() {
-            match self.hash(device, station) {
-                Progress::Idle => {}
-                progress => return progress,
-            }
+            self.begin_pass(device, station);
             let victims = PAGER.books().table.victims(device);
-            self.plan = Some(victims.into());
+            self.plan = Some(Victims::new(victims));
         }
+        let launching = self.pass.as_mut().is_some_and(|pass| pass.launch(station));
+        let waiting = if launching { Progress::More } else { Progress::Waiting };
         let mut dropped = 0;
         loop {
             let mut books = PAGER.books();
-            if books.table.account(device).owed() <= self.bytes {
+            let missing = books.table.account(device).owed().saturating_sub(self.bytes);
+            if missing == 0 {
                 self.plan = None;
                 return Progress::Waiting;
             }
             if !has_space(self.flights.len(), self.bytes, books.rules.chunk_bytes) {
-                return Progress::Waiting;
+                return waiting;
             }
-            let Some(id) = self.plan.as_mut().and_then(VecDeque::pop_front) else {
-                return self.plan_ended(device, books);
+            let id = match self.plan.as_mut().map_or(Next::Nothing, |plan| plan.next(missing)) {
+                Next::Take(id) => id,
+                Next::Wait => return waiting,
+                Next::Nothing => return self.plan_ended(device, books),
             };
             let trust = books.trust();
             match books.table.begin_out(id, trust) {
@@ -165,57 +165,20 @@ impl Outbound {
         Progress::Idle
     }
 
-    /// Launches the hash kernel over everything that may have changed. Idle: the hashes that matter are known.
-    fn hash(&mut self, device: u32, station: &mut Station) -> Progress {
+    /// Has the hash kernel run over everything that may have changed, once for each time that the gate was open.
+    fn begin_pass(&mut self, device: u32, station: &Station) {
         let mut books = PAGER.books();
         let openings = books.table.openings();
-        if self.pass.is_none() && self.hashed != Some(openings) {
-            self.hashed = Some(openings);
-            let Some(hasher) = books.hashers.get(station.carrier.id) else { return Progress::Idle };
-            let (comparable, chunks) = books.table.begin_hashing(device, Hasher::slots() as usize);
-            if chunks.is_empty() {
-                return Progress::Idle;
-            }
-            let count = chunks.len() as u64;
-            let comparable = comparable > 0;
-            self.pass = Some(Pass { hasher, chunks, comparable, launched: 0, event: None });
-            drop(books);
-            if hasher.begin(count, station.hashing()).is_err() {
-                self.end_pass(None);
-                return Progress::Idle;
-            }
-        } else {
-            drop(books);
+        if self.pass.is_some() || self.hashed == Some(openings) {
+            return;
         }
-        let Some(pass) = &mut self.pass else { return Progress::Idle };
-        if pass.event.is_none() {
-            let to = (pass.launched + LAUNCHES_AT_ONCE).min(pass.chunks.len());
-            let mut failed = false;
-            for slot in pass.launched..to {
-                let id = pass.chunks[slot];
-                let place =
-                    PAGER.books().table.chunk(id).and_then(|c| Some((c.address()?, c.bytes)));
-                let Some((address, bytes)) = place else { continue };
-                let launched = pass.hasher.launch(slot as u64, address, bytes, station.hashing());
-                failed |= launched.is_err();
-            }
-            pass.launched = to;
-            if pass.launched < pass.chunks.len() && !failed {
-                return Progress::More;
-            }
-            match pass.hasher.collect(pass.chunks.len() as u64, station.hashing()) {
-                Ok(event) if !failed => pass.event = Some(event),
-                collected => {
-                    device::drain(station.hashing());
-                    if let Ok(event) = collected {
-                        device::destroy_event(event);
-                    }
-                    self.end_pass(None);
-                    return Progress::Idle;
-                }
-            }
+        self.hashed = Some(openings);
+        let Some(hasher) = books.hashers.get(station.carrier.id) else { return };
+        let chunks = books.table.begin_hashing(device, Hasher::slots() as usize);
+        drop(books);
+        if !chunks.is_empty() {
+            self.pass = Pass::begin(hasher, chunks, station);
         }
-        if pass.comparable { Progress::Waiting } else { Progress::Idle }
     }
 
     /// Queues the copies of a chunk.
@@ -288,7 +251,7 @@ impl Outbound {
         while let Some(flight) = self.flights.front() {
             let come = device::has_come(flight.event);
             // The kernel must be through with a chunk before its memory goes.
-            if come == Ok(false) || self.pass.is_some() {
+            if come == Ok(false) || PAGER.books().table.is_hashed_now(flight.outward.id) {
                 return progress.max(Progress::Waiting);
             }
             let Some(flight) = self.flights.pop_front() else { break };
@@ -321,26 +284,24 @@ impl Outbound {
     }
 
     fn finish_pass(&mut self) -> Progress {
-        let Some(pass) = &self.pass else { return Progress::Idle };
-        let Some(event) = pass.event else { return Progress::More };
-        let hasher = match device::has_come(event) {
-            Ok(false) => return Progress::Waiting,
-            Ok(true) => Some(pass.hasher),
-            Err(_) => None,
-        };
-        device::destroy_event(event);
-        self.end_pass(hasher);
-        Progress::More
-    }
-
-    /// With the results, if there are any.
-    fn end_pass(&mut self, hasher: Option<Hasher>) {
-        let Some(pass) = self.pass.take() else { return };
-        let mut books = PAGER.books();
-        for (slot, id) in pass.chunks.iter().enumerate() {
-            books.table.end_hashing(*id, hasher.map(|hasher| hasher.result(slot as u64)));
+        let Some(pass) = &mut self.pass else { return Progress::Idle };
+        if self.plan.is_none() {
+            // Enough has gone, or the context is to go.
+            pass.cut();
+            self.hashed = None;
         }
-        PAGER.changed.notify_all();
+        let known = pass.land();
+        let over = pass.is_over();
+        if let Some(plan) = &mut self.plan {
+            let books = PAGER.books();
+            for id in &known {
+                plan.learn(*id, books.table.fate(*id));
+            }
+        }
+        if over {
+            self.pass = None;
+        }
+        if known.is_empty() && !over { Progress::Waiting } else { Progress::More }
     }
 
     fn land(
@@ -418,7 +379,7 @@ impl Outbound {
         exhausted: bool,
     ) -> Progress {
         if let Some(plan) = &mut self.plan {
-            plan.push_front(id);
+            plan.put_back(id);
         }
         if exhausted {
             if self.flights.is_empty() {
