@@ -17,7 +17,7 @@
 //! let spec = ClientSpec { gpus: 1, ..ClientSpec::default() };
 //! scheduler.handle(Event::Join { client, spec }, now);
 //! scheduler.handle(Event::Acquire { client, expected: Some(Duration::from_secs(1)) }, now);
-//! let grant = Action::Grant { client, epoch: Epoch(1), gpus: vec![Gpu(0)] };
+//! let grant = Action::Grant { client, epoch: Epoch(1), gpus: vec![Gpu(0)], is_ready: true };
 //! assert_eq!(scheduler.poll_action(), Some(grant));
 //! # Ok::<(), ConfigError>(())
 //! ```

@@ -309,10 +309,10 @@ impl Scheduler {
         for gpu in &lease.gpus {
             self.gpus[gpu.index()].grants += 1;
         }
-        let gpus = lease.gpus.clone();
+        let (gpus, is_ready) = (lease.gpus.clone(), lease.is_ready);
         self.install(client, lease);
         self.clients.get_mut(&client).expect("a waiting client is known").grants += 1;
-        self.actions.push_back(Action::Grant { client, epoch, gpus });
+        self.actions.push_back(Action::Grant { client, epoch, gpus, is_ready });
     }
 
     /// Keeps GPUs for a client that cannot start: those that come back first. One that is limited takes its turn on

@@ -328,7 +328,7 @@ fn describe(action: &Action) -> String {
         Action::Bound { client, gpus } => format!("{} bound to {}", client.0, list(gpus)),
         Action::GangReport(report) => format!("report {}", report.seq),
         Action::Refused { client, reason } => format!("{} refused: {reason}", client.0),
-        Action::Grant { client, epoch, gpus } => {
+        Action::Grant { client, epoch, gpus, .. } => {
             format!("{} granted {} (epoch {})", client.0, list(gpus), epoch.0)
         }
         Action::Wanted { client, epoch } => format!("{} wanted (epoch {})", client.0, epoch.0),

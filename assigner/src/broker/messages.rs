@@ -68,8 +68,14 @@ impl Broker {
         self.tell(client, Kind::Bound(v1::Bound { gpus: bound }));
     }
 
-    pub(super) fn tell_granted(&mut self, client: ClientId, epoch: Epoch, gpus: Vec<Gpu>) {
-        self.tell(client, Kind::Granted(v1::Granted { epoch: epoch.0 }));
+    pub(super) fn tell_granted(
+        &mut self,
+        client: ClientId,
+        epoch: Epoch,
+        gpus: Vec<Gpu>,
+        resident: bool,
+    ) {
+        self.tell(client, Kind::Granted(v1::Granted { epoch: epoch.0, resident }));
         tracing::debug!("{client} granted {epoch}");
         let Some(member) = self.clients.get_mut(&client) else { return };
         member.first_grant.get_or_insert_with(SystemTime::now);

@@ -201,7 +201,9 @@ impl Broker {
     fn act(&mut self, action: Action) {
         match action {
             Action::Bound { client, gpus } => self.tell_bound(client, gpus),
-            Action::Grant { client, epoch, gpus } => self.tell_granted(client, epoch, gpus),
+            Action::Grant { client, epoch, gpus, is_ready } => {
+                self.tell_granted(client, epoch, gpus, is_ready);
+            }
             Action::Wanted { client, epoch } => self.tell_wanted(client, epoch),
             Action::Recall { client, epoch } => self.tell_recall(client, epoch),
             Action::Room { client, seq, verdict } => self.tell_room(client, seq, verdict),

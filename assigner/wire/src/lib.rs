@@ -7,6 +7,7 @@
 
 pub mod frame;
 #[path = "generated/acb.v1.rs"]
+#[rustfmt::skip] // as generated: scripts/regen --check compares
 #[allow(missing_docs, clippy::all)]
 pub mod v1;
 

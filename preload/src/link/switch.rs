@@ -26,16 +26,21 @@ impl Switch {
     }
 
     /// A lease has come, and memory with it or after it. The caller holds the lease's lock.
-    pub(super) fn granted(&mut self, lease: &mut Lease, watch: &mut Watch) {
+    /// `resident`: the assigner knows that nothing of it has to come.
+    pub(super) fn granted(&mut self, lease: &mut Lease, resident: bool, watch: &mut Watch) {
         let now = Instant::now();
-        self.granted = Some(now);
-        if LINK.open_if_filled(lease) {
+        if !LINK.open_if_filled(lease) {
+            self.granted = Some(now);
+        } else if resident {
+            self.taken(now, watch);
+        } else {
+            self.granted = Some(now);
             watch.granted(now, Duration::ZERO);
             self.ready(lease.epoch(), now);
         }
     }
 
-    /// A call at the gate has taken the grant, opened the gate and said Ready. What was moved before is
+    /// The gate is open, and Ready said or not waited for. What was moved before is
     /// told with the next one of this thread.
     pub(super) fn taken(&mut self, at: Instant, watch: &mut Watch) {
         self.granted = None;

@@ -103,7 +103,7 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
         Kind::Granted(granted) => {
             let mut lease = LINK.lease();
             if lease.granted(granted.epoch) == Order::OpenGate {
-                switch.granted(&mut lease, watch);
+                switch.granted(&mut lease, granted.resident, watch);
             }
         }
         Kind::Wanted(wanted) => {

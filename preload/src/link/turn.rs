@@ -21,10 +21,12 @@
 
 use super::Link;
 use super::socket::Socket;
-use crate::lease::{Epoch, Lease, Order};
+use crate::lease::{Lease, Order};
 use crate::pager::PAGER;
 use acb_wire::frame::Decoder;
-use acb_wire::v1::{AssignerMessage, Ready, assigner_message::Kind, client_message::Kind as Say};
+use acb_wire::v1::{
+    AssignerMessage, Granted, Ready, assigner_message::Kind, client_message::Kind as Say,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -169,40 +171,42 @@ impl Link {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
             Err(_) => return false,
         };
-        let Some((epoch, length)) = first_grant(&bytes[..seen]) else { return false };
+        let Some((granted, length)) = first_grant(&bytes[..seen]) else { return false };
         let mut lease = self.lease();
         // Only if all memory is there; else it stays in the socket for the link thread.
         let opened = PAGER.open_gate_for(&self.gate, || {
             let read = rustix::net::recv(descriptor, &mut bytes[..length], RecvFlags::DONTWAIT);
             debug_assert_eq!(read.map(|(n, _)| n), Ok(length), "peeked, and nobody else reads");
-            lease.granted(epoch) == Order::OpenGate
+            lease.granted(granted.epoch) == Order::OpenGate
         });
         if opened {
             lease.filled();
             state.granted = Some(Instant::now());
-            // From here, for the link thread may sleep on: what woke it was read before it looked. Under
-            // the lease's lock, so that no Release comes before it.
-            self.send(Say::Ready(Ready { epoch, switch_ns: 0, bytes_in: 0 }));
+            if !granted.resident {
+                // From here, for the link thread may sleep on: what woke it was read before it looked.
+                // Under the lease's lock, so that no Release comes before it.
+                self.send(Say::Ready(Ready { epoch: granted.epoch, switch_ns: 0, bytes_in: 0 }));
+            }
         }
         false
     }
 }
 
 /// The grant at the front of `bytes`, and how long it is.
-fn first_grant(bytes: &[u8]) -> Option<(Epoch, usize)> {
+fn first_grant(bytes: &[u8]) -> Option<(Granted, usize)> {
     let mut decoder = Decoder::new();
     decoder.extend(bytes);
     let AssignerMessage { kind: Some(Kind::Granted(granted)) } = decoder.next().ok()?? else {
         return None;
     };
-    Some((granted.epoch, bytes.len() - decoder.remaining()))
+    Some((granted, bytes.len() - decoder.remaining()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use acb_wire::frame::encode;
-    use acb_wire::v1::{Granted, Wanted};
+    use acb_wire::v1::Wanted;
 
     fn frame(kind: Kind) -> Vec<u8> {
         encode(&AssignerMessage { kind: Some(kind) })
@@ -210,11 +214,12 @@ mod tests {
 
     #[test]
     fn a_grant_alone_is_taken_from_the_front() {
-        let granted = frame(Kind::Granted(Granted { epoch: 300 }));
+        let grant = Granted { epoch: 300, resident: false };
+        let granted = frame(Kind::Granted(grant));
         let wanted = frame(Kind::Wanted(Wanted { epoch: 300 }));
         let both = [granted.clone(), wanted.clone()].concat();
-        assert_eq!(first_grant(&granted), Some((300, granted.len())));
-        assert_eq!(first_grant(&both), Some((300, granted.len())));
+        assert_eq!(first_grant(&granted), Some((grant, granted.len())));
+        assert_eq!(first_grant(&both), Some((grant, granted.len())));
         assert_eq!(first_grant(&[wanted, granted.clone()].concat()), None);
         assert_eq!(
             first_grant(&granted[..granted.len() - 1]),
@@ -222,7 +227,7 @@ mod tests {
             "the link thread waits for the rest"
         );
         assert_eq!(first_grant(&[0xff; GRANT_MAX]), None);
-        let longest = frame(Kind::Granted(Granted { epoch: u64::MAX }));
+        let longest = frame(Kind::Granted(Granted { epoch: u64::MAX, resident: true }));
         assert!(longest.len() <= GRANT_MAX);
     }
 

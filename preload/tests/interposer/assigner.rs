@@ -185,7 +185,7 @@ impl Peer {
     #[track_caller]
     pub(crate) fn grant(&mut self, epoch: u64) {
         self.acquire();
-        self.say(Say::Granted(Granted { epoch }));
+        self.say(Say::Granted(Granted { epoch, resident: false }));
     }
 
     pub(crate) fn want(&mut self, epoch: u64) {

@@ -16,7 +16,7 @@ fn nothing_is_submitted_before_the_grant() {
     peer.acquire();
     peer.hears_nothing();
     assert_eq!(lab.count("cuLaunchKernel"), 0);
-    peer.say(Say::Granted(Granted { epoch: 1 }));
+    peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     client.tell("on");
     client.end().succeeded().prints("launch=0");
@@ -31,7 +31,9 @@ fn a_grant_arrives_in_pieces_and_in_company() {
     let mut client = lab.start("launch 0 0");
     let mut peer = assigner.accept_client();
     peer.acquire();
-    let granted = encode(&AssignerMessage { kind: Some(Say::Granted(Granted { epoch: 1 })) });
+    let granted = encode(&AssignerMessage {
+        kind: Some(Say::Granted(Granted { epoch: 1, resident: false })),
+    });
     peer.stream.write_all(&granted[..1]).unwrap();
     peer.hears_nothing();
     peer.stream.write_all(&granted[1..]).unwrap();
@@ -41,7 +43,7 @@ fn a_grant_arrives_in_pieces_and_in_company() {
     client.tell("on");
     peer.acquire();
     let notice = Say::Notice(Notice { text: "others are waiting too".into() });
-    let both = [notice, Say::Granted(Granted { epoch: 2 })]
+    let both = [notice, Say::Granted(Granted { epoch: 2, resident: false })]
         .map(|kind| encode(&AssignerMessage { kind: Some(kind) }))
         .concat();
     peer.stream.write_all(&both).unwrap();
@@ -250,7 +252,7 @@ fn no_destroyed_handle_is_asked_about() {
 fn grant_and_recall(epoch: u64) -> Vec<u8> {
     use acb_wire::v1::{Recall, Wanted};
     let orders = [
-        Say::Granted(Granted { epoch }),
+        Say::Granted(Granted { epoch, resident: false }),
         Say::Wanted(Wanted { epoch }),
         Say::Recall(Recall { epoch }),
     ];
@@ -266,7 +268,7 @@ fn a_cancelled_thread_ends_after_its_call_and_the_lease_goes_back() {
     let mut peer = assigner.accept_client();
     peer.acquire();
     peer.hears_nothing();
-    peer.say(Say::Granted(Granted { epoch: 1 }));
+    peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
     wait_until("the first call", || lab.count("cuMemsetD8") == 1);
     client.tell("on");
     wait_until("the second call", || lab.count("cuMemsetD8") == 2);

@@ -105,7 +105,7 @@ impl Play {
     #[track_caller]
     fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
         self.peer.acquire();
-        self.peer.say(Say::Granted(Granted { epoch }));
+        self.peer.say(Say::Granted(Granted { epoch, resident: false }));
         if credit > 0 {
             self.credit(credit);
         }
@@ -120,12 +120,50 @@ impl Play {
     }
 }
 
+/// The assigner knew it, so that no message is spent on it in the path of a grant.
+#[test]
+fn ready_is_said_unless_the_grant_says_that_all_is_there() {
+    for (said, resident) in [(true, false), (false, true)] {
+        let mut play = start("a8 w0:1 . w0:2 c0:2 .");
+        play.claim(8 * MIB);
+        play.turn(1, 8 * MIB);
+        play.take_back(1);
+        play.client.tell("on");
+        play.peer.acquire();
+        play.peer.say(Say::Granted(Granted { epoch: 2, resident }));
+        if said {
+            play.ready(2);
+        }
+        play.peer.want(2);
+        match play.peer.hear_moves() {
+            Hear::Release(release) => assert_eq!(release.epoch, 2),
+            other => panic!("Release expected: {other:?}"),
+        }
+        play.client.tell("on");
+        play.client.end().succeeded();
+    }
+}
+
+/// Memory that is away though the grant says otherwise comes first, and Ready says when.
+#[test]
+fn a_grant_that_is_wrong_about_memory_opens_no_gate() {
+    let mut play = start("a8 w0:1 c0:1 .");
+    play.claim(8 * MIB);
+    play.peer.acquire();
+    play.peer.say(Say::Granted(Granted { epoch: 1, resident: true }));
+    play.peer.hears_nothing();
+    play.credit(8 * MIB);
+    play.ready(1);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
 #[test]
 fn memory_without_a_lease_is_a_claim_and_comes_before_the_gate_opens() {
     let mut play = start("a40 w0:1 c0:1 .");
     play.claim(40 * MIB);
     play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch: 1 }));
+    play.peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
     play.credit(32 * MIB);
     play.peer.hears_nothing();
     play.credit(8 * MIB);
@@ -315,7 +353,7 @@ fn a_grant_in_mid_eviction_waits_for_its_end_and_then_for_memory() {
             Hear::Evicted(evicted) => sum += evicted.bytes,
             Hear::Acquire(_) => {
                 acquired = true;
-                play.peer.say(Say::Granted(Granted { epoch: 2 }));
+                play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
             }
             other => panic!("{other:?}"),
         }

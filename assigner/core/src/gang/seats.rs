@@ -338,7 +338,7 @@ impl Scheduler {
         for gpu in &gpus {
             self.gpus[gpu.index()].grants += 1;
         }
-        self.actions.push_back(Action::Grant { client: id, epoch, gpus });
+        self.actions.push_back(Action::Grant { client: id, epoch, gpus, is_ready });
         if wanted {
             self.actions.push_back(Action::Wanted { client: id, epoch });
         }

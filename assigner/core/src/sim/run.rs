@@ -290,7 +290,7 @@ impl<'a> Run<'a> {
 
     fn obey(&mut self, action: Action) {
         match action {
-            Action::Grant { client, epoch, gpus } => {
+            Action::Grant { client, epoch, gpus, .. } => {
                 let index = index(client);
                 self.grants += 1;
                 let promised = self.scheduler.clients[&number(index)].lease.as_ref();

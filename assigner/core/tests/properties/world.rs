@@ -338,7 +338,7 @@ impl World {
                 self.log.push(format!("{slot} refused {reason}"));
                 self.clients[slot] = Client::default();
             }
-            Action::Grant { client, epoch, gpus } => self.granted(client, epoch, gpus),
+            Action::Grant { client, epoch, gpus, .. } => self.granted(client, epoch, gpus),
             Action::Wanted { client, epoch } => {
                 let slot = self.slot(client);
                 self.log.push(format!("{slot} wanted {epoch}"));

@@ -169,7 +169,7 @@ impl World<'_, '_> {
 
     fn answer(&mut self, node: usize, action: Action) {
         let client = match &action {
-            Action::Grant { client, epoch, gpus } => {
+            Action::Grant { client, epoch, gpus, .. } => {
                 self.outcome.grants += 1;
                 let gpus: Vec<usize> = gpus.iter().map(|gpu| gpu.0 as usize).collect();
                 self.check_grant(node, index(*client), *epoch, &gpus);

@@ -160,7 +160,8 @@ pub struct Evicted {
     #[prost(string, tag = "3")]
     pub failed: ::prost::alloc::string::String,
 }
-/// All memory of the holder is on its GPUs, and its gate is open. Sent once for each lease, also when nothing had to be moved.
+/// All memory of the holder is on its GPUs, and its gate is open. Sent once for each lease; also when nothing had to be moved, unless
+/// Granted said so.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ready {
     #[prost(uint64, tag = "1")]
@@ -218,7 +219,10 @@ pub struct Usage {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AssignerMessage {
-    #[prost(oneof = "assigner_message::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "assigner_message::Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    )]
     pub kind: ::core::option::Option<assigner_message::Kind>,
 }
 /// Nested message and enum types in `AssignerMessage`.
@@ -300,6 +304,9 @@ pub struct Bound {
 pub struct Granted {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
+    /// All claimed memory is resident already, as the assigner knows it: Ready is not waited for, and need not be said if that is so.
+    #[prost(bool, tag = "2")]
+    pub resident: bool,
 }
 /// Somebody waits for the lease: give it back as soon as you are idle.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
