@@ -49,12 +49,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME:SIZE", value_parser = gang)]
     pub gang: Option<(Name, NonZeroU32)>,
     /// The program and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROGRAM",
-        hide = true
-    )]
+    #[arg(trailing_var_arg = true, value_name = "PROGRAM", hide = true)]
     pub command: Vec<OsString>,
 }
 
@@ -62,10 +57,15 @@ fn name(text: &str) -> Result<Name, NameProblem> {
     Name::new(text)
 }
 
-fn gang(text: &str) -> Result<(Name, NonZeroU32), GangProblem> {
-    match text.parse()? {
-        GangRequest::Named { name, size } => Ok((name, size)),
-        GangRequest::Step => Err(GangProblem),
+fn gang(text: &str) -> Result<(Name, NonZeroU32), String> {
+    match text.parse() {
+        Ok(GangRequest::Named { name, size }) => Ok((name, size)),
+        Ok(GangRequest::Step) => Err("only `srun --acb=…,gang=step` knows the tasks of a step; \
+            give the gang's name and the number of its programs, like train:4"
+            .into()),
+        Err(GangProblem) => Err("not NAME:SIZE, like train:4, with a name of letters, digits and \
+            _ - . @ and the number of the gang's programs"
+            .into()),
     }
 }
 
@@ -83,5 +83,9 @@ mod tests {
         let cli = Cli::try_parse_from(["agarun", "--", "torchrun", "--nnodes", "2"]).unwrap();
         assert_eq!(cli.command, ["torchrun", "--nnodes", "2"]);
         assert!(Cli::try_parse_from(["agarun", "--gpus", "0", "x"]).is_err());
+        let wrong = Cli::try_parse_from(["agarun", "--prio", "1", "x"]).unwrap_err().to_string();
+        let step = Cli::try_parse_from(["agarun", "--gang", "step", "x"]).unwrap_err().to_string();
+        assert!(step.contains("train:4"), "{step}");
+        assert!(wrong.contains("'--prio'") && wrong.contains("'--priority'"), "{wrong}");
     }
 }
