@@ -86,9 +86,7 @@ fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) ->
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        if !connection.is_in_mid_message() {
-            LINK.turn.offer();
-        }
+        LINK.turn.offer(&connection.socket, !connection.is_in_mid_message());
         let readable = wait(connection, time);
         if LINK.turn.take(readable)
             && let Err(error) = connection.receive()
@@ -141,14 +139,28 @@ fn wait(connection: &Connection, time: Option<Duration>) -> bool {
     let time = time.unwrap_or(ROUNDS).min(ROUNDS);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     let pending = !LINK.outbox().pending.is_empty();
-    let flags = if pending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = [PollFd::from_borrowed_fd(descriptor, flags)];
+    let (ear, writable) = (connection.socket.ear(), PollFlags::OUT);
+    let flags = match (ear.is_some(), pending) {
+        (true, false) => PollFlags::empty(),
+        (true, true) => writable,
+        (false, false) => PollFlags::IN,
+        (false, true) => PollFlags::IN | writable,
+    };
+    let mut fds = [
+        PollFd::from_borrowed_fd(descriptor, flags),
+        PollFd::from_borrowed_fd(ear.unwrap_or(descriptor), PollFlags::IN & !flags),
+    ];
     // Errors are signals, which this thread blocks, or lack of memory, which passes.
     let _ = poll(&mut fds, Some(&time));
     if pending {
         LINK.outbox().flush();
     }
-    !fds[0].revents().difference(PollFlags::OUT).is_empty()
+    if fds.iter().any(|fd| !fd.revents().difference(writable).is_empty()) {
+        return true;
+    }
+    // The ear is shut while a call has the turn, and that call may never come back.
+    let mut shut = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    poll(&mut shut, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
 /// Tries again and again until grace is over.

@@ -11,9 +11,11 @@
 //!        │                                   ▼
 //!        └──────────────────────────────── Link <── the call is too slow, or will never come
 //! ```
-//! The link thread waits for the same socket meanwhile, so nothing that a call leaves there is
-//! overlooked. If it wakes while a call has the turn it lets that call go first. A call whose turn
-//! was taken away finds out from the number of its turn.
+//! The link thread waits for the same socket through an ear of its own ([`Socket::listen`]). A call that
+//! has the turn shuts it, for to be woken together would cost a sixth of the way once more; it opens
+//! it again with the end of its turn, so nothing that it leaves in the socket is overlooked. A call that
+//! never comes back (a signal handler's longjmp) keeps it shut until the link thread next looks
+//! up, and then loses its turn. It finds out from the number of its turn.
 //!
 //! What must hold: a call has the turn only while the lease is asked for, for the gate of any other
 //! closed lease is opened without a message; and it opens the gate itself only where a grant
@@ -29,7 +31,7 @@ use acb_wire::v1::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the link thread leaves a message to the call that has the turn. Such a call has been
@@ -74,12 +76,16 @@ impl Turn {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The link thread is about to wait for the socket, and has nothing half read.
-    pub(super) fn offer(&self) {
+    /// The link thread is about to wait for the socket. `whole`: it has nothing half read.
+    pub(super) fn offer(&self, socket: &Socket, whole: bool) {
         let mut state = self.state();
-        if state.reader == Reader::Link {
+        if let Reader::Call { .. } = state.reader {
+            return;
+        }
+        if whole {
             state.reader = Reader::Free;
         }
+        socket.listen(true);
     }
 
     /// The link thread has waited; `readable`: for the socket has something. Whether it may read.
@@ -110,18 +116,19 @@ impl Turn {
         self.state().granted.take()
     }
 
-    fn begin(&self) -> Option<u64> {
+    fn begin(&self, socket: &Socket) -> Option<u64> {
         let mut state = self.state();
         if state.reader != Reader::Free {
             return None;
         }
+        socket.listen(false);
         state.turns += 1;
         state.reader = Reader::Call { turn: state.turns };
         Some(state.turns)
     }
 
     /// Runs `read` if the turn is still this one. It keeps the turn if `read` says so.
-    fn go_on(&self, turn: u64, read: impl FnOnce(&mut State) -> bool) -> bool {
+    fn go_on(&self, turn: u64, socket: &Socket, read: impl FnOnce(&mut State) -> bool) -> bool {
         let mut state = self.state();
         if state.reader != (Reader::Call { turn }) {
             return false;
@@ -130,6 +137,7 @@ impl Turn {
             return true;
         }
         state.reader = Reader::Free;
+        socket.listen(true);
         drop(state);
         self.over.notify_all();
         false
@@ -140,29 +148,27 @@ impl Link {
     /// Waits until the bell has rung more than `heard` times. This call may ring it itself, by
     /// reading its grant.
     pub(super) fn wait_at_gate(&self, heard: u64) {
-        if let Some(turn) = self.turn.begin() {
-            self.read_grant(turn);
+        let socket = self.outbox().socket.clone();
+        if let Some(socket) = socket
+            && let Some(turn) = self.turn.begin(&socket)
+        {
+            self.read_grant(turn, &socket);
         }
         self.gate.wait(heard);
     }
 
-    fn read_grant(&self, turn: u64) {
-        let socket = self.outbox().socket.clone();
+    fn read_grant(&self, turn: u64, socket: &Socket) {
         // Looked at again: from now on the link thread does not change it unheard.
         let asked = *self.lease() == Lease::Asked;
-        while self.turn.go_on(turn, |state| {
-            asked && socket.as_ref().is_some_and(|socket| self.take_grant(socket, state))
-        }) {
-            let Some(descriptor) = socket.as_ref().and_then(|socket| socket.descriptor()) else {
-                continue;
-            };
+        while self.turn.go_on(turn, socket, |state| asked && self.take_grant(socket, state)) {
+            let Some(descriptor) = socket.descriptor() else { continue };
             // Interrupted or short of memory: looked at again like a message.
             let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&ROUNDS));
         }
     }
 
     /// Reads a grant if that is what the socket has. True: it has nothing yet.
-    fn take_grant(&self, socket: &Arc<Socket>, state: &mut State) -> bool {
+    fn take_grant(&self, socket: &Socket, state: &mut State) -> bool {
         let Some(descriptor) = socket.descriptor() else { return false };
         let mut bytes = [0; GRANT_MAX];
         let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -204,6 +210,7 @@ fn first_grant(bytes: &[u8]) -> Option<(Granted, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::socket::tests::pair;
     use super::*;
     use acb_wire::frame::encode;
     use acb_wire::v1::Wanted;
@@ -234,26 +241,28 @@ mod tests {
     #[test]
     fn a_call_reads_only_while_the_link_thread_waits() {
         let turn = Turn::new();
-        assert_eq!(turn.begin(), None, "the link thread has not waited yet");
-        turn.offer();
-        let first = turn.begin().unwrap();
-        assert_eq!(turn.begin(), None, "one at a time");
+        let (socket, _assigner) = pair();
+        assert_eq!(turn.begin(&socket), None, "the link thread has not waited yet");
+        turn.offer(&socket, true);
+        let first = turn.begin(&socket).unwrap();
+        assert_eq!(turn.begin(&socket), None, "one at a time");
         assert!(!turn.take(false), "nothing came: the call goes on waiting");
-        assert!(turn.go_on(first, |_| true));
-        assert!(!turn.go_on(first, |_| false));
+        assert!(turn.go_on(first, &socket, |_| true));
+        assert!(!turn.go_on(first, &socket, |_| false));
         assert!(turn.take(true), "the call is done");
-        assert_eq!(turn.begin(), None);
+        assert_eq!(turn.begin(&socket), None);
     }
 
     #[test]
     fn a_call_that_never_comes_back_loses_its_turn() {
         let turn = Turn::new();
-        turn.offer();
-        let gone = turn.begin().unwrap();
+        let (socket, _assigner) = pair();
+        turn.offer(&socket, true);
+        let gone = turn.begin(&socket).unwrap();
         assert!(turn.take(true));
-        turn.offer();
-        let next = turn.begin().unwrap();
-        assert!(!turn.go_on(gone, |_| panic!("this is another call's turn")));
-        assert!(turn.go_on(next, |_| true));
+        turn.offer(&socket, true);
+        let next = turn.begin(&socket).unwrap();
+        assert!(!turn.go_on(gone, &socket, |_| panic!("this is another call's turn")));
+        assert!(turn.go_on(next, &socket, |_| true));
     }
 }

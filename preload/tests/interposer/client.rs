@@ -20,6 +20,7 @@ pub(crate) fn play(scenario: &str) {
         "launch-per-thread" => launch_per_thread(),
         "endless" => endless(),
         "cancel" => cancel(),
+        "stuck-call" => stuck_call(),
         "capture" => capture(argument),
         "destroy-busy" => destroy_busy(argument),
         "destroy-twice" => destroy_twice(),
@@ -185,6 +186,34 @@ fn launch_per_thread() {
     let cuda = Cuda::start();
     println!("launch={}", cuda.launch_as("cuLaunchKernel_ptsz", 300, NULL));
     pause();
+}
+
+/// A call that waits for the GPU is interrupted by a signal handler that never returns.
+fn stuck_call() {
+    use std::os::unix::thread::JoinHandleExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static STUCK: AtomicBool = AtomicBool::new(false);
+    extern "C" fn never_returns(_: c_int) {
+        STUCK.store(true, Ordering::SeqCst);
+        loop {
+            // SAFETY: pause(2) may be called in a handler.
+            unsafe { libc::pause() };
+        }
+    }
+    let cuda = std::sync::Arc::new(Cuda::start());
+    let handler = never_returns as extern "C" fn(c_int);
+    // SAFETY: the handler calls nothing but what a handler may call.
+    unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+    let theirs = cuda.clone();
+    let waiter = std::thread::spawn(move || theirs.launch(1, NULL));
+    pause();
+    // SAFETY: the thread lives, for nobody lets it through the gate.
+    unsafe { libc::pthread_kill(waiter.as_pthread_t(), libc::SIGUSR1) };
+    while !STUCK.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    assert_eq!(cuda.synchronize(), 0);
+    println!("launch={}", cuda.launch(2, NULL));
 }
 
 /// A thread is cancelled while it waits at the gate, and another in the middle of a call.

@@ -280,6 +280,21 @@ fn a_cancelled_thread_ends_after_its_call_and_the_lease_goes_back() {
     client.end().succeeded().prints("cancelled=1\npaused\ncancelled=1\npaused\nlaunch=0");
 }
 
+/// It has the turn to read the socket, and will never read it.
+#[test]
+fn a_call_that_is_stuck_in_a_signal_handler_keeps_no_grant_from_others() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("stuck-call");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    client.tell("on");
+    wait_until("the handler", || lab.count("cuCtxSynchronize") == 1);
+    peer.say(Say::Granted(Granted { epoch: 1, resident: true }));
+    wait_until("the other call", || lab.count("cuLaunchKernel") == 1);
+    client.end().succeeded().prints("paused\nlaunch=0");
+}
+
 /// The kernel ends only when the program writes its flag, and the write waits at the gate.
 #[test]
 fn an_endless_kernel_is_told_and_its_program_not_strangled() {
