@@ -106,6 +106,32 @@ pub(crate) struct Walk {
     closed: bool,
 }
 
+/// GPUs that must come back to a tenant and to a queue before a client is within their limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Excess {
+    pub(crate) tenant: u32,
+    pub(crate) queue: u32,
+}
+
+impl Excess {
+    pub(crate) fn is_none(self) -> bool {
+        self == Excess::default()
+    }
+
+    /// What is left of it after a lease has come back.
+    pub(crate) fn without(self, tenant: u32, queue: u32) -> Excess {
+        Excess {
+            tenant: self.tenant.saturating_sub(tenant),
+            queue: self.queue.saturating_sub(queue),
+        }
+    }
+
+    /// How many of the limits are less in the way then.
+    pub(crate) fn helped_by(self, left: Excess) -> u32 {
+        u32::from(left.tenant < self.tenant) + u32::from(left.queue < self.queue)
+    }
+}
+
 /// Whose turn it is in a walk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
@@ -131,17 +157,34 @@ pub(crate) struct Given {
     tenants: Vec<(TenantId, u32)>,
     /// The same by queue.
     queues: Vec<(QueueId, u32)>,
+    /// Tenants whose first request fits nowhere: their guarantees are for none behind it.
+    unfit: Vec<TenantId>,
 }
 
 impl Given {
     pub(crate) fn add(&mut self, lane: LaneKey, gpus: u32) {
-        match self.tenants.iter_mut().find(|(tenant, _)| *tenant == lane.tenant) {
+        self.add_to_tenant(lane.tenant, gpus);
+        self.add_to_queue(lane.queue, gpus);
+    }
+
+    pub(crate) fn add_to_tenant(&mut self, id: TenantId, gpus: u32) {
+        match self.tenants.iter_mut().find(|(tenant, _)| *tenant == id) {
             Some((_, kept)) => *kept += gpus,
-            None => self.tenants.push((lane.tenant, gpus)),
+            None => self.tenants.push((id, gpus)),
         }
-        match self.queues.iter_mut().find(|(queue, _)| *queue == lane.queue) {
+    }
+
+    pub(crate) fn add_to_queue(&mut self, id: QueueId, gpus: u32) {
+        match self.queues.iter_mut().find(|(queue, _)| *queue == id) {
             Some((_, kept)) => *kept += gpus,
-            None => self.queues.push((lane.queue, gpus)),
+            None => self.queues.push((id, gpus)),
+        }
+    }
+
+    /// Nothing can be kept for a tenant's first request.
+    pub(crate) fn cannot_fit(&mut self, tenant: TenantId) {
+        if !self.unfit.contains(&tenant) {
+            self.unfit.push(tenant);
         }
     }
 
@@ -262,18 +305,21 @@ impl Scheduler {
         let tenant = self.tenants.of(lane.tenant);
         let own = |head: &Head| (Reverse(head.lane.level), head.place);
         tenant.guarantee > 0
+            && !given.unfit.contains(&lane.tenant)
             && tenant.held + given.to_tenant(lane.tenant) + lane.width <= tenant.guarantee
             && heads.iter().all(|other| other.lane.tenant != lane.tenant || own(other) >= own(head))
     }
 
-    /// True if a client of this lane would exceed what its tenant or its queue may hold.
-    pub(crate) fn is_limited(&self, lane: LaneKey, given: &Given) -> bool {
+    /// By how many GPUs a client of this lane would exceed what its tenant and its queue may hold.
+    pub(crate) fn excess(&self, lane: LaneKey, given: &Given) -> Excess {
         let tenant = self.tenants.of(lane.tenant);
         let queue = self.queues.of(lane.queue);
         let beyond = |held: u32, given: u32, limit: Option<u32>| {
-            limit.is_some_and(|limit| held + given + lane.width > limit)
+            limit.map_or(0, |limit| (held + given + lane.width).saturating_sub(limit))
         };
-        beyond(tenant.held, given.to_tenant(lane.tenant), tenant.limit)
-            || beyond(queue.held, given.to_queue(lane.queue), queue.max_gpus)
+        Excess {
+            tenant: beyond(tenant.held, given.to_tenant(lane.tenant), tenant.limit),
+            queue: beyond(queue.held, given.to_queue(lane.queue), queue.max_gpus),
+        }
     }
 }

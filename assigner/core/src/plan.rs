@@ -25,7 +25,7 @@ use crate::config::{Backfill, Policy};
 use crate::event::{Action, Cause, Eligible};
 use crate::gang::{Member, Seat};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
-use crate::order::{Given, LaneKey, Next, Walk};
+use crate::order::{Excess, Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
 use crate::scheduler::{Client, Lease, Reservation, Scheduler, Ticket, Waiter};
 
@@ -73,6 +73,7 @@ impl Lease {
             started: granted,
             least: std::time::Duration::ZERO,
             spent: std::time::Duration::ZERO,
+            made_way: Vec::new(),
             ticket: None,
             ends: None,
             yields: None,
@@ -111,6 +112,8 @@ impl Scheduler {
         let is_open = |gpu: &&Gpu| !self.is_stuck(**gpu) || self.is_shared(**gpu);
         let fresh = island.iter().filter(is_open).count();
         let mut open = Open { fresh, lent: 0, tries: 0 };
+        self.tenants.press_nobody();
+        self.queues.press_nobody();
         let mut ahead = Ahead::default();
         let mut given = Given::default();
         let mut promises = Vec::new();
@@ -123,11 +126,13 @@ impl Scheduler {
             if too_wide && self.clients[&client].bound.is_empty() {
                 // Nobody in this lane fits any more; whoever is behind has it ahead.
                 walk.close_lane(lane);
+                given.cannot_fit(lane.tenant);
                 ahead.everything = true;
                 continue;
             }
             open.tries += u32::from(open.fresh == 0);
-            let limited = self.is_limited(lane, &given);
+            let excess = self.excess(lane, &given);
+            let limited = !excess.is_none();
             let keeps = self.clients[&client].member.as_ref().is_some_and(Member::keeps);
             if !limited
                 && !keeps
@@ -139,10 +144,15 @@ impl Scheduler {
                 continue;
             }
             let who = Claimant { client, lane, entitled };
-            let kept = self.reserve(&who, ticket, &ahead, limited);
+            let kept = self.reserve(&who, ticket, &ahead, excess);
             if !kept.is_empty() {
                 given.add(lane, lane.width);
                 self.close(&kept, &who, &mut open, &mut walk);
+            } else {
+                if excess.queue == 0 || excess.tenant > 0 {
+                    given.cannot_fit(lane.tenant); // what its queue lacks, others of its tenant may have elsewhere
+                }
+                self.press_limits(ticket, lane, &mut given);
             }
             if !limited || !kept.is_empty() {
                 self.wait_behind(client, &mut ahead);
@@ -154,6 +164,20 @@ impl Scheduler {
         }
         self.withdraw(&before, island);
         self.tell_holders(island);
+    }
+
+    /// Holders stand in the way of a client by what its tenant or its queue may hold, and it can do nothing about their
+    /// GPUs: they are told, and what comes back counts for it before it does for those behind.
+    fn press_limits(&mut self, ticket: Ticket, lane: LaneKey, given: &mut Given) {
+        let Excess { tenant, queue } = self.excess(lane, &Given::default());
+        if tenant > 0 && self.tenants.of(lane.tenant).pressed.is_none() {
+            self.tenants.of_mut(lane.tenant).pressed = Some(ticket);
+            given.add_to_tenant(lane.tenant, lane.width);
+        }
+        if queue > 0 && self.queues.of(lane.queue).pressed.is_none() {
+            self.queues.of_mut(lane.queue).pressed = Some(ticket);
+            given.add_to_queue(lane.queue, lane.width);
+        }
     }
 
     /// True if a client that has just come to wait stands behind others wherever it could start: all its GPUs are held,
@@ -210,8 +234,9 @@ impl Scheduler {
         if dirty.gpus.is_empty() && !dirty.all {
             return None;
         }
-        if dirty.all || !self.floating.is_empty() {
-            // Who waits without being bound connects everything.
+        if dirty.all || !self.floating.is_empty() || self.tenants.bounds() || self.queues.bounds() {
+            // Who waits without being bound connects everything, and so do guarantees and limits: what is kept for one
+            // counts for others that wait elsewhere.
             return Some((0..self.gpus.len() as u32).map(Gpu).collect());
         }
         let mut pending: Vec<Gpu> = dirty.gpus.iter().copied().collect();
@@ -294,6 +319,7 @@ impl Scheduler {
         lease.is_ready = !self.memory.pages(client, &lease.gpus);
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
+        lease.made_way = waiter.made_way;
         lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
         lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
         for earlier in &start.passes {
@@ -316,16 +342,17 @@ impl Scheduler {
     }
 
     /// Keeps GPUs for a client that cannot start: those that come back first. One that is limited takes its turn on
-    /// what others of its tenant or queue hold, and on nothing else.
+    /// what others of its tenant or queue hold, so much that it is within its limits then, and on nothing else: it could
+    /// not start on it, and who had given way would take it again.
     fn reserve(
         &mut self,
         who: &Claimant,
         ticket: Ticket,
         ahead: &Ahead,
-        limited: bool,
+        excess: Excess,
     ) -> Vec<Gpu> {
         let client = &self.clients[&who.client];
-        let mut pool: Vec<Gpu> = self
+        let pool: Vec<Gpu> = self
             .candidates(client)
             .filter(|gpu| {
                 self.gpus[gpu.index()].reserved.is_none()
@@ -333,18 +360,19 @@ impl Scheduler {
                     && self.memory.could_fit(who.client, *gpu)
             })
             .collect();
-        if limited && !pool.iter().any(|gpu| self.is_held_beside(*gpu, who.lane)) {
-            pool.clear();
-        }
-        if pool.len() < client.width as usize {
+        let kept = match pool.len() < client.width as usize {
+            true => Vec::new(),
+            false => self.soonest(who, pool, excess),
+        };
+        let gpus = kept.iter().map(|(gpu, _)| *gpu);
+        if kept.is_empty() || !self.left_of(excess, who.lane, gpus, &[]).is_none() {
             let waiter = self.queue.get_mut(&ticket).expect("it was just walked over");
             if let Some(reservation) = &mut waiter.reservation {
                 reservation.promised = None;
             }
             return Vec::new();
         }
-        let kept = self.soonest(who, pool, limited);
-        let first_in_line = !limited
+        let first_in_line = excess.is_none()
             && !ahead.everything
             && self.candidates(client).all(|gpu| !ahead.gpus.contains(&gpu));
         let outlook = kept.iter().map(|(_, outlook)| *outlook).reduce(Outlook::with);
@@ -390,12 +418,12 @@ impl Scheduler {
             }
         }
         for (holder, cause) in recalls {
-            self.recall(holder, cause);
+            self.recall_for(who.client, holder, cause);
         }
     }
 
     /// The GPUs of a pool that come back first, and when.
-    fn soonest(&self, who: &Claimant, mut pool: Vec<Gpu>, limited: bool) -> Vec<(Gpu, Outlook)> {
+    fn soonest(&self, who: &Claimant, mut pool: Vec<Gpu>, excess: Excess) -> Vec<(Gpu, Outlook)> {
         let client = &self.clients[&who.client];
         let width = client.width as usize;
         if !client.bound.is_empty() || pool.len() == width {
@@ -403,7 +431,7 @@ impl Scheduler {
         }
         let mut chosen: Vec<(Gpu, Outlook)> = Vec::with_capacity(width);
         let mut taken: Vec<ClientId> = Vec::new();
-        if width == 1 && !limited {
+        if width == 1 && excess.is_none() {
             // The usual case: what comes back when decides, the rest only between equals.
             let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &[])));
             let least = all.reduce(|best, other| {
@@ -414,27 +442,51 @@ impl Scheduler {
             chosen.extend(least);
             return chosen;
         }
+        let mut excess = excess;
         while chosen.len() < width {
+            let left = |gpu: Gpu| self.left_of(excess, who.lane, [gpu].into_iter(), &taken);
             let key = |gpu: Gpu| {
                 let far: u32 = chosen
                     .iter()
                     .map(|(other, _)| self.config.topology.distance(gpu, *other))
                     .sum();
-                let beside = limited && !self.is_held_beside(gpu, who.lane);
-                (beside, self.outlook(who, gpu, &taken), far, self.preference(client, gpu))
+                let helps = Reverse(excess.helped_by(left(gpu)));
+                (helps, self.outlook(who, gpu, &taken), far, self.preference(client, gpu))
             };
             let best = (0..pool.len()).min_by_key(|at| key(pool[*at]));
             let gpu = pool.swap_remove(best.expect("the pool is as large as what is wanted"));
             chosen.push((gpu, self.outlook(who, gpu, &taken)));
+            excess = left(gpu);
             taken.extend(&self.gpus[gpu.index()].holders);
         }
         chosen
     }
 
-    /// True if a GPU is held by a client of the same tenant or queue.
-    fn is_held_beside(&self, gpu: Gpu, lane: LaneKey) -> bool {
-        let holders = self.gpus[gpu.index()].holders.iter().map(|holder| &self.clients[holder]);
-        holders.into_iter().any(|holder| holder.tenant == lane.tenant || holder.queue == lane.queue)
+    /// What is left of an excess when the holders of GPUs have given back; those of `taken` count already.
+    fn left_of(
+        &self,
+        excess: Excess,
+        lane: LaneKey,
+        gpus: impl Iterator<Item = Gpu>,
+        taken: &[ClientId],
+    ) -> Excess {
+        if excess.is_none() {
+            return excess; // the usual case
+        }
+        let mut counted = taken.to_vec();
+        let mut left = excess;
+        for holder in gpus.flat_map(|gpu| &self.gpus[gpu.index()].holders) {
+            if !counted.contains(holder) {
+                counted.push(*holder);
+                let holder = &self.clients[holder];
+                let counts = |shared: bool| if shared { holder.width } else { 0 };
+                left = left.without(
+                    counts(holder.tenant == lane.tenant),
+                    counts(holder.queue == lane.queue),
+                );
+            }
+        }
+        left
     }
 
     /// Notes what a client that waits wants, so that those behind it know.

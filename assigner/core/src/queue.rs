@@ -5,6 +5,7 @@
 
 use crate::config::Policy;
 use crate::ids::Priority;
+use crate::scheduler::Ticket;
 
 /// A named queue. The queue without a name (`""`) is where everybody waits who names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub(crate) struct Queue {
     pub(crate) max_clients: Option<u32>,
     /// GPUs of its clients' leases.
     pub(crate) held: u32,
+    /// The first request that its limit keeps from starting, whatever GPUs come back.
+    pub(crate) pressed: Option<Ticket>,
     pub(crate) clients: u32,
 }
 
@@ -67,6 +70,7 @@ impl Queues {
             max_gpus: config.max_gpus,
             max_clients: config.max_clients,
             held: 0,
+            pressed: None,
             clients: 0,
         };
         Queues(configured.iter().chain(nameless).map(queue).collect())
@@ -83,6 +87,15 @@ impl Queues {
 
     pub(crate) fn of_mut(&mut self, id: QueueId) -> &mut Queue {
         &mut self.0[id.0 as usize]
+    }
+
+    /// True if some queue is limited in what it holds.
+    pub(crate) fn bounds(&self) -> bool {
+        self.0.iter().any(|queue| queue.max_gpus.is_some())
+    }
+
+    pub(crate) fn press_nobody(&mut self) {
+        self.0.iter_mut().for_each(|queue| queue.pressed = None);
     }
 
     /// True if clients of some queue may hold a GPU together.

@@ -14,8 +14,10 @@
 //! In all other cases the holder is only told that somebody waits, and gives back when it is idle. Nothing else takes a
 //! GPU from a client; it is asked to stop between two kernels, and never killed.
 //!
-//! No livelock: each recall *at once* either lowers what is borrowed while somebody is below its guarantee, or hands
-//! a GPU to a higher level within the same bounds; neither can be undone by the one that gave way.
+//! No livelock: a request makes way *at once* for another one at most once, until it has had its quantum; the second time
+//! it keeps that. So the pairs of requests of which one may still make way for the other are a potential: each recall at
+//! once lowers it, whatever guarantees and limits say, and n requests see at most n(n-1) of them before time goes on.
+//! That this is hardly ever needed follows from what is recalled: only what lets the other start (`plan`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,7 +27,7 @@ use crate::event::{Action, Cause};
 use crate::gang::{NodeEvent, Seat};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::LaneKey;
-use crate::scheduler::{Lease, Scheduler};
+use crate::scheduler::{Lease, Scheduler, Ticket};
 
 /// What a waiting client may do about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,23 @@ impl Scheduler {
     /// What a waiting client may do about the lease of another.
     /// `taken`: what else would be taken with it.
     pub(crate) fn claim(&self, who: &Claimant, holder: ClientId, taken: &[ClientId]) -> Claim {
+        match self.claim_by_rank(who, holder, taken) {
+            Claim::Now(Cause::Priority | Cause::Quota) if self.has_made_way(who.client, holder) => {
+                Claim::AtQuantum
+            }
+            claim => claim,
+        }
+    }
+
+    /// True if the request that holds has made way before for the one that waits.
+    fn has_made_way(&self, who: ClientId, holder: ClientId) -> bool {
+        let waiting = self.clients[&who].waiting.map(|ticket| &self.queue[&ticket]);
+        waiting
+            .zip(self.lease(holder).ticket)
+            .is_some_and(|(waiter, held)| waiter.made_way.contains(&held))
+    }
+
+    fn claim_by_rank(&self, who: &Claimant, holder: ClientId, taken: &[ClientId]) -> Claim {
         let id = holder;
         let holder = &self.clients[&id];
         let seat = |client: ClientId| self.clients[&client].member.as_ref().map(|it| it.seat);
@@ -202,7 +221,7 @@ impl Scheduler {
             }
             let waiting = lease.gpus.iter().any(|gpu| {
                 self.gpus[gpu.index()].reserved.is_some() || self.memory.presses(id, *gpu)
-            });
+            }) || self.pressing(id).next().is_some();
             let is_kept = self.clients[&id].member.as_ref().is_some_and(|it| it.seat == Seat::Kept);
             let recall_at = if waiting && !is_kept { self.recall_time(id) } else { None };
             if waiting {
@@ -241,7 +260,22 @@ impl Scheduler {
                 _ => Some(promised.map_or(end, |promised| promised.min(end))),
             }
         });
-        times.chain(pressed).min()
+        let limited = self.pressing(holder).filter_map(|ticket| {
+            let waiter = &self.queue[&ticket];
+            let lane = self.clients[&waiter.client].lane();
+            let who = Claimant { client: waiter.client, lane, entitled: false };
+            let claim = self.claim(&who, holder, &[]);
+            (claim != Claim::Never).then(|| lease.latest_recall(&self.config))
+        });
+        times.chain(pressed).chain(limited).min()
+    }
+
+    /// The requests that wait for what the tenant or the queue of a holder has.
+    fn pressing(&self, holder: ClientId) -> impl Iterator<Item = Ticket> {
+        let client = &self.clients[&holder];
+        let tenant = self.tenants.of(client.tenant).pressed;
+        let queue = self.queues.of(client.queue).pressed;
+        tenant.into_iter().chain(queue)
     }
 
     /// True if clients of the holder's own tenant wait for its GPUs: then the quantum counts between them, although
@@ -263,6 +297,18 @@ impl Scheduler {
             }
             self.timers.extend(at.map(|at| (at, epoch, holder)));
         }
+    }
+
+    /// Asks for a lease back for somebody who waits for it.
+    pub(crate) fn recall_for(&mut self, who: ClientId, holder: ClientId, cause: Cause) {
+        let (made_way, ticket) = (self.lease(holder).ticket, self.clients[&who].waiting);
+        if let (Cause::Priority | Cause::Quota, Some(made_way), Some(ticket)) =
+            (cause, made_way, ticket)
+        {
+            let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
+            waiter.made_way.push(made_way);
+        }
+        self.recall(holder, cause);
     }
 
     /// Asks for a lease back.
@@ -301,16 +347,20 @@ impl Scheduler {
                 let later = self.lease(id).latest_recall(&self.config);
                 self.set_timer(id, Some(later)); // its page-in goes on
             } else {
-                self.recall(id, self.cause(id, at));
+                let (cause, who) = self.cause(id, at);
+                match who {
+                    Some(who) => self.recall_for(who, id, cause),
+                    None => self.recall(id, cause),
+                }
             }
         }
     }
 
-    /// Why a lease is recalled whose timer has come.
-    fn cause(&self, holder: ClientId, at: Time) -> Cause {
+    /// Why a lease is recalled whose timer has come, and for whom if that is more than that its time is over.
+    fn cause(&self, holder: ClientId, at: Time) -> (Cause, Option<ClientId>) {
         let lease = self.lease(holder);
         if at >= lease.started.after(lease.span(self.config.quantum)) {
-            return Cause::Quantum;
+            return (Cause::Quantum, None);
         }
         let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
         let mut causes = kept.filter_map(|ticket| {
@@ -318,11 +368,11 @@ impl Scheduler {
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
             match self.claim(&who, holder, &[]) {
-                Claim::Now(cause) => Some(cause),
+                Claim::Now(cause) => Some((cause, Some(who.client))),
                 Claim::AtQuantum | Claim::Never => None,
             }
         });
-        causes.next().unwrap_or(Cause::Promise)
+        causes.next().unwrap_or((Cause::Promise, None))
     }
 
     /// All memory of a holder is on its GPUs: now its quantum begins. It lasts so long that the switch costs no more than

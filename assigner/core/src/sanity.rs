@@ -256,7 +256,17 @@ impl Scheduler {
                 let other = self.clients[&self.queue[other].client].lane();
                 given.add(other, other.width);
             }
-            let limited = self.is_limited(lane, &given);
+            for (id, tenant) in self.tenants.iter() {
+                let first = tenant.pressed.filter(|first| first != ticket);
+                let first = first.map(|first| self.clients[&self.queue[&first].client].width);
+                given.add_to_tenant(id, first.unwrap_or(0));
+            }
+            for (id, queue) in self.queues.iter() {
+                let first = queue.pressed.filter(|first| first != ticket);
+                let first = first.map(|first| self.clients[&self.queue[&first].client].width);
+                given.add_to_queue(id, first.unwrap_or(0));
+            }
+            let limited = !self.excess(lane, &given).is_none();
             let keeps = client.member.as_ref().is_some_and(Member::keeps);
             if !limited && !keeps && candidates.iter().filter(idle).count() >= width {
                 return Err(SanityError::Idle(waiter.client));

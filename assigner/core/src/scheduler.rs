@@ -26,7 +26,9 @@ use crate::order::{Level, Line, Place};
 use crate::queue::Queues;
 use crate::tenant::{Shares, Tenants, Used};
 
-pub(crate) use crate::state::{Client, Dirty, GpuState, Lease, Reservation, Ticket, Waiter};
+pub(crate) use crate::state::{
+    Client, Dirty, GaveWay, GpuState, Lease, Reservation, Ticket, Waiter,
+};
 
 /// The scheduler of one node. See the crate's documentation for how to drive it.
 #[derive(Clone, Debug)]
@@ -313,14 +315,14 @@ impl Scheduler {
         // Who had to give way goes on where it was, unless it has done something else since.
         let quantum = self.config.quantum;
         let gave_way = client.gave_way.take();
-        let gave_way = gave_way.filter(|(_, at, _)| self.now.since(*at) < quantum);
-        let (ticket, spent) = match (gave_way, earlier) {
-            (Some((ticket, _, spent)), _) => (ticket, spent),
-            (None, Some(earlier)) => (earlier, Duration::ZERO),
+        let gave_way = gave_way.filter(|request| self.now.since(request.at) < quantum);
+        let (ticket, spent, made_way) = match (gave_way, earlier) {
+            (Some(request), _) => (request.ticket, request.spent, request.made_way),
+            (None, Some(earlier)) => (earlier, Duration::ZERO, Vec::new()),
             (None, None) => {
                 let ticket = self.next_ticket;
                 self.next_ticket = Ticket(ticket.0 + 1);
-                (ticket, Duration::ZERO)
+                (ticket, Duration::ZERO, Vec::new())
             }
         };
         let used = self.come_back(id);
@@ -338,6 +340,7 @@ impl Scheduler {
             reservation: None,
             place,
             spent,
+            made_way,
             entitled: false,
         };
         self.queue.insert(ticket, waiter);
@@ -473,7 +476,9 @@ impl Scheduler {
         let span = self.now.since(lease.granted);
         if let (Some(Cause::Priority | Cause::Quota), Some(ticket)) = (lease.cause, lease.ticket) {
             let spent = lease.spent + self.now.since(lease.started);
-            client.gave_way = (spent < self.config.quantum).then_some((ticket, self.now, spent));
+            let made_way = lease.made_way.clone();
+            let request = GaveWay { ticket, at: self.now, spent, made_way };
+            client.gave_way = (spent < self.config.quantum).then_some(request);
         }
         client.held += span;
         client.since = self.now;

@@ -30,8 +30,21 @@ pub(crate) struct Waiter {
     pub(crate) place: Place,
     /// What it has used already of its quantum: it gave way before that was over.
     pub(crate) spent: Duration,
+    /// The requests whose leases have been recalled at once for this one: each makes way for it only once.
+    pub(crate) made_way: Vec<Ticket>,
     /// Whether it was within its tenant's guarantee when GPUs were kept for it.
     pub(crate) entitled: bool,
+}
+
+/// A request whose lease was recalled at once, for a guarantee or a higher level. It goes on where it was.
+#[derive(Clone, Debug)]
+pub(crate) struct GaveWay {
+    pub(crate) ticket: Ticket,
+    pub(crate) at: Time,
+    /// What it had of its quantum.
+    pub(crate) spent: Duration,
+    /// The requests that had made way for it.
+    pub(crate) made_way: Vec<Ticket>,
 }
 
 /// What a waiting client has been promised.
@@ -62,6 +75,8 @@ pub(crate) struct Lease {
     pub(crate) least: Duration,
     /// Its quantum is so much shorter: an earlier lease for the same request had that much.
     pub(crate) spent: Duration,
+    /// The requests that made way for the one that it was granted for.
+    pub(crate) made_way: Vec<Ticket>,
     /// The request that it was granted for.
     pub(crate) ticket: Option<Ticket>,
     /// When the holder expects to be done.
@@ -94,8 +109,8 @@ pub(crate) struct Client {
     pub(crate) level: Level,
     /// GPU time that it has used.
     pub(crate) used: Used,
-    /// The request for which it had to give way, and when and how much of its quantum it had had.
-    pub(crate) gave_way: Option<(Ticket, Time, Duration)>,
+    /// The request with which it had to give way.
+    pub(crate) gave_way: Option<GaveWay>,
     pub(crate) eligible: Eligible,
     /// In the client's device order; empty until it is bound.
     pub(crate) bound: Vec<Gpu>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::ids::{ClientId, Time};
 use crate::order::Given;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, Ticket};
 
 /// A tenant with a quota or a weight of its own. The tenant without a name (`""`) is everybody who names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +86,8 @@ pub(crate) struct Tenant {
     pub(crate) active: u32,
     /// What its leases that are over have used, by weight.
     pub(crate) used: Used,
+    /// The first request that its limit keeps from starting, whatever GPUs come back.
+    pub(crate) pressed: Option<Ticket>,
 }
 
 impl Tenant {
@@ -106,6 +108,8 @@ pub(crate) struct Tenants {
     list: Vec<Tenant>,
     /// Somebody is guaranteed something.
     guarantees: bool,
+    /// Somebody is guaranteed something, or limited.
+    bounds: bool,
     /// Only the configured ones are known.
     closed: bool,
 }
@@ -118,6 +122,7 @@ impl Tenants {
         let mut tenants = Tenants {
             list: Vec::new(),
             guarantees: configured.iter().any(|tenant| tenant.guarantee > 0),
+            bounds: configured.iter().any(|tenant| tenant.guarantee > 0 || tenant.limit.is_some()),
             closed: !configured.is_empty(),
         };
         let nameless = configured.iter().find(|tenant| tenant.name.is_empty());
@@ -139,6 +144,7 @@ impl Tenants {
             leaving: 0,
             active: 0,
             used: Used::default(),
+            pressed: None,
         });
         id
     }
@@ -150,6 +156,17 @@ impl Tenants {
             None if self.closed => None,
             None if self.list.len() > MOST_NAMES => Some(TenantId(0)),
             None => Some(self.add(&TenantConfig::new(name))),
+        }
+    }
+
+    /// True if what some tenant holds decides what it may do.
+    pub(crate) fn bounds(&self) -> bool {
+        self.bounds
+    }
+
+    pub(crate) fn press_nobody(&mut self) {
+        if self.bounds {
+            self.list.iter_mut().for_each(|tenant| tenant.pressed = None);
         }
     }
 

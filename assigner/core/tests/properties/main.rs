@@ -13,7 +13,6 @@ use std::time::Duration;
 use acb_core::sim::{self, Binding, Expectation, Phase, Release, Scenario, SimClient};
 use acb_core::{Backfill, Config, Eligible, Gpu, GpuConfig, Policy};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 
 use history::{Setup, histories, setups};
 use world::{Names, World};
@@ -58,17 +57,10 @@ proptest! {
     }
 }
 
-/// The same cases every time, so that a change is judged and not luck; `PROPTEST_CASES` and
-/// `PROPTEST_RNG_SEED` look for others. One fault is known: where limits of queues and guarantees of
-/// tenants meet, some quarrels go on for ever (`nobody_takes_gpus_back_and_forth`, seeds 1 and 7).
+/// Other cases every time; `PROPTEST_RNG_SEED` plays the same ones again, and `PROPTEST_CASES` more of them.
 fn at_least(cases: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
-    let explores = ["PROPTEST_CASES", "PROPTEST_RNG_SEED"].map(std::env::var_os);
-    let rng_seed = match explores {
-        [None, None] => RngSeed::Fixed(2),
-        _ => config.rng_seed,
-    };
-    ProptestConfig { cases: config.cases.max(cases), rng_seed, ..config }
+    ProptestConfig { cases: config.cases.max(cases), ..config }
 }
 
 fn play(setup: &Setup, history: &[history::Step], names: Names) -> Vec<String> {

@@ -70,6 +70,10 @@ impl World {
     }
 
     /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.
+    ///
+    /// In no time at all, so that no quantum ends: each recall is for a higher or an entitled request, and each
+    /// request makes way for each other one at most once. Only who was let go before another by its estimate is
+    /// another request afterwards, so often as that other may be passed.
     pub(crate) fn quarrel(&mut self) {
         let acquire = |slot| Step { wait_ms: 0, slot, what: What::Acquire { expected_ms: None } };
         for slot in 0..SLOTS {
@@ -77,8 +81,8 @@ impl World {
                 self.step(&acquire(slot));
             }
         }
-        // In no time at all, so that no quantum ends: each recall is for a higher or an entitled request.
-        for _ in 0..SLOTS * SLOTS * SLOTS {
+        let pairs = SLOTS * (SLOTS - 1);
+        for _ in 0..pairs * (1 + self.setup.max_bypass as usize) {
             let recalled = |client: &Client| client.lease.as_ref().is_some_and(|it| it.recalled);
             let obeys = |slot: &usize| !self.clients[*slot].away && recalled(&self.clients[*slot]);
             let Some(slot) = (0..SLOTS).find(obeys) else { return };
