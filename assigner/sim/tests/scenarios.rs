@@ -133,6 +133,50 @@ fn b8_takes_back_what_is_guaranteed_and_kills_nobody() -> Result<()> {
 }
 
 #[test]
+fn who_slept_through_a_restart_moves_nothing_before_it_is_let_in_again() -> Result<()> {
+    for tenth in 100..200 {
+        let text = format!(
+            r#"
+title = "a stop, and a restart meanwhile"
+stop_s = 90
+[costs]
+message_us = 50
+[[node]]
+name = "n"
+memory_gib = 4
+link_gb_s = 1
+chunk_mib = 512
+[[client]]
+name = "a"
+cpu_s = 0.3
+gpu_s = 1
+memory_gib = 3
+read_only_gib = 3
+[[client]]
+name = "b"
+cpu_s = 0.5
+gpu_s = 1
+memory_gib = 3
+read_only_gib = 3
+[[fault]]
+at_s = {}
+stop = "a"
+for_s = 30
+[[fault]]
+at_s = 30
+restart = "n"
+for_s = 1
+"#,
+            f64::from(tenth) / 10.0
+        );
+        let scenario = acb_sim::read("restart", &text, Overrides::default())?;
+        let (report, _) = play(&scenario)?;
+        assert_eq!(report.violations.len(), 0, "stopped at {tenth}: {:?}", report.violations);
+    }
+    Ok(())
+}
+
+#[test]
 fn promises_hold_with_estimates_a_thousand_times_wrong() -> Result<()> {
     let report = figures(&named("promise.toml", 1.0)?)?;
     assert!(report.promises > 1000 && report.promise_late_ms > 0.0);

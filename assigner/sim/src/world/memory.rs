@@ -162,7 +162,9 @@ impl World<'_, '_> {
     /// Moves what is to be moved: first from the GPU, then to it.
     fn pump(&mut self, index: usize, at: usize) {
         let client = &mut self.clients[index];
-        if client.life != Life::Here || client.stopped || client.running.is_some() {
+        // What was credited before a restart that it slept through may be another's by now.
+        if client.life != Life::Here || client.stopped || client.unsure || client.running.is_some()
+        {
             return;
         }
         let (gpu, node) = (client.bound[at], self.scenario.clients[index].node);
@@ -277,8 +279,9 @@ impl World<'_, '_> {
         }
         let mut sum = 0;
         for (client, spec) in self.clients.iter().zip(&self.scenario.clients) {
-            // One that was stopped while its assigner started again, and longer than that waits for it, has been given up.
-            let given_up = client.stopped && !client.connected;
+            // One that was stopped while its assigner started again, and longer than that waits for it, has been given up,
+            // until it is let in again.
+            let given_up = client.stopped && !client.connected || client.unsure;
             if spec.node == node && matches!(client.life, Life::Here | Life::Dying) && !given_up {
                 let memory = client.bound.iter().zip(&client.memory);
                 sum += memory.filter(|(on, _)| **on == gpu).map(|(_, p)| p.on_gpu()).sum::<u64>();

@@ -124,6 +124,7 @@ impl World<'_, '_> {
                     truth.epoch = truth.epoch.min(Some(lease.epoch));
                 }
             }
+            self.pump_all(client);
             self.drive(client);
         }
     }
