@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::table::Number;
+
 /// A moment on the caller's monotonic clock: nanoseconds since an origin of the caller's choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(pub u64);
@@ -41,6 +43,12 @@ impl fmt::Display for Gpu {
 /// back to a restarted assigner keeps its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
+
+impl Number for ClientId {
+    fn number(self) -> u64 {
+        self.0
+    }
+}
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

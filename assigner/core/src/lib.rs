@@ -26,6 +26,7 @@
 mod config;
 mod estimator;
 mod event;
+mod gpu_set;
 mod ids;
 mod memory;
 mod order;
@@ -37,7 +38,9 @@ mod restart;
 mod sanity;
 mod scheduler;
 mod snapshot;
+mod sorted;
 mod state;
+mod table;
 mod tenant;
 mod topology;
 

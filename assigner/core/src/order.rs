@@ -16,12 +16,11 @@
 //! rest does not change while a client waits, so that a lane is a sorted set.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
-use std::ops::Bound;
 
 use crate::ids::{Gpu, Priority};
 use crate::queue::QueueId;
 use crate::scheduler::{Scheduler, Ticket};
+use crate::sorted::Sorted;
 use crate::tenant::{TenantId, Used};
 
 /// What a request is worth: the priority of its queue, then its own. The higher takes GPUs from the lower.
@@ -52,7 +51,7 @@ pub(crate) struct Place {
 /// Clients that wait for the same GPU, or for any.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
-    lanes: Vec<(LaneKey, BTreeSet<Place>)>,
+    lanes: Vec<(LaneKey, Sorted<Place>)>,
 }
 
 impl Line {
@@ -62,7 +61,9 @@ impl Line {
             None => {
                 // Lanes that have run empty stay until now, as a plan may stand in one.
                 self.lanes.retain(|(_, places)| !places.is_empty());
-                self.lanes.push((key, BTreeSet::from([place])));
+                let mut places = Sorted::default();
+                places.insert(place);
+                self.lanes.push((key, places));
             }
         }
     }
@@ -92,7 +93,7 @@ impl Line {
 
     fn after(&self, key: LaneKey, place: Place) -> Option<Place> {
         let (_, places) = self.lanes.iter().find(|(known, _)| *known == key)?;
-        places.range((Bound::Excluded(place), Bound::Unbounded)).next().copied()
+        places.after(&place).copied()
     }
 }
 

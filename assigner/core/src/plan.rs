@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use crate::config::{Backfill, Policy};
 use crate::event::{Action, Cause, Eligible};
 use crate::gang::{Member, Seat};
+use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Excess, Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
@@ -35,7 +36,7 @@ const BACKFILL_DEPTH: u32 = 64;
 /// What the clients ahead in the queue wait for.
 #[derive(Default)]
 struct Ahead {
-    gpus: BTreeSet<Gpu>,
+    gpus: GpuSet,
     everything: bool,
 }
 
@@ -103,13 +104,13 @@ impl Scheduler {
         }
     }
 
-    fn plan_island(&mut self, island: &BTreeSet<Gpu>) {
+    fn plan_island(&mut self, island: &GpuSet) {
         // Who holds and who is next decides who gets memory.
-        self.memory.dirty.extend(island);
+        self.memory.dirty.extend(island.iter());
         let before = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved.take());
         let before: BTreeSet<Ticket> = before.collect();
         // One that shares a GPU can start beside a holder that does not stop.
-        let is_open = |gpu: &&Gpu| !self.is_stuck(**gpu) || self.is_shared(**gpu);
+        let is_open = |gpu: &Gpu| !self.is_stuck(*gpu) || self.is_shared(*gpu);
         let fresh = island.iter().filter(is_open).count();
         let mut open = Open { fresh, lent: 0, tries: 0 };
         self.tenants.press_nobody();
@@ -117,7 +118,7 @@ impl Scheduler {
         let mut ahead = Ahead::default();
         let mut given = Given::default();
         let mut promises = Vec::new();
-        let mut walk = self.walk(island.iter().copied());
+        let mut walk = self.walk(island.iter());
         while !open.is_over() {
             let Some(next) = self.next_of(&mut walk, &given) else { break };
             let Next { ticket, lane, entitled } = next;
@@ -199,7 +200,7 @@ impl Scheduler {
     }
 
     /// Takes promises back from those for whom nothing is kept any more: others of a higher rank have come.
-    fn withdraw(&mut self, before: &BTreeSet<Ticket>, island: &BTreeSet<Gpu>) {
+    fn withdraw(&mut self, before: &BTreeSet<Ticket>, island: &GpuSet) {
         for ticket in before {
             let mut kept = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
             if kept.any(|kept| kept == *ticket) {
@@ -229,7 +230,7 @@ impl Scheduler {
         }
     }
 
-    fn changed_island(&mut self) -> Option<BTreeSet<Gpu>> {
+    fn changed_island(&mut self) -> Option<GpuSet> {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.gpus.is_empty() && !dirty.all {
             return None;
@@ -237,12 +238,12 @@ impl Scheduler {
         if dirty.all || !self.floating.is_empty() || self.tenants.bounds() || self.queues.bounds() {
             // Who waits without being bound connects everything, and so do guarantees and limits: what is kept for one
             // counts for others that wait elsewhere.
-            return Some((0..self.gpus.len() as u32).map(Gpu).collect());
+            return Some(GpuSet::first(self.gpus.len()));
         }
-        let mut pending: Vec<Gpu> = dirty.gpus.iter().copied().collect();
+        let mut pending: Vec<Gpu> = dirty.gpus.iter().collect();
         let mut gpus = dirty.gpus;
         while let Some(gpu) = pending.pop() {
-            for ticket in &self.gpus[gpu.index()].wide {
+            for ticket in self.gpus[gpu.index()].wide.iter() {
                 let client = &self.clients[&self.queue[ticket].client];
                 pending.extend(client.bound.iter().filter(|gpu| gpus.insert(**gpu)));
             }
@@ -374,7 +375,7 @@ impl Scheduler {
         }
         let first_in_line = excess.is_none()
             && !ahead.everything
-            && self.candidates(client).all(|gpu| !ahead.gpus.contains(&gpu));
+            && self.candidates(client).all(|gpu| !ahead.gpus.contains(gpu));
         let outlook = kept.iter().map(|(_, outlook)| *outlook).reduce(Outlook::with);
         let outlook = outlook.expect("a client wants at least one GPU");
         let earlier = self.queue[&ticket].reservation;

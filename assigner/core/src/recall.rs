@@ -19,12 +19,12 @@
 //! once lowers it, whatever guarantees and limits say, and n requests see at most n(n-1) of them before time goes on.
 //! That this is hardly ever needed follows from what is recalled: only what lets the other start (`plan`).
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::{Action, Cause};
 use crate::gang::{NodeEvent, Seat};
+use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::LaneKey;
 use crate::scheduler::{Lease, Scheduler, Ticket};
@@ -207,7 +207,7 @@ impl Scheduler {
     }
 
     /// Tells the holders of GPUs that somebody waits for them, and sees to their recall.
-    pub(crate) fn tell_holders(&mut self, gpus: &BTreeSet<Gpu>) {
+    pub(crate) fn tell_holders(&mut self, gpus: &GpuSet) {
         let leases = gpus.iter().flat_map(|gpu| {
             self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
         });
@@ -295,7 +295,9 @@ impl Scheduler {
             if let Some(before) = before {
                 self.timers.remove(&(before, epoch, holder));
             }
-            self.timers.extend(at.map(|at| (at, epoch, holder)));
+            if let Some(at) = at {
+                self.timers.insert((at, epoch, holder));
+            }
         }
     }
 

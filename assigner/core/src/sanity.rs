@@ -81,7 +81,7 @@ impl Scheduler {
     fn check_leases(&self) -> Result<(), SanityError> {
         let mut epochs = BTreeSet::new();
         let mut timers = BTreeSet::new();
-        for (id, client) in &self.clients {
+        for (id, client) in self.clients.iter() {
             let Some(lease) = &client.lease else { continue };
             if lease.epoch >= self.next_epoch || !epochs.insert(lease.epoch) {
                 return Err(SanityError::Epoch(lease.epoch, *id));
@@ -100,7 +100,9 @@ impl Scheduler {
             }
             timers.extend(lease.timer.map(|at| (at, lease.epoch, *id)));
         }
-        if let Some((.., id)) = timers.symmetric_difference(&self.timers).next() {
+        if let Some((.., id)) =
+            timers.symmetric_difference(&self.timers.iter().copied().collect()).next()
+        {
             return Err(SanityError::Timer(*id));
         }
         Ok(())
@@ -110,7 +112,7 @@ impl Scheduler {
         let mut holders: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         let mut bound: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         let mut loads: BTreeMap<Gpu, Duration> = BTreeMap::new();
-        for (id, client) in &self.clients {
+        for (id, client) in self.clients.iter() {
             for gpu in client.lease.iter().flat_map(|lease| &lease.gpus) {
                 holders.entry(*gpu).or_default().insert(*id);
             }
@@ -154,7 +156,7 @@ impl Scheduler {
 
     fn check_queue(&self) -> Result<(), SanityError> {
         let (mut in_lines, mut by_arrival, mut wide) = (0, 0, 0);
-        for (ticket, waiter) in &self.queue {
+        for (ticket, waiter) in self.queue.iter() {
             let id = waiter.client;
             let client = self.clients.get(&id).ok_or(SanityError::Queue(id))?;
             let (lane, place) = (client.lane(), waiter.place);
@@ -235,7 +237,7 @@ impl Scheduler {
         let kept_for = |ticket: Ticket| {
             (0..).map(Gpu).zip(&self.gpus).filter(move |(_, state)| state.reserved == Some(ticket))
         };
-        for (ticket, waiter) in &self.queue {
+        for (ticket, waiter) in self.queue.iter() {
             let client = &self.clients[&waiter.client];
             let lane = client.lane();
             if !client.let_go {

@@ -24,6 +24,8 @@ use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
 use crate::order::{Level, Line, Place};
 use crate::queue::Queues;
+use crate::sorted::Sorted;
+use crate::table::Table;
 use crate::tenant::{Shares, Tenants, Used};
 
 pub(crate) use crate::state::{
@@ -35,11 +37,11 @@ pub(crate) use crate::state::{
 pub struct Scheduler {
     pub(crate) config: Config,
     pub(crate) now: Time,
-    pub(crate) clients: BTreeMap<ClientId, Client>,
+    pub(crate) clients: Table<ClientId, Client>,
     pub(crate) gpus: Vec<GpuState>,
     /// GPUs that nobody holds.
     pub(crate) unheld: usize,
-    pub(crate) queue: BTreeMap<Ticket, Waiter>,
+    pub(crate) queue: Table<Ticket, Waiter>,
     /// Waiting clients that are not bound: any eligible GPU will do.
     pub(crate) floating: Line,
     pub(crate) tenants: Tenants,
@@ -51,7 +53,7 @@ pub struct Scheduler {
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, Held>,
     /// By time, then by lease, so that names decide nothing.
-    pub(crate) timers: BTreeSet<(Time, Epoch, ClientId)>,
+    pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
     pub(crate) next_epoch: Epoch,
     next_ticket: Ticket,
     pub(crate) dirty: Dirty,
@@ -66,10 +68,10 @@ impl Scheduler {
             Patience { max_bypass: config.max_bypass, max_bypass_time: config.max_bypass_time };
         let mut scheduler = Scheduler {
             now: Time(0),
-            clients: BTreeMap::new(),
+            clients: Table::default(),
             gpus: vec![GpuState::default(); config.gpus.len()],
             unheld: config.gpus.len(),
-            queue: BTreeMap::new(),
+            queue: Table::default(),
             floating: Line::default(),
             tenants: Tenants::new(&config.tenants),
             queues: Queues::new(&config.queues, config.policy),
@@ -78,7 +80,7 @@ impl Scheduler {
             memory: Memory::new(config.gpus.iter().map(|gpu| gpu.memory), patience, &config.memory),
             gangs: Gangs::new(&config),
             expected: BTreeMap::new(),
-            timers: BTreeSet::new(),
+            timers: Sorted::default(),
             next_epoch: config.first_epoch,
             next_ticket: Ticket(0),
             dirty: Dirty::default(),

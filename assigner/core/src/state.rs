@@ -8,14 +8,23 @@ use std::time::Duration;
 use crate::estimator::{Estimator, Peaks};
 use crate::event::{Cause, Eligible};
 use crate::gang::Member;
+use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{LaneKey, Level, Line, Place};
 use crate::queue::QueueId;
+use crate::sorted::Sorted;
+use crate::table::Number;
 use crate::tenant::{TenantId, Used};
 
 /// The order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub(crate) u64);
+
+impl Number for Ticket {
+    fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// A client that waits for a lease.
 #[derive(Clone, Debug)]
@@ -145,9 +154,9 @@ pub(crate) struct GpuState {
     /// Waiting clients that are bound to it, in their order…
     pub(crate) line: Line,
     /// …and by arrival; those whose gang is not ready included.
-    pub(crate) waiting: BTreeSet<Ticket>,
+    pub(crate) waiting: Sorted<Ticket>,
     /// Those of `line` that wait for other GPUs, too.
-    pub(crate) wide: BTreeSet<Ticket>,
+    pub(crate) wide: Sorted<Ticket>,
     /// Clients bound to it, those expected back included.
     pub(crate) bound: BTreeSet<ClientId>,
     /// Time that the clients now bound to it have held it.
@@ -179,7 +188,7 @@ impl Client {
 /// What must be planned again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dirty {
-    pub(crate) gpus: BTreeSet<Gpu>,
+    pub(crate) gpus: GpuSet,
     pub(crate) all: bool,
 }
 

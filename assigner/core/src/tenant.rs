@@ -290,7 +290,7 @@ impl Scheduler {
             tenant.used.0 *= factor;
         }
         let mut waiting = Vec::new();
-        for (id, client) in &mut self.clients {
+        for (id, client) in self.clients.iter_mut() {
             client.used.0 *= factor;
             waiting.extend(client.waiting.map(|_| *id));
         }

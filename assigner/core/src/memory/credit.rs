@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use super::Memory;
 use super::ledger::{Account, Anchor};
 use crate::event::{Action, Obstacle, RoomVerdict};
+use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Gpu, Time};
 use crate::order::Given;
 use crate::scheduler::{Scheduler, Ticket};
@@ -200,7 +201,7 @@ impl Scheduler {
         let ledger = &mut self.memory.gpus[gpu.index()];
         if ledger.pressing != pressing {
             ledger.pressing = pressing;
-            self.tell_holders(&[gpu].into());
+            self.tell_holders(&GpuSet::from_iter([gpu]));
         }
     }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use crate::config::MemoryConfig;
 use crate::event::Room;
+use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Gpu, Time};
 
 pub use fault::RoomFault;
@@ -54,7 +55,7 @@ pub(crate) struct Memory {
     host_budget: u64,
     late: Duration,
     /// GPUs on which something has changed.
-    pub(crate) dirty: BTreeSet<Gpu>,
+    pub(crate) dirty: GpuSet,
 }
 
 impl Memory {
@@ -73,7 +74,7 @@ impl Memory {
             lateness: BTreeSet::new(),
             host_budget: config.host_budget,
             late: config.late,
-            dirty: BTreeSet::new(),
+            dirty: GpuSet::default(),
         }
     }
 
