@@ -76,7 +76,22 @@ pub enum Command {
     Completion {
         /// The shell
         shell: Shell,
+        /// The program to complete
+        #[arg(long, value_enum, value_name = "PROGRAM", default_value_t = Completed::GpuAssigner)]
+        program: Completed,
     },
+}
+
+/// The programs that shells can complete.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Completed {
+    /// This program.
+    #[value(help = "this one")]
+    GpuAssigner,
+    /// The launcher.
+    #[value(help = "the launcher")]
+    Agarun,
 }
 
 /// Options of `start`.

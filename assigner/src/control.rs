@@ -13,6 +13,7 @@ use tokio_stream::StreamExt;
 
 use crate::cli::{Place, Status};
 use crate::json;
+use crate::output::print;
 use crate::pidfile::{self, Recorded};
 use crate::process::ProcessId;
 use crate::remote::{self, Remote, RemoteError, Target};
@@ -40,7 +41,7 @@ pub fn status(place: &Place, options: &Status) -> Result<(), Failure> {
     let found = find(place, Implicit::JobsDaemon)?;
     let line = format!("INFO: GPU assigner is running on {} (pid={})", found.target, found.pid);
     let Some(reply) = &found.reply else {
-        println!("{line}");
+        print(&format!("{line}\n"));
         eprintln!(
             "WARNING: it does not answer on {}; was it started with another --address or --port?",
             found.target
@@ -51,10 +52,9 @@ pub fn status(place: &Place, options: &Status) -> Result<(), Failure> {
         return watch(&found.target, options.json);
     }
     if options.json {
-        println!("{}", json::reply(reply));
+        print(&format!("{}\n", json::reply(reply)));
     } else {
-        println!("{line}");
-        print!("{}", table::nodes(&reply.nodes, paint()));
+        print(&format!("{line}\n{}", table::nodes(&reply.nodes, paint())));
     }
     Ok(())
 }
@@ -79,7 +79,9 @@ pub fn stop(place: &Place) -> Result<(), Failure> {
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    println!("INFO: Successfully killed GPU assigner process running on {target} (pid={pid})");
+    print(&format!(
+        "INFO: Successfully killed GPU assigner process running on {target} (pid={pid})\n"
+    ));
     Ok(())
 }
 

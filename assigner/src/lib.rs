@@ -32,6 +32,7 @@ pub mod json;
 pub mod launch;
 pub mod node;
 pub mod outbox;
+pub mod output;
 pub mod outside;
 pub mod peer;
 pub mod pidfile;

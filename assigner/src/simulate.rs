@@ -17,6 +17,7 @@ use acb_sim::timeline::{self, Look};
 use acb_sim::{Report, Scenario, Watch, report};
 
 use crate::cli::{ColorWhen, Simulate};
+use crate::output::print;
 
 /// Why there is nothing to show.
 #[derive(Debug)]
@@ -165,11 +166,6 @@ fn read_text(path: &Path) -> Result<String, Problem> {
 
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).expect("figures have text keys") + "\n"
-}
-
-/// Writes to stdout; a reader that has enough is no error.
-fn print(text: &str) {
-    let _ = stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush());
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Problem {

@@ -16,6 +16,7 @@ use rustix::fs::Mode;
 use rustix::process::{WaitOptions, setsid, umask, waitpid};
 
 use crate::cli::{Place, Start};
+use crate::output::print;
 use crate::pidfile::{self, Recorded};
 use crate::remote::{self, Target};
 use crate::settings::{Settings, SettingsError};
@@ -127,7 +128,7 @@ fn run_own(place: &Place, start: &Start) -> Result<(), Failure> {
         let log = open_log(&settings.log)?;
         match into_background(&settings, log)? {
             Side::User(pipe) => {
-                return wait_until_ready(pipe, &settings).map(|()| println!("{started}"));
+                return wait_until_ready(pipe, &settings).map(|()| print(&format!("{started}\n")));
             }
             Side::Daemon(report) => {
                 // Nobody is left to read a message of this process; the log and the user have it.

@@ -4,9 +4,10 @@
 
 use std::process::ExitCode;
 
-use acb_assigner::cli::{Cli, Command};
+use acb_assigner::cli::{Cli, Command, Completed};
+use acb_assigner::output::print;
 use acb_assigner::start::Failure;
-use acb_assigner::{control, simulate, start};
+use acb_assigner::{control, launch, simulate, start};
 use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
@@ -17,9 +18,14 @@ fn main() -> ExitCode {
         Some(Command::Status(options)) => control::status(&cli.place, options),
         Some(Command::Stop) => control::stop(&cli.place),
         Some(Command::Simulate(options)) => return ExitCode::from(simulate::run(options)),
-        Some(Command::Completion { shell }) => {
-            let mut command = Cli::command();
-            clap_complete::generate(*shell, &mut command, "gpu_assigner", &mut std::io::stdout());
+        Some(Command::Completion { shell, program }) => {
+            let (name, mut command) = match program {
+                Completed::GpuAssigner => ("gpu_assigner", Cli::command()),
+                Completed::Agarun => ("agarun", launch::cli::Cli::command()),
+            };
+            let mut script = vec![];
+            clap_complete::generate(*shell, &mut command, name, &mut script);
+            print(&String::from_utf8_lossy(&script));
             Ok(())
         }
         None => {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use acb_cluster_conf::{ByteSize, GangProblem, GangRequest, Name, NameProblem, Priority};
-use clap::Parser;
+use clap::{Parser, ValueHint};
 
 /// Run a program so that it shares GPUs per GPU phase.
 #[derive(Debug, Parser)]
@@ -49,7 +49,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME:SIZE", value_parser = gang)]
     pub gang: Option<(Name, NonZeroU32)>,
     /// The program and its arguments
-    #[arg(trailing_var_arg = true, value_name = "PROGRAM", hide = true)]
+    #[arg(trailing_var_arg = true, value_name = "PROGRAM", value_hint = ValueHint::CommandWithArguments, hide = true)]
     pub command: Vec<OsString>,
 }
 

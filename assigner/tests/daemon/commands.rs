@@ -181,3 +181,35 @@ fn the_execution_time_ends_it() {
         (home.assigner(&["status"]).status.code() == Some(69)).then_some(())
     });
 }
+
+/// `gpu_assigner status | head -1`.
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let home = Home::new();
+    home.start(&[]);
+    for arguments in [&["status"][..], &["status", "--json"], &["completion", "bash"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = home
+            .command(env!("CARGO_BIN_EXE_gpu_assigner"))
+            .args(["--port", &home.port.to_string()])
+            .args(arguments)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", errors(&output));
+        assert_eq!(errors(&output), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn both_programs_can_be_completed() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        for (program, option) in [("gpu_assigner", "gpu-list"), ("agarun", "gang")] {
+            let output = home.assigner(&["completion", shell, "--program", program]);
+            let script = words(&output);
+            assert!(script.contains(program) && script.contains(option), "{shell} {program}");
+        }
+    }
+}
