@@ -25,7 +25,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub(crate) type Handle = usize;
 
 /// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD`.
-const LEGACY: Handle = 1;
+pub(crate) const LEGACY: Handle = 1;
 pub(crate) const PER_THREAD: Handle = 2;
 
 /// Whether the GPU has finished with this process.

@@ -33,8 +33,12 @@ pub enum Class {
     Capture,
     /// Device memory comes and goes, and questions about it.
     Memory,
+    /// Pools of device memory.
+    Pool,
     /// The program's own mapped memory.
     Mapping,
+    /// Memory is handed to others.
+    Share,
     /// Questions about addresses.
     Query,
     /// Returns when the GPU has finished something.
@@ -100,8 +104,14 @@ macro_rules! class {
     (memory) => {
         Class::Memory
     };
+    (pool) => {
+        Class::Pool
+    };
     (mapping) => {
         Class::Mapping
+    };
+    (share) => {
+        Class::Share
     };
     (query) => {
         Class::Query

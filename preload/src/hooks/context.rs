@@ -5,7 +5,7 @@
 use crate::memory::LEDGER;
 use crate::pager::PAGER;
 use crate::table::real;
-use crate::work::WORK;
+use crate::work::{WORK, current_context};
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::*;
 
@@ -34,9 +34,38 @@ create! {
     cuCtxCreate_v4(pctx: *mut sys::CUcontext, params: *mut sys::CUctxCreateParams, flags: c_uint, dev: c_int) on dev;
 }
 
+/// Mapped memory is opened to other devices piece by piece, and what is mapped later too.
+pub(crate) unsafe fn cuCtxEnablePeerAccess(peerContext: sys::CUcontext, Flags: c_uint) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuCtxEnablePeerAccess(peerContext, Flags) };
+    if !result.is_success() {
+        return result;
+    }
+    let (from, to) = (current_context(), peerContext as usize);
+    match PAGER.enable_peer(from, to) {
+        Ok(()) => result,
+        Err(refused) => {
+            PAGER.disable_peer(from, to);
+            // SAFETY: enabled above.
+            let _ = unsafe { real::cuCtxDisablePeerAccess(peerContext) };
+            refused
+        }
+    }
+}
+
+pub(crate) unsafe fn cuCtxDisablePeerAccess(peerContext: sys::CUcontext) -> CuResult {
+    // SAFETY: the program's own argument.
+    let result = unsafe { real::cuCtxDisablePeerAccess(peerContext) };
+    if result.is_success() {
+        PAGER.disable_peer(current_context(), peerContext as usize);
+    }
+    result
+}
+
 fn made(context: sys::CUcontext, device: c_int) {
     WORK.add_context(context as usize);
     LEDGER.context_made(context as usize, device);
+    PAGER.context_made(context as usize, device);
 }
 
 pub(crate) unsafe fn cuCtxDestroy(ctx: sys::CUcontext) -> CuResult {
@@ -110,6 +139,7 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
         // SAFETY: the driver has just written there.
         let context = unsafe { pctx.read() } as usize;
         WORK.add_context(context);
+        PAGER.context_made(context, dev);
         if !before && !LEDGER.primary_made(context, dev) {
             // Another thread was first: one context, counted once.
             LEDGER.return_context(dev);

@@ -3,14 +3,16 @@
 //! Owns: which of it the pager moves, and the driver's structures as it reads and writes them. Does not own: what moving takes
 //! (`pager`), or the account of what is not moved (`memory`).
 //!
-//! Memory that could be handed to others (a shareable handle type, RDMA), compressed memory, and what lies elsewhere than on
-//! a device is the driver's own, and stays.
+//! Compressed memory, what lies elsewhere than on a device, and what other machines could be given (fabric handles) is the driver's
+//! own, and stays. Memory that could be handed to other processes stays once it has been (`share`). Memory for RDMA is the driver's
+//! own where a library is loaded that registers it with network cards, for no call of the driver would tell; elsewhere it is moved,
+//! and made without the property, so that a registration that comes after all fails instead of going wrong.
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use super::memory::rounded;
 use crate::memory::{Key, LEDGER};
-use crate::pager::{GRANULE, PAGER};
+use crate::pager::{EXPORTABLE, GRANULE, PAGER, has_rdma};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::*;
@@ -32,10 +34,17 @@ struct Properties {
 
 const _: () = assert!(size_of::<Properties>() == size_of::<sys::CUmemAllocationProp>());
 
+/// The byte of `flags` that says that the memory is for RDMA.
+const RDMA: u64 = 0xff00;
+
 impl Properties {
     /// The device, where the pager can move memory of this kind.
     fn movable(&self) -> Option<u32> {
-        let plain = self.kind == PINNED && self.handle_types == 0 && self.flags == 0;
+        let rdma = self.flags & RDMA;
+        let plain = self.kind == PINNED
+            && self.handle_types & !EXPORTABLE == 0
+            && self.flags == rdma
+            && (rdma == 0 || !has_rdma());
         let on_device = self.location[0] == ON_DEVICE && PAGER.has_device(self.location[1]);
         (plain && on_device).then_some(self.location[1] as u32)
     }
@@ -61,7 +70,7 @@ pub(crate) unsafe fn cuMemCreate(
     {
         // SAFETY: numbers of the same size.
         let kept = unsafe { std::mem::transmute::<Properties, [u64; 4]>(properties) };
-        return match PAGER.create(device, size as u64, kept) {
+        return match PAGER.create(device, size as u64, properties.handle_types, kept) {
             Ok(name) => {
                 // SAFETY: not NULL.
                 unsafe { handle.write(name) };
@@ -212,20 +221,6 @@ pub(crate) unsafe fn cuMemGetAllocationPropertiesFromHandle(
     }
     // SAFETY: the program's own arguments.
     unsafe { real::cuMemGetAllocationPropertiesFromHandle(prop, handle) }
-}
-
-/// What can be exported was created with a handle type, and is the driver's own.
-pub(crate) unsafe fn cuMemExportToShareableHandle(
-    shareableHandle: *mut c_void,
-    handle: u64,
-    handleType: c_uint,
-    flags: u64,
-) -> CuResult {
-    if PAGER.has_name(handle) {
-        return CuResult::INVALID_VALUE;
-    }
-    // SAFETY: the program's own arguments.
-    unsafe { real::cuMemExportToShareableHandle(shareableHandle, handle, handleType, flags) }
 }
 
 /// The driver refuses to free addresses with something mapped there, and does not know of what is absent.

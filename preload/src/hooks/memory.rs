@@ -189,21 +189,12 @@ fn is_captured(stream: usize) -> bool {
 }
 
 macro_rules! stream_ordered {
-    ($($symbol:ident $name:literal $form:ident ($($parameter:ident: $kind:ty),*) in $stream:ident;)*) => {$(
+    ($($symbol:ident $name:literal $form:ident ($($parameter:ident: $kind:ty),*) from $pool:expr, in $stream:ident;)*) => {$(
         pub(crate) unsafe fn $symbol(dptr: *mut u64, bytesize: usize, $($parameter: $kind),*) -> CuResult {
             // SAFETY: the program's own arguments.
             unsafe {
-                if PAGER.is_active() && !dptr.is_null() && bytesize > 0 {
-                    let (stream, thread) = stream_of($stream, StreamForm::$form);
-                    if !is_captured(stream) {
-                        if let Some(address) = PAGER.reuse_in_stream(bytesize as u64, stream, thread) {
-                            dptr.write(address);
-                            return CuResult::SUCCESS;
-                        }
-                        if let Some(result) = paged($name, bytesize as u64, dptr) {
-                            return result;
-                        }
-                    }
+                if let Some(result) = in_stream($name, dptr, bytesize as u64, $pool, ($stream, StreamForm::$form)) {
+                    return result;
                 }
                 allocate($name, bytesize as u64, dptr, Key::Pointer, || {
                     real::$symbol(dptr, bytesize, $($parameter),*)
@@ -214,10 +205,45 @@ macro_rules! stream_ordered {
 }
 
 stream_ordered! {
-    cuMemAllocAsync "cuMemAllocAsync" Legacy (hStream: sys::CUstream) in hStream;
-    cuMemAllocAsync_ptsz "cuMemAllocAsync" PerThread (hStream: sys::CUstream) in hStream;
-    cuMemAllocFromPoolAsync "cuMemAllocFromPoolAsync" Legacy (pool: sys::CUmemoryPool, hStream: sys::CUstream) in hStream;
-    cuMemAllocFromPoolAsync_ptsz "cuMemAllocFromPoolAsync" PerThread (pool: sys::CUmemoryPool, hStream: sys::CUstream) in hStream;
+    cuMemAllocAsync "cuMemAllocAsync" Legacy (hStream: sys::CUstream) from None, in hStream;
+    cuMemAllocAsync_ptsz "cuMemAllocAsync" PerThread (hStream: sys::CUstream) from None, in hStream;
+    cuMemAllocFromPoolAsync "cuMemAllocFromPoolAsync" Legacy (pool: sys::CUmemoryPool, hStream: sys::CUstream)
+        from Some(pool as u64), in hStream;
+    cuMemAllocFromPoolAsync_ptsz "cuMemAllocFromPoolAsync" PerThread (pool: sys::CUmemoryPool, hStream: sys::CUstream)
+        from Some(pool as u64), in hStream;
+}
+
+/// Memory of the pager's in stream order; `None`: it is the driver's own, or the driver has to say what is wrong.
+///
+/// # Safety
+/// `place` is NULL or a place of the program's.
+unsafe fn in_stream(
+    symbol: &str,
+    place: *mut u64,
+    bytes: u64,
+    pool: Option<u64>,
+    (stream, form): (sys::CUstream, StreamForm),
+) -> Option<CuResult> {
+    if !PAGER.is_active() || place.is_null() || bytes == 0 || current_device().is_none() {
+        return None;
+    }
+    let (stream, thread) = stream_of(stream, form);
+    if is_captured(stream) {
+        return None;
+    }
+    let source = PAGER.source(pool, stream)?;
+    let address = match PAGER.reuse_in_stream(bytes, source, stream, thread) {
+        Some(address) => Ok(address),
+        None => PAGER.allocate_in_pool(symbol, bytes, source),
+    };
+    Some(match address {
+        Ok(address) => {
+            // SAFETY: not NULL.
+            unsafe { place.write(address) };
+            CuResult::SUCCESS
+        }
+        Err(result) => result,
+    })
 }
 
 fn free_in_stream(dptr: u64, hStream: sys::CUstream, form: StreamForm) -> Freed {

@@ -9,6 +9,9 @@ use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::*;
 
+const SYNC_MEMOPS: c_uint =
+    sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS as c_uint;
+
 pub(crate) unsafe fn cuMemGetAddressRange(
     pbase: *mut c_uint,
     psize: *mut c_uint,
@@ -57,6 +60,26 @@ pub(crate) unsafe fn cuPointerGetAttribute(
     }
     // SAFETY: the program's own arguments.
     unsafe { real::cuPointerGetAttribute(data, attribute, ptr) }
+}
+
+/// Copies and fills that need not be waited for are waited for from now on: with all memory alike, for which of it they use
+/// would have to be found out in each call.
+pub(crate) unsafe fn cuPointerSetAttribute(
+    value: *const c_void,
+    attribute: c_uint,
+    ptr: u64,
+) -> CuResult {
+    let Some(found) = PAGER.describe(ptr) else {
+        // SAFETY: the program's own arguments.
+        return unsafe { real::cuPointerSetAttribute(value, attribute, ptr) };
+    };
+    if attribute != SYNC_MEMOPS || value.is_null() {
+        return CuResult::INVALID_VALUE;
+    }
+    // SAFETY: not NULL; a number of 32 bits.
+    let on = unsafe { value.cast::<c_uint>().read_unaligned() } != 0;
+    PAGER.set_synchronous(found.number, on);
+    CuResult::SUCCESS
 }
 
 /// Unlike the single form it succeeds always: what does not hold is zero.
@@ -113,10 +136,11 @@ unsafe fn write(found: &Described, data: *mut c_void, attribute: c_uint, ptr: u6
             data.cast::<u64>().write(found.number);
         } else if is(A::CU_POINTER_ATTRIBUTE_IS_MANAGED)
             || is(A::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE)
-            || is(A::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS)
             || is(A::CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE)
         {
             data.cast::<c_int>().write(0);
+        } else if attribute == SYNC_MEMOPS {
+            data.cast::<c_uint>().write(PAGER.is_synchronous(found.number).into());
         } else if is(A::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) {
             data.cast::<c_int>().write(found.device as c_int);
         } else if is(A::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR) {
@@ -125,10 +149,10 @@ unsafe fn write(found: &Described, data: *mut c_void, attribute: c_uint, ptr: u6
             data.cast::<usize>().write(found.bytes as usize);
         } else if is(A::CU_POINTER_ATTRIBUTE_MAPPED) {
             data.cast::<c_int>().write(1);
-        } else if is(A::CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES)
-            || is(A::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE)
-        {
-            data.cast::<u64>().write(0);
+        } else if is(A::CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES) {
+            data.cast::<u64>().write(found.handle_types.into());
+        } else if is(A::CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE) {
+            data.cast::<u64>().write(found.pool);
         } else if is(A::CU_POINTER_ATTRIBUTE_ACCESS_FLAGS) {
             data.cast::<c_uint>().write(3);
         } else {

@@ -6,9 +6,12 @@
 
 use crate::environment;
 use crate::link::LINK;
-use crate::work::{PER_THREAD, WORK};
+use crate::pager::SYNCHRONOUS;
+use crate::table::real;
+use crate::work::{LEGACY, PER_THREAD, WORK};
 use acb_cuda_abi::{CuResult, StreamForm, sys};
 use std::any::TypeId;
+use std::sync::atomic::Ordering;
 
 /// Runs a submitting call when a lease is held, else waits for one.
 #[inline(always)]
@@ -24,12 +27,26 @@ pub(crate) fn pass(
     }
     // What does not wait for the GPU has no place at which the thread could be cancelled.
     let _whole = (!asynchronous).then(environment::uncancelled);
-    let result = call();
+    let mut result = call();
     if !asynchronous {
+        if SYNCHRONOUS.load(Ordering::Relaxed) && result.is_success() {
+            result = wait_for_memory_operation(symbol);
+        }
         LINK.note_finished();
     }
     LINK.gate.leave();
     result
+}
+
+/// Copies and fills without a stream are done when this returns.
+#[cold]
+fn wait_for_memory_operation(symbol: &str) -> CuResult {
+    if !symbol.starts_with("cuMemcpy") && !symbol.starts_with("cuMemset") {
+        return CuResult::SUCCESS;
+    }
+    let stream = if symbol.ends_with("_ptds") { PER_THREAD } else { LEGACY };
+    // SAFETY: one of the default streams, by its number.
+    unsafe { real::cuStreamSynchronize(stream as sys::CUstream) }
 }
 
 /// Whether a parameter says on which stream the work goes: then the call does not wait for it.

@@ -27,6 +27,17 @@ impl Pager {
         if device >= self.books().devices() {
             return Err(CuResult::INVALID_DEVICE);
         }
+        self.allocate_on(call, bytes, device, handle)
+    }
+
+    /// Memory on a device, of a context there.
+    pub(super) fn allocate_on(
+        &self,
+        call: &str,
+        bytes: u64,
+        device: u32,
+        handle: usize,
+    ) -> Answer<u64> {
         let context = self.books().contexts.note(handle, device);
         let place = Place { call, device, context };
         if bytes >= SMALL {
@@ -77,12 +88,16 @@ impl Pager {
                 return Err(result);
             }
         };
-        let sizes: Vec<u64> = split(bytes, self.books().rules.chunk_bytes).collect();
+        let (sizes, access) = {
+            let books = self.books();
+            let sizes: Vec<u64> = split(bytes, books.rules.chunk_bytes).collect();
+            (sizes, books.peers.grants(device))
+        };
         let mut address = start;
         let pieces: Vec<(u64, Vec<Mapping>)> = sizes
             .into_iter()
             .map(|bytes| {
-                let mapping = Mapping { address, bytes, offset: 0, access: None };
+                let mapping = Mapping { address, bytes, offset: 0, access: access.clone() };
                 address += bytes;
                 (bytes, vec![mapping])
             })
@@ -96,6 +111,11 @@ impl Pager {
         match requested {
             Some(requested) => books.ranges.add_whole(start, range, requested),
             None => books.ranges.add_shared(start, range),
+        }
+        let changed = books.peers.grants(device) != access;
+        drop(books);
+        if changed {
+            self.spread_quietly(device);
         }
         Ok(start)
     }
@@ -196,11 +216,12 @@ impl Pager {
     pub(super) fn make(&self, id: ChunkId) -> Answer<u64> {
         let books = self.books();
         let Some(chunk) = books.table.chunk(id) else { return Err(CuResult::INVALID_VALUE) };
-        let (device, bytes, mappings) = (chunk.device, chunk.bytes, chunk.mappings.clone());
+        let kind = (chunk.device, chunk.bytes, chunk.handle_types);
+        let mappings = chunk.mappings.clone();
         drop(books);
         let capturing = WORK.is_capturing();
         let mode = capturing.then(device::relax_capture);
-        let made = make(device, bytes, &mappings);
+        let made = make(kind, &mappings);
         if let Some(mode) = mode {
             device::exchange_capture(mode);
         }
@@ -255,8 +276,8 @@ struct Place<'a> {
 }
 
 /// Create, map, set access.
-pub(super) fn make(device: u32, bytes: u64, mappings: &[Mapping]) -> Answer<u64> {
-    let handle = device::create(device, bytes)?;
+fn make((device, bytes, types): (u32, u64, u32), mappings: &[Mapping]) -> Answer<u64> {
+    let handle = device::create(device, bytes, types)?;
     for (done, mapping) in mappings.iter().enumerate() {
         if let Err(result) = map_one(device, handle, mapping) {
             unmake(&mappings[..done], handle);

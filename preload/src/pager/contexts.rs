@@ -48,6 +48,10 @@ impl Contexts {
         self.contexts.iter().find(|(_, context)| context.id == id).map(|(handle, _)| *handle)
     }
 
+    pub(crate) fn device(&self, handle: usize) -> Option<u32> {
+        self.contexts.get(&handle).map(|context| context.device)
+    }
+
     pub(crate) fn knows(&self, handle: usize) -> bool {
         self.contexts.contains_key(&handle)
     }

@@ -18,6 +18,8 @@ pub(crate) const READ_WRITE: u32 =
 const NON_BLOCKING: u32 = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
 const UNTIMED: u32 = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
 const PORTABLE: u32 = 1;
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
+pub(crate) const FILE_DESCRIPTOR: u32 = 1;
 
 fn answer<T>(result: CuResult, value: T) -> Answer<T> {
     if result.is_success() { Ok(value) } else { Err(result) }
@@ -70,6 +72,33 @@ pub(crate) fn exchange_capture(mode: u32) -> u32 {
     mode
 }
 
+/// The context of a stream that the program has made; `None`: a default stream, or no stream.
+pub(crate) fn context_of(stream: usize) -> Option<usize> {
+    // 1 and 2 mean the default streams.
+    if stream <= 2 {
+        return None;
+    }
+    let mut context: sys::CUcontext = std::ptr::null_mut();
+    // SAFETY: the program's own stream, and a place on this stack.
+    let result = unsafe { real::cuStreamGetCtx(stream as sys::CUstream, &raw mut context) };
+    result.is_success().then_some(context as usize)
+}
+
+/// The pool from which a device's memory in stream order comes; `None`: the driver has no pools.
+pub(crate) fn pool(device: u32) -> Option<u64> {
+    let mut pool: sys::CUmemoryPool = std::ptr::null_mut();
+    // SAFETY: a place on this stack.
+    let result = unsafe { real::cuDeviceGetMemPool(&raw mut pool, device as c_int) };
+    result.is_success().then_some(pool as u64)
+}
+
+pub(crate) fn default_pool(device: u32) -> Option<u64> {
+    let mut pool: sys::CUmemoryPool = std::ptr::null_mut();
+    // SAFETY: a place on this stack.
+    let result = unsafe { real::cuDeviceGetDefaultMemPool(&raw mut pool, device as c_int) };
+    result.is_success().then_some(pool as u64)
+}
+
 // ---------------------------------------------------------------- addresses and physical memory
 
 pub(crate) fn reserve(bytes: u64) -> Answer<u64> {
@@ -84,13 +113,16 @@ pub(crate) fn free_addresses(address: u64, bytes: u64) -> Answer<()> {
     answer(unsafe { real::cuMemAddressFree(address, bytes as usize) }, ())
 }
 
-/// Physical memory on a device.
-pub(crate) fn create(device: u32, bytes: u64) -> Answer<u64> {
+/// Physical memory on a device, of which handles of some types can be made.
+pub(crate) fn create(device: u32, bytes: u64, handle_types: u32) -> Answer<u64> {
     // SAFETY: a C structure for which zeros are right: no handle type, no flags.
     let mut prop: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
     prop.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
     prop.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
     prop.location.id = device as c_int;
+    let types = (&raw mut prop.requestedHandleTypes).cast::<u32>();
+    // SAFETY: a field of the structure on this stack; types are written as a number, for several may be wanted.
+    unsafe { types.write(handle_types) };
     let mut handle = 0;
     // SAFETY: places on this stack.
     let result = unsafe { real::cuMemCreate(&raw mut handle, bytes as usize, &raw const prop, 0) };

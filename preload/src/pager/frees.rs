@@ -80,6 +80,7 @@ impl Pager {
             return Freed::Unknown;
         };
         let Some(allocation) = books.ranges.take(address) else { return Freed::Unknown };
+        books.pools.freed(allocation.pool, allocation.bytes);
         if WORK.is_capturing() {
             books.frees.captured.push((address, allocation));
             return Freed::Done(CuResult::SUCCESS);
@@ -121,6 +122,9 @@ impl Pager {
             device::destroy_event(event);
             return Freed::Done(CuResult::INVALID_VALUE);
         };
+        books.pools.freed(allocation.pool, allocation.bytes);
+        // Of which device the memory is, whatever the stream's.
+        let device = books.ranges.range(allocation.range).map_or(device, |range| range.device);
         let context = Some(Carrier { handle, id });
         let pending = Pending { address, allocation, device, stream, thread, context, event };
         books.frees.pending.push(pending);
@@ -128,7 +132,13 @@ impl Pager {
     }
 
     /// Memory of that size that was freed in the same stream: whatever used it is done before what comes next there.
-    pub(crate) fn reuse_in_stream(&self, bytes: u64, stream: usize, thread: u64) -> Option<u64> {
+    pub(crate) fn reuse_in_stream(
+        &self,
+        bytes: u64,
+        (pool, device): (u64, u32),
+        stream: usize,
+        thread: u64,
+    ) -> Option<u64> {
         let mut books = self.books();
         if !books.frees.is_waiting() {
             return None;
@@ -139,10 +149,12 @@ impl Pager {
                 && pending.thread == thread
                 && pending.context.is_some_and(|context| context.handle == handle)
                 && pending.allocation.holds(bytes)
+                && (pending.allocation.pool, pending.device) == (pool, device)
         })?;
         let pending = books.frees.pending.remove(at);
         let allocation = Allocation { requested: bytes, ..pending.allocation };
         books.ranges.put_back(pending.address, allocation);
+        books.pools.used_again(pool, allocation.bytes);
         drop(books);
         device::destroy_event(pending.event);
         Some(pending.address)
@@ -234,7 +246,11 @@ impl Pager {
     }
 
     fn give(&self, address: u64, allocation: Allocation) {
-        let empty = self.books().ranges.give(address, allocation);
+        let empty = {
+            let mut books = self.books();
+            books.pools.given(allocation.pool, allocation.bytes);
+            books.ranges.give(address, allocation)
+        };
         if let Some((start, range)) = empty {
             self.dispose(start, range);
         }

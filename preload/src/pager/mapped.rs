@@ -22,7 +22,13 @@ type Gaps = Vec<(u64, u64)>;
 
 impl Pager {
     /// cuMemCreate: a name.
-    pub(crate) fn create(&self, device: u32, bytes: u64, properties: Properties) -> Answer<u64> {
+    pub(crate) fn create(
+        &self,
+        device: u32,
+        bytes: u64,
+        handle_types: u32,
+        properties: Properties,
+    ) -> Answer<u64> {
         self.reap();
         if let Err(reason) = self.claim(device, bytes) {
             warning!(
@@ -33,12 +39,22 @@ impl Pager {
         }
         let mut books = self.books();
         let chunk = books.table.add(device, bytes, Vec::new(), State::Absent);
+        books.table.change(chunk, |chunk| chunk.handle_types = handle_types);
         Ok(books.names.add(chunk, bytes, properties))
     }
 
     /// Whether a handle is one of ours.
     pub(crate) fn has_name(&self, name: u64) -> bool {
         self.is_active() && self.books().names.get(name).is_some()
+    }
+
+    /// Types of handles that can be made of an object; `None`: it is none of ours.
+    pub(crate) fn handle_types(&self, name: u64) -> Option<u32> {
+        if !self.is_active() {
+            return None;
+        }
+        let books = self.books();
+        books.table.chunk(books.names.get(name)?.chunk).map(|chunk| chunk.handle_types)
     }
 
     pub(crate) fn properties(&self, name: u64) -> Option<Properties> {
@@ -119,7 +135,7 @@ impl Pager {
 
     /// Physical memory for a chunk that is mapped nowhere, with its content, inside the gate. It may not come: then the gate has
     /// closed.
-    fn bring_unmapped(&self, chunk: ChunkId) -> Answer<()> {
+    pub(super) fn bring_unmapped(&self, chunk: ChunkId) -> Answer<()> {
         let Some((books, state)) = self.hold(chunk) else { return Err(CuResult::INVALID_VALUE) };
         drop(books);
         if state == State::Resident || !self.wait_for_credit(chunk) {
@@ -258,7 +274,7 @@ impl Pager {
     }
 
     /// Takes a chunk from everyone else, waiting for it; `None`: it is gone.
-    fn hold(&self, chunk: ChunkId) -> Option<(MutexGuard<'_, Books>, State)> {
+    pub(super) fn hold(&self, chunk: ChunkId) -> Option<(MutexGuard<'_, Books>, State)> {
         let mut books = self.books();
         loop {
             if let Some(state) = books.table.hold(chunk) {

@@ -26,7 +26,12 @@ mod holes;
 mod mapped;
 mod mover;
 mod names;
+mod opening;
+mod peers;
+mod pins;
 mod places;
+mod pooled;
+mod pools;
 mod ranges;
 mod report;
 mod table;
@@ -35,6 +40,8 @@ mod victims;
 pub(crate) use frees::Freed;
 pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;
+pub(crate) use pins::{EXPORTABLE, Pinned, Why, has_rdma};
+pub(crate) use pools::Home;
 pub(crate) use ranges::GRANULE;
 
 use crate::gate::Gate;
@@ -48,14 +55,20 @@ use contexts::{Carrier, Contexts};
 use frees::Frees;
 use hashing::Hashers;
 use names::Names;
+use peers::Peers;
 use places::Extent;
+use pools::Pools;
 use ranges::Ranges;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use table::{Table, Trust};
 
 /// The one pager of this process.
 pub(crate) static PAGER: Pager = Pager::new();
+
+/// Whether any copies and fills are to be waited for that need not be.
+pub(crate) static SYNCHRONOUS: AtomicBool = AtomicBool::new(false);
 
 pub(crate) struct Pager {
     active: AtomicBool,
@@ -83,10 +96,16 @@ struct Books {
     ranges: Ranges,
     names: Names,
     contexts: Contexts,
+    peers: Peers,
     claims: Claims,
     frees: Frees,
+    pools: Pools,
     arena: ArenaState,
     hashers: Hashers,
+    /// Chunks that were made to stay.
+    pins: u64,
+    /// Numbers of allocations whose copies and fills are waited for.
+    synchronous: BTreeSet<u64>,
     moved: Moved,
 }
 
@@ -111,6 +130,10 @@ pub(crate) struct Described {
     pub(crate) context: usize,
     /// Of no other allocation, now or later.
     pub(crate) number: u64,
+    /// The pool that it is of, or 0.
+    pub(crate) pool: u64,
+    /// Types of handles that can be made of it.
+    pub(crate) handle_types: u32,
 }
 
 /// Why the gate is to be opened.
@@ -134,10 +157,14 @@ impl Pager {
                 ranges: Ranges::new(),
                 names: Names::new(),
                 contexts: Contexts::new(),
+                peers: Peers::new(),
                 claims: Claims::new(),
                 frees: Frees::new(),
+                pools: Pools::new(),
                 arena: ArenaState::new(),
                 hashers: Hashers::new(),
+                pins: 0,
+                synchronous: BTreeSet::new(),
                 moved: Moved { out: 0, inward: 0, clean: 0, pin_ns: 0, lies: 0 },
             }),
             changed: Condvar::new(),
@@ -313,6 +340,14 @@ impl Pager {
         }
     }
 
+    /// A context that has just been made: memory of its device can be moved through it.
+    pub(crate) fn context_made(&self, handle: usize, device: i32) {
+        if self.has_device(device) {
+            self.books().contexts.note(handle, device as u32);
+            self.changed.notify_all();
+        }
+    }
+
     /// A context is about to be destroyed: returns when nothing is moved in it any more.
     pub(crate) fn retire_context(&self, handle: usize) {
         if !self.is_active() {
@@ -342,11 +377,19 @@ impl Pager {
         books.hashers.remove(id);
         books.table.places.unpin(id);
         books.frees.context_gone(id);
+        for (pool, bytes) in books.ranges.pooled_in(id) {
+            books.pools.freed(pool, bytes);
+            books.pools.given(pool, bytes);
+        }
         let ranges = books.ranges.take_context(id);
+        let closed = books.peers.context_gone(handle);
         self.changed.notify_all();
         drop(books);
         for (start, range) in ranges {
             self.dispose(start, range);
+        }
+        for device in closed {
+            self.spread_quietly(device);
         }
     }
 
@@ -377,16 +420,33 @@ impl Pager {
         if let Some((start, allocation, range)) = books.ranges.find(address) {
             let context = books.contexts.handle(range.context).unwrap_or(0);
             let (bytes, device) = (allocation.requested, range.device);
-            return Some(Described { start, bytes, device, context, number: allocation.number });
+            let (number, pool) = (allocation.number, allocation.pool);
+            let handle_types = 0;
+            return Some(Described { start, bytes, device, context, number, pool, handle_types });
         }
         let placed = books.names.at(address)?;
-        let device = books.table.chunk(placed.chunk)?.device;
+        let chunk = books.table.chunk(placed.chunk)?;
+        let (device, handle_types) = (chunk.device, chunk.handle_types);
         let (start, bytes, number) = (placed.address, placed.bytes, placed.name);
-        Some(Described { start, bytes, device, context: 0, number })
+        Some(Described { start, bytes, device, context: 0, number, pool: 0, handle_types })
     }
 
     pub(crate) fn moved(&self) -> Moved {
         if self.is_active() { self.books().moved } else { Moved::default() }
+    }
+
+    /// Copies and fills of an allocation are to be waited for, or are not.
+    pub(crate) fn set_synchronous(&self, number: u64, on: bool) {
+        let mut books = self.books();
+        match on {
+            true => books.synchronous.insert(number),
+            false => books.synchronous.remove(&number),
+        };
+        SYNCHRONOUS.store(!books.synchronous.is_empty(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_synchronous(&self, number: u64) -> bool {
+        self.books().synchronous.contains(&number)
     }
 
     /// Bytes in use on a device, as cuMemGetInfo counts.

@@ -39,6 +39,8 @@ pub(crate) struct Allocation {
     pub(crate) number: u64,
     /// What its place takes.
     pub(crate) bytes: u64,
+    /// The pool that it is of, or 0.
+    pub(crate) pool: u64,
 }
 
 impl Allocation {
@@ -74,7 +76,8 @@ impl Ranges {
         self.ranges.insert(start, range.into_range(None));
         self.made += 1;
         let number = self.made;
-        self.allocations.insert(start, Allocation { range: start, requested, number, bytes });
+        let allocation = Allocation { range: start, requested, number, bytes, pool: 0 };
+        self.allocations.insert(start, allocation);
     }
 
     /// A range that many share.
@@ -101,7 +104,7 @@ impl Ranges {
                 let address = start + at;
                 self.made += 1;
                 let number = self.made;
-                let allocation = Allocation { range: *start, requested, number, bytes };
+                let allocation = Allocation { range: *start, requested, number, bytes, pool: 0 };
                 self.allocations.insert(address, allocation);
                 return Some(address);
             }
@@ -125,6 +128,21 @@ impl Ranges {
 
     pub(crate) fn range(&self, start: u64) -> Option<&Range> {
         self.ranges.get(&start)
+    }
+
+    /// Says of which pool an allocation is; what its place takes.
+    pub(crate) fn tag(&mut self, address: u64, pool: u64) -> u64 {
+        let Some(allocation) = self.allocations.get_mut(&address) else { return 0 };
+        allocation.pool = pool;
+        allocation.bytes
+    }
+
+    /// What pools have in a context: pool and bytes.
+    pub(crate) fn pooled_in(&self, context: u64) -> Vec<(u64, u64)> {
+        let of = |a: &&Allocation| {
+            a.pool != 0 && self.ranges.get(&a.range).is_some_and(|range| range.context == context)
+        };
+        self.allocations.values().filter(of).map(|a| (a.pool, a.bytes)).collect()
     }
 
     /// Takes an allocation out of the books: it cannot be freed twice.
@@ -161,6 +179,34 @@ impl Ranges {
             starts.retain(|other| *other != start);
         }
         Some((start, range))
+    }
+
+    /// The chunks of a device's ranges.
+    pub(crate) fn chunks_of(&self, device: u32) -> Vec<ChunkId> {
+        let ranges = self.ranges.values().filter(|range| range.device == device);
+        ranges.flat_map(|range| range.chunks.iter().copied()).collect()
+    }
+
+    /// The chunks that lie, in part at least, between two addresses.
+    pub(crate) fn chunks_within(
+        &self,
+        from: u64,
+        to: u64,
+        bytes: impl Fn(ChunkId) -> u64,
+    ) -> Vec<ChunkId> {
+        let first = self.ranges.range(..=from).next_back().map_or(from, |(start, _)| *start);
+        let mut found = Vec::new();
+        for (start, range) in self.ranges.range(first..to) {
+            let mut at = *start;
+            for id in &range.chunks {
+                let end = at + bytes(*id);
+                if at < to && end > from {
+                    found.push(*id);
+                }
+                at = end;
+            }
+        }
+        found
     }
 
     /// Everything of a context leaves the books.

@@ -27,7 +27,12 @@ impl Reporter {
             (books.moved, books.table.places.total())
         };
         // Plain pointers that the pager does not own are managed memory, or a graph's.
-        let fixed = LEDGER.fixed("managed");
+        let mut fixed = LEDGER.fixed("managed");
+        for (device, kinds) in fixed.iter_mut().zip(PAGER.staying()) {
+            for (kind, bytes) in kinds {
+                *device.entry(kind).or_insert(0) += bytes;
+            }
+        }
         if moved == self.moved && arena == self.arena && fixed == self.fixed {
             return;
         }

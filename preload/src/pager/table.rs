@@ -62,6 +62,8 @@ pub(crate) struct Chunk {
     pub(crate) state: State,
     /// Physical memory, unless it is absent.
     pub(crate) handle: u64,
+    /// Ways in which it may be handed to others one day.
+    pub(crate) handle_types: u32,
     /// Why it is never moved.
     pub(crate) stays: Option<&'static str>,
     host: Option<HostCopy>,
@@ -243,6 +245,7 @@ impl Table {
             mappings,
             state,
             handle: 0,
+            handle_types: 0,
             stays: None,
             host: None,
             taken: false,
@@ -427,6 +430,11 @@ impl Table {
         } else {
             Fate::Changed
         }
+    }
+
+    /// Chunks that are never moved: device, why, bytes.
+    pub(crate) fn staying(&self) -> impl Iterator<Item = (u32, &'static str, u64)> + '_ {
+        self.chunks.values().filter_map(|c| Some((c.device, c.stays?, c.bytes)))
     }
 
     /// In which order chunks are to go: unchanged ones first, then the least recently paged in.

@@ -55,7 +55,7 @@ pub(crate) struct Cuda {
 
 /// A function of the driver; the signature is that of its header.
 macro_rules! function {
-    ($cuda:expr, $name:literal, fn($($kind:ty),*)) => {{
+    ($cuda:expr, $name:literal, fn($($kind:ty),* $(,)?)) => {{
         let address = $cuda.find($name);
         assert!(!address.is_null(), "{} is missing", $name);
         std::mem::transmute::<$crate::client::Handle, unsafe extern "C" fn($($kind),*) -> std::ffi::c_int>(address)

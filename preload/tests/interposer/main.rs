@@ -13,6 +13,7 @@ mod forks;
 mod leases;
 mod paging;
 mod paging_client;
+mod paging_shared;
 mod rooms;
 
 /// Not a test of its own: where the clients of the others begin.

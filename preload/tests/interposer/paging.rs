@@ -9,40 +9,44 @@ use acb_wire::v1::{
     Welcome,
 };
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
-struct Play {
-    lab: Lab,
-    assigner: Assigner,
-    client: Client,
-    peer: Peer,
+pub(crate) struct Play {
+    pub(crate) lab: Lab,
+    pub(crate) assigner: Assigner,
+    pub(crate) client: Client,
+    pub(crate) peer: Peer,
 }
 
-fn start(words: &str) -> Play {
+pub(crate) fn start(words: &str) -> Play {
     start_in(Lab::on_software_gpu(""), words)
 }
 
-fn start_in(lab: Lab, words: &str) -> Play {
+pub(crate) fn start_in(lab: Lab, words: &str) -> Play {
     start_with(lab, words, paged_welcome())
 }
 
-fn start_with(lab: Lab, words: &str, welcome: Welcome) -> Play {
+pub(crate) fn start_with(lab: Lab, words: &str, welcome: Welcome) -> Play {
+    start_on(lab, words, welcome, vec![gpu()])
+}
+
+pub(crate) fn start_on(lab: Lab, words: &str, welcome: Welcome, gpus: Vec<BoundGpu>) -> Play {
     let assigner = Assigner::listen(&lab.socket());
     let client = lab.start(&format!("paged {words}"));
     let mut peer = assigner.accept();
     peer.hello();
     peer.say(Say::Welcome(welcome));
     assert!(matches!(peer.hear(), Hear::Bind(_)));
-    peer.say(Say::Bound(Bound { gpus: vec![gpu()] }));
+    peer.say(Say::Bound(Bound { gpus }));
     Play { lab, assigner, client, peer }
 }
 
 /// By its number: the software GPU's UUID depends on its state.
-fn gpu() -> BoundGpu {
+pub(crate) fn gpu() -> BoundGpu {
     BoundGpu { index: 0, uuid: "0".into(), memory: 16 << 30, ..BoundGpu::default() }
 }
 
-fn paged_welcome() -> Welcome {
+pub(crate) fn paged_welcome() -> Welcome {
     // Longer than these programs ever take between two calls, unless they pause.
     Welcome { chunk_bytes: 16 * MIB, idle_us: 400_000, ..welcome() }
 }
@@ -50,23 +54,40 @@ fn paged_welcome() -> Welcome {
 impl Play {
     /// A claim, granted.
     #[track_caller]
-    fn claim(&mut self, bytes: u64) {
+    pub(crate) fn claim(&mut self, bytes: u64) {
+        self.claim_on(0, bytes);
+    }
+
+    /// The same on another device.
+    #[track_caller]
+    pub(crate) fn claim_on(&mut self, device: u32, bytes: u64) {
         let request = self.peer.room_request();
-        assert_eq!((request.bytes, request.kind()), (bytes, RoomKind::Paged));
+        assert_eq!(
+            (request.device, request.bytes, request.kind()),
+            (device, bytes, RoomKind::Paged)
+        );
         self.peer.room_reply(request.seq, RoomVerdict::Granted, "");
     }
 
-    fn credit(&mut self, bytes: u64) {
-        self.peer.say(Say::Credit(Credit { device: 0, bytes }));
+    pub(crate) fn credit(&mut self, bytes: u64) {
+        self.credit_on(0, bytes);
     }
 
-    fn evict(&mut self, bytes: u64) {
-        self.peer.say(Say::Evict(Evict { device: 0, bytes }));
+    pub(crate) fn credit_on(&mut self, device: u32, bytes: u64) {
+        self.peer.say(Say::Credit(Credit { device, bytes }));
+    }
+
+    pub(crate) fn evict(&mut self, bytes: u64) {
+        self.evict_on(0, bytes);
+    }
+
+    pub(crate) fn evict_on(&mut self, device: u32, bytes: u64) {
+        self.peer.say(Say::Evict(Evict { device, bytes }));
     }
 
     /// Everything that was asked back has come; in how many parts.
     #[track_caller]
-    fn evicted(&mut self, bytes: u64) -> usize {
+    pub(crate) fn evicted(&mut self, bytes: u64) -> usize {
         let (mut sum, mut parts) = (0, 0);
         while sum < bytes {
             match self.peer.hear_moves() {
@@ -83,7 +104,7 @@ impl Play {
     }
 
     #[track_caller]
-    fn ready(&mut self, epoch: u64) -> Ready {
+    pub(crate) fn ready(&mut self, epoch: u64) -> Ready {
         match self.peer.hear_moves() {
             Hear::Ready(ready) => {
                 assert_eq!(ready.epoch, epoch);
@@ -94,7 +115,7 @@ impl Play {
     }
 
     #[track_caller]
-    fn returned(&mut self) -> RoomReturn {
+    pub(crate) fn returned(&mut self) -> RoomReturn {
         match self.peer.hear_moves() {
             Hear::RoomReturn(back) => back,
             other => panic!("RoomReturn expected: {other:?}"),
@@ -103,7 +124,7 @@ impl Play {
 
     /// A lease from Acquire to Ready.
     #[track_caller]
-    fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
+    pub(crate) fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
         self.peer.acquire();
         self.peer.say(Say::Granted(Granted { epoch, resident: false }));
         if credit > 0 {
@@ -114,7 +135,7 @@ impl Play {
 
     /// The lease comes back.
     #[track_caller]
-    fn take_back(&mut self, epoch: u64) {
+    pub(crate) fn take_back(&mut self, epoch: u64) {
         self.peer.want(epoch);
         self.peer.release();
     }

@@ -158,7 +158,12 @@ impl Outbound {
             return Progress::Waiting;
         }
         if books.table.account(device).taken() > 0 {
-            books.refuse(device, "what is left of its memory cannot be moved at present");
+            let staying = books.tell_staying(device);
+            let reason = match staying.is_empty() {
+                true => "what is left of its memory cannot be moved at present".to_owned(),
+                false => format!("the program shares its memory with others: {staying}"),
+            };
+            books.refuse(device, &reason);
         } else {
             books.table.account(device).forgive();
         }

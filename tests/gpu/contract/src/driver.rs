@@ -124,6 +124,8 @@ functions! {
     cuMemGetAllocationGranularity(granularity: *mut usize, properties: *const c_void, option: c_uint);
     cuMemCreate(handle: *mut u64, size: usize, properties: *const c_void, flags: u64);
     cuMemRelease(handle: u64);
+    cuMemExportToShareableHandle(to: *mut c_void, handle: u64, kind: c_uint, flags: u64);
+    cuMemImportFromShareableHandle(handle: *mut u64, from: *mut c_void, kind: c_uint);
     cuMemMap(pointer: Address, size: usize, offset: usize, handle: u64, flags: u64);
     cuMemUnmap(pointer: Address, size: usize);
     cuMemSetAccess(pointer: Address, size: usize, descriptions: *const c_void, count: usize);

@@ -203,8 +203,18 @@ impl Gpu {
     }
 
     pub(crate) fn create(&self, size: usize) -> Answer<u64> {
+        self.create_as(size, properties())
+    }
+
+    /// Memory that can be exported as a file descriptor.
+    pub(crate) fn create_shareable(&self, size: usize) -> Answer<u64> {
+        let mut properties = properties();
+        properties[0] |= 1 << 32;
+        self.create_as(size, properties)
+    }
+
+    fn create_as(&self, size: usize, properties: [u64; 4]) -> Answer<u64> {
         let mut handle = 0;
-        let properties = properties();
         let properties = (&raw const properties).cast();
         check(self.driver.cuMemCreate(&raw mut handle, size, properties, 0)).map(|()| handle)
     }

@@ -120,6 +120,8 @@ pub(crate) struct Mapped {
     pub(crate) memory: Arc<Physical>,
     /// What the program asked for, to be told again.
     pub(crate) gpu_ordinal: usize,
+    /// Types of handles that can be made of it.
+    pub(crate) handle_types: u32,
     pub(crate) references: u32,
 }
 

@@ -3,8 +3,9 @@
 //! without memory, which is what programs get: to touch one is a fault.
 #![allow(unsafe_code)] // mmap
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +14,9 @@ use crate::driver;
 
 /// A huge page of the host.
 const HUGE: usize = 2 << 20;
+
+/// How files behind memory are called; the GPU's number follows.
+const NAME: &str = "simcuda-";
 
 /// A piece of a GPU's memory; counted as used until the last owner lets go.
 pub(crate) struct Physical {
@@ -48,23 +52,36 @@ impl Physical {
         }
     }
 
+    /// The same with a file behind it from the start.
+    pub(crate) fn new_shareable(gpu: usize, length: usize) -> Outcome<Arc<Physical>> {
+        let memory = Physical::new(gpu, length)?;
+        memory.put_file(|file| file.set_len(length as u64))?;
+        Ok(memory)
+    }
+
     /// Puts a file behind the memory, for other processes to open; its number. No
     /// work may be under way in it.
     pub(crate) fn share(&self) -> Outcome<RawFd> {
+        // SAFETY: the pages are there, and nothing works in them.
+        let content = unsafe { std::slice::from_raw_parts(self.base.cast_const(), self.length) };
+        self.put_file(|file| file.write_all_at(content, 0))
+    }
+
+    fn put_file(&self, fill: impl FnOnce(&File) -> std::io::Result<()>) -> Outcome<RawFd> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = &*file {
             return Ok(file.as_raw_fd());
         }
+        // The name tells an importer of the descriptor which GPU it is.
+        let name = CString::new(format!("{NAME}{}", self.gpu)).map_err(|_| OPERATING_SYSTEM)?;
         // SAFETY: a name that ends; the descriptor is new, or negative.
-        let number = unsafe { libc::memfd_create(c"simcuda".as_ptr(), libc::MFD_CLOEXEC) };
+        let number = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
         if number < 0 {
             return Err(OPERATING_SYSTEM);
         }
         // SAFETY: just made, and nobody else's.
         let new = File::from(unsafe { OwnedFd::from_raw_fd(number) });
-        // SAFETY: the pages are there, and nothing works in them.
-        let content = unsafe { std::slice::from_raw_parts(self.base.cast_const(), self.length) };
-        new.write_all_at(content, 0).map_err(|_| OPERATING_SYSTEM)?;
+        fill(&new).map_err(|_| OPERATING_SYSTEM)?;
         // SAFETY: in the place of pages that are this object's own.
         let mapped = unsafe { map_file(&new, self.length, self.base.cast()) };
         mapped.ok_or(OPERATING_SYSTEM)?;
@@ -89,6 +106,24 @@ impl Physical {
         let base = base.ok_or(OUT_OF_MEMORY)?.cast();
         let file = Mutex::new(Some(OwnedFd::from(file)));
         Ok(Arc::new(Physical { base, length, gpu, foreign: true, file }))
+    }
+
+    /// A descriptor of the file behind the memory, for the program; none, if there is none.
+    pub(crate) fn descriptor(&self) -> Outcome<RawFd> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = file.as_ref().ok_or(INVALID_VALUE)?.try_clone();
+        copy.map(IntoRawFd::into_raw_fd).map_err(|_| OPERATING_SYSTEM)
+    }
+
+    /// Memory behind a descriptor that some process was given.
+    pub(crate) fn import_descriptor(number: RawFd) -> Outcome<Arc<Physical>> {
+        let path = format!("/proc/self/fd/{number}");
+        let link = std::fs::read_link(&path).map_err(|_| INVALID_VALUE)?;
+        let name = link.to_string_lossy().into_owned();
+        let gpu = name.strip_prefix("/memfd:").and_then(|name| name.strip_prefix(NAME));
+        let gpu = gpu.and_then(|rest| rest.split(' ').next()?.parse().ok()).ok_or(INVALID_VALUE)?;
+        let length = std::fs::metadata(&path).map_err(|_| INVALID_VALUE)?.len() as usize;
+        Physical::import(std::process::id(), number, length, gpu)
     }
 
     /// The GPU that it is on.

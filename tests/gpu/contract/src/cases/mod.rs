@@ -78,7 +78,8 @@ cases! {
         without_access_it_is_not
         data_moves_with_its_handle
         sizes_are_checked
-        ranges_in_use_are_kept;
+        ranges_in_use_are_kept
+        exported_memory_is_the_same_memory;
     arrays:
         rows_and_layers_are_found_again
         arrays_tell_what_they_are

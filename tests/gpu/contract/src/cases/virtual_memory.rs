@@ -89,3 +89,30 @@ pub(super) fn ranges_in_use_are_kept(path: &Path) -> Result<(), String> {
     same("given back", after, before)?;
     same("free", gpu.driver.cuMemAddressFree(range, unit), 0)
 }
+
+pub(super) fn exported_memory_is_the_same_memory(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let plain = gpu.create(unit).map_err(why("create"))?;
+    // As a file descriptor.
+    let export = |handle: u64, to: &mut i32| {
+        let to = std::ptr::from_mut(to).cast();
+        crate::gpu::check(gpu.driver.cuMemExportToShareableHandle(to, handle, 1, 0))
+    };
+    let mut number = -1;
+    any_of("made without a type", export(plain, &mut number), &[code::INVALID_VALUE])?;
+    let handle = gpu.create_shareable(unit).map_err(why("create"))?;
+    export(handle, &mut number).map_err(why("export"))?;
+    let mut imported = 0;
+    let from = std::ptr::without_provenance_mut(number as usize);
+    let result = gpu.driver.cuMemImportFromShareableHandle(&raw mut imported, from, 1);
+    same("import", result, 0)?;
+    let range = gpu.reserve(2 * unit).map_err(why("reserve"))?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    gpu.map(range + unit as u64, unit, imported).map_err(why("map the import"))?;
+    gpu.open_up(range, 2 * unit).map_err(why("access"))?;
+    gpu.write(range, &[4711]).map_err(why("write"))?;
+    same("data", gpu.read(range + unit as u64, 1).map_err(why("read"))?, vec![4711])?;
+    same("release", gpu.driver.cuMemRelease(handle), 0)?;
+    same("release the import", gpu.driver.cuMemRelease(imported), 0)
+}

@@ -316,7 +316,7 @@ calls! {
             return Err(PEER_ACCESS_ALREADY_ENABLED);
         }
         own.peers.push(peer);
-        tables.open_to_peers(peer, own_gpu);
+        tables.open_to_peers(peer, own_gpu, true);
         Ok(())
     }
 
@@ -328,6 +328,10 @@ calls! {
         let own = tables.contexts.get_mut(context).ok_or(INVALID_CONTEXT)?;
         let at = own.peers.iter().position(|&other| other == peer);
         own.peers.remove(at.ok_or(PEER_ACCESS_NOT_ENABLED)?);
+        let gpu = own.gpu;
+        if tables.reached_from(peer) >> gpu & 1 == 0 {
+            tables.open_to_peers(peer, gpu, false);
+        }
         Ok(())
     }
 }
@@ -502,8 +506,8 @@ impl Tables {
         })
     }
 
-    /// Lets GPU `gpu` reach the allocations of context `owner`.
-    fn open_to_peers(&mut self, owner: Handle<Context>, gpu: usize) {
+    /// Lets GPU `gpu` reach the allocations of context `owner`, or no longer.
+    fn open_to_peers(&mut self, owner: Handle<Context>, gpu: usize, open: bool) {
         let regions: Vec<(u64, usize)> = self
             .space
             .regions()
@@ -514,7 +518,7 @@ impl Tables {
             .collect();
         for (start, length) in regions {
             // An allocation is one mapping as long as its region.
-            let _ = self.space.set_access(start, length, gpu, true, true);
+            let _ = self.space.set_access(start, length, gpu, open, open);
         }
     }
 }

@@ -140,6 +140,17 @@ stream_calls! {
         copy(deep(shape)?, stream as u64, form, When::Later)
     }
 
+    fn cuMemcpy3DPeer cuMemcpy3DPeer_ptds [form] (shape: *const sys::CUDA_MEMCPY3D_PEER) {
+        copy(deep(peers(shape))?, 0, form, When::Later)
+    }
+
+    fn cuMemcpy3DPeerAsync cuMemcpy3DPeerAsync_ptsz [form] (
+        shape: *const sys::CUDA_MEMCPY3D_PEER,
+        stream: sys::CUstream,
+    ) {
+        copy(deep(peers(shape))?, stream as u64, form, When::Later)
+    }
+
     fn cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds [form] (
         to: sys::CUarray,
         offset: usize,
@@ -263,6 +274,12 @@ stream_calls! {
         }
         Ok(())
     }
+}
+
+/// Between contexts the structure has them where others have reserved fields; addresses tell enough.
+fn peers(shape: *const sys::CUDA_MEMCPY3D_PEER) -> *const sys::CUDA_MEMCPY3D {
+    const { assert!(size_of::<sys::CUDA_MEMCPY3D_PEER>() == size_of::<sys::CUDA_MEMCPY3D>()) };
+    shape.cast()
 }
 
 /// An end, looked up.

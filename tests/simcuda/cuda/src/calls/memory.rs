@@ -428,7 +428,7 @@ unsafe fn pointer_attribute(
 
 impl crate::objects::Tables {
     /// The GPUs of contexts that reach into this one's memory.
-    fn reached_from(&self, context: Handle<Context>) -> u32 {
+    pub(super) fn reached_from(&self, context: Handle<Context>) -> u32 {
         self.contexts
             .iter()
             .filter(|(_, other)| other.peers.contains(&context))

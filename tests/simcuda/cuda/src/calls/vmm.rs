@@ -19,6 +19,8 @@ use crate::space::{GRANULARITY, RegionKind};
 
 const PINNED: c_uint = 1;
 const ON_DEVICE: c_uint = 1;
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
+const FILE_DESCRIPTOR: c_uint = 1;
 const READ: c_uint = 1;
 const READ_WRITE: c_uint = 3;
 
@@ -84,8 +86,12 @@ calls! {
         if driver.faults.strikes(FaultKind::CreateFails, None) || struck {
             return Err(OUT_OF_MEMORY);
         }
-        let memory = Physical::new(gpu, size)?;
-        let mapped = Mapped { memory, gpu_ordinal: dev as usize, references: 1 };
+        let handle_types = properties.cast::<c_uint>().add(1).read();
+        let memory = match handle_types {
+            0 => Physical::new(gpu, size)?,
+            _ => Physical::new_shareable(gpu, size)?,
+        };
+        let mapped = Mapped { memory, gpu_ordinal: dev as usize, handle_types, references: 1 };
         put(handle, driver.lock().mapped.insert(mapped).bits())
     }
 
@@ -197,9 +203,41 @@ calls! {
         // type, handle types, location: type and id
         let fields = properties.cast::<c_uint>();
         fields.write(PINNED);
+        fields.add(1).write(mapped.handle_types);
         fields.add(2).write(ON_DEVICE);
         fields.add(3).write(mapped.gpu_ordinal as c_uint);
         Ok(())
+    }
+
+    fn cuMemExportToShareableHandle(
+        shareable: *mut c_void,
+        handle: u64,
+        kind: c_uint,
+        flags: u64,
+    ) {
+        let driver = driver::get()?;
+        let tables = driver.lock();
+        let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        if kind != FILE_DESCRIPTOR || mapped.handle_types & kind == 0 || flags != 0 {
+            return Err(INVALID_VALUE);
+        }
+        if shareable.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        put(shareable.cast::<c_int>(), mapped.memory.descriptor()?)
+    }
+
+    fn cuMemImportFromShareableHandle(handle: *mut u64, shareable: *mut c_void, kind: c_uint) {
+        let driver = driver::get()?;
+        if kind != FILE_DESCRIPTOR || handle.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        // The descriptor itself, in place of a pointer.
+        let memory = Physical::import_descriptor(shareable as usize as c_int)?;
+        let own = driver.devices.iter().position(|&gpu| gpu == memory.gpu());
+        let gpu_ordinal = own.ok_or(INVALID_DEVICE)?;
+        let mapped = Mapped { memory, gpu_ordinal, handle_types: kind, references: 1 };
+        put(handle, driver.lock().mapped.insert(mapped).bits())
     }
 
     fn cuMemRetainAllocationHandle(handle: *mut u64, pointer: *mut c_void) {
@@ -222,7 +260,7 @@ calls! {
             None => {
                 let own = driver.devices.iter().position(|&gpu| gpu == memory.gpu());
                 let gpu_ordinal = own.ok_or(INVALID_DEVICE)?;
-                tables.mapped.insert(Mapped { memory, gpu_ordinal, references: 1 })
+                tables.mapped.insert(Mapped { memory, gpu_ordinal, handle_types: 0, references: 1 })
             }
         };
         put(handle, found.bits())
@@ -248,8 +286,8 @@ unsafe fn read_properties(properties: *const sys::CUmemAllocationProp) -> Outcom
         if fields.read() != PINNED {
             return Err(INVALID_VALUE);
         }
-        if fields.add(1).read() != 0 {
-            // Memory to be handed to other processes.
+        if fields.add(1).read() & !FILE_DESCRIPTOR != 0 {
+            // Handles of other systems and machines.
             return Err(NOT_SUPPORTED);
         }
         read_location(fields.add(2).cast())

@@ -1,0 +1,226 @@
+//! Memory is handed to others: other processes, other GPUs at once, arrays, network cards.
+//!
+//! Owns: the driver's handles in place of the names that programs have, and which calls make memory stay.
+//! Does not own: what it takes that it stays (`pager`).
+//!
+//! These calls pass the gate, for what they name must be on the GPU.
+#![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
+#![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
+
+use super::submit;
+use crate::log::warning;
+use crate::pager::{PAGER, Pinned, Why};
+use crate::table::real;
+use acb_cuda_abi::{CuResult, sys};
+use std::ffi::*;
+
+const EXPORTED: Why = "exported";
+const MULTICAST: Why = "multicast";
+const SPARSE: Why = "sparse arrays";
+const DMA_BUF: Why = "dma-buf";
+
+/// Makes memory stay, inside the gate, and then the call with the driver's handle.
+fn pinned(
+    symbol: &'static str,
+    pin: impl Fn() -> Result<Pinned, CuResult>,
+    call: impl Fn(u64) -> CuResult,
+) -> CuResult {
+    loop {
+        let mut again = false;
+        let result = submit::pass(symbol, false, || match pin() {
+            Ok(Pinned::There(handle)) => call(handle),
+            Ok(Pinned::NotYet) => {
+                again = true;
+                CuResult::SUCCESS
+            }
+            Err(result) => result,
+        });
+        if !again {
+            return result;
+        }
+    }
+}
+
+/// The call with the driver's handle in place of a name; what is no name passes through.
+fn named(symbol: &'static str, handle: u64, why: Why, call: impl Fn(u64) -> CuResult) -> CuResult {
+    match PAGER.has_name(handle) {
+        true => pinned(symbol, || PAGER.pin(handle, why), call),
+        false => call(handle),
+    }
+}
+
+/// The call once all of the pager's memory in a range stays.
+fn in_range(
+    symbol: &'static str,
+    (address, bytes): (u64, usize),
+    why: Why,
+    call: impl Fn() -> CuResult,
+) -> CuResult {
+    match PAGER.describe(address) {
+        Some(_) => pinned(symbol, || PAGER.pin_range(address, bytes as u64, why), |_| call()),
+        None => call(),
+    }
+}
+
+pub(crate) unsafe fn cuMemExportToShareableHandle(
+    shareableHandle: *mut c_void,
+    handle: u64,
+    handleType: c_uint,
+    flags: u64,
+) -> CuResult {
+    // Only a type that it was made for can be had.
+    if PAGER.handle_types(handle).is_some_and(|types| types & handleType == 0) {
+        return CuResult::INVALID_VALUE;
+    }
+    // SAFETY: the program's own arguments.
+    named("cuMemExportToShareableHandle", handle, EXPORTED, |handle| unsafe {
+        real::cuMemExportToShareableHandle(shareableHandle, handle, handleType, flags)
+    })
+}
+
+pub(crate) unsafe fn cuMulticastBindMem(
+    mcHandle: u64,
+    mcOffset: usize,
+    memHandle: u64,
+    memOffset: usize,
+    size: usize,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    named("cuMulticastBindMem", memHandle, MULTICAST, |handle| unsafe {
+        real::cuMulticastBindMem(mcHandle, mcOffset, handle, memOffset, size, flags)
+    })
+}
+
+pub(crate) unsafe fn cuMulticastBindMem_v2(
+    mcHandle: u64,
+    dev: c_int,
+    mcOffset: usize,
+    memHandle: u64,
+    memOffset: usize,
+    size: usize,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    named("cuMulticastBindMem", memHandle, MULTICAST, |handle| unsafe {
+        real::cuMulticastBindMem_v2(mcHandle, dev, mcOffset, handle, memOffset, size, flags)
+    })
+}
+
+pub(crate) unsafe fn cuMulticastBindAddr(
+    mcHandle: u64,
+    mcOffset: usize,
+    memptr: u64,
+    size: usize,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    in_range("cuMulticastBindAddr", (memptr, size), MULTICAST, || unsafe {
+        real::cuMulticastBindAddr(mcHandle, mcOffset, memptr, size, flags)
+    })
+}
+
+pub(crate) unsafe fn cuMulticastBindAddr_v2(
+    mcHandle: u64,
+    dev: c_int,
+    mcOffset: usize,
+    memptr: u64,
+    size: usize,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    in_range("cuMulticastBindAddr", (memptr, size), MULTICAST, || unsafe {
+        real::cuMulticastBindAddr_v2(mcHandle, dev, mcOffset, memptr, size, flags)
+    })
+}
+
+pub(crate) unsafe fn cuMemGetHandleForAddressRange(
+    handle: *mut c_void,
+    dptr: u64,
+    size: usize,
+    handleType: c_uint,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    in_range("cuMemGetHandleForAddressRange", (dptr, size), DMA_BUF, || unsafe {
+        real::cuMemGetHandleForAddressRange(handle, dptr, size, handleType, flags)
+    })
+}
+
+/// The driver has such handles for memory of its own allocation alone.
+pub(crate) unsafe fn cuIpcGetMemHandle(pHandle: *mut sys::CUipcMemHandle, dptr: u64) -> CuResult {
+    if PAGER.describe(dptr).is_some() {
+        warning!(
+            "cuIpcGetMemHandle: paged memory cannot be shared by this call, CUDA_ERROR_NOT_SUPPORTED is returned. Start the \
+             program with ACB_PAGER=off, or have it share by cuMemExportToShareableHandle (PyTorch: \
+             PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)"
+        );
+        return CuResult::NOT_SUPPORTED;
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuIpcGetMemHandle(pHandle, dptr) }
+}
+
+/// The call with a copy of the list in which the driver's handles stand in place of names.
+unsafe fn map_arrays(
+    symbol: &'static str,
+    list: *mut sys::CUarrayMapInfo,
+    count: c_uint,
+    call: impl Fn(*mut sys::CUarrayMapInfo) -> CuResult,
+) -> CuResult {
+    if list.is_null() || count == 0 {
+        return call(list);
+    }
+    let mut all: Vec<std::mem::MaybeUninit<sys::CUarrayMapInfo>> = (0..count as usize)
+        // SAFETY: the program says that there are so many; they are copied as bytes.
+        .map(|at| unsafe { list.cast::<std::mem::MaybeUninit<_>>().add(at).read_unaligned() })
+        .collect();
+    let handles: Vec<*mut u64> = all
+        .iter_mut()
+        // SAFETY: a place inside the copy; the handle is a number of 64 bits.
+        .map(|info| unsafe { (&raw mut (*info.as_mut_ptr()).memHandle).cast::<u64>() })
+        .collect();
+    // Names of ours begin as no handle of the driver's does, also where the field means nothing.
+    for place in handles {
+        // SAFETY: as above.
+        let handle = unsafe { place.read_unaligned() };
+        if PAGER.has_name(handle) {
+            let result = named(symbol, handle, SPARSE, |handle| {
+                // SAFETY: as above.
+                unsafe { place.write_unaligned(handle) };
+                CuResult::SUCCESS
+            });
+            if !result.is_success() {
+                return result;
+            }
+        }
+    }
+    submit::pass(symbol, true, || call(all.as_mut_ptr().cast()))
+}
+
+pub(crate) unsafe fn cuMemMapArrayAsync(
+    mapInfoList: *mut sys::CUarrayMapInfo,
+    count: c_uint,
+    hStream: sys::CUstream,
+) -> CuResult {
+    // SAFETY: the program's own arguments, or a copy of them.
+    unsafe {
+        map_arrays("cuMemMapArrayAsync", mapInfoList, count, |list| {
+            real::cuMemMapArrayAsync(list, count, hStream)
+        })
+    }
+}
+
+pub(crate) unsafe fn cuMemMapArrayAsync_ptsz(
+    mapInfoList: *mut sys::CUarrayMapInfo,
+    count: c_uint,
+    hStream: sys::CUstream,
+) -> CuResult {
+    submit::note_form(acb_cuda_abi::StreamForm::PerThread);
+    // SAFETY: as above.
+    unsafe {
+        map_arrays("cuMemMapArrayAsync", mapInfoList, count, |list| {
+            real::cuMemMapArrayAsync_ptsz(list, count, hStream)
+        })
+    }
+}

@@ -1,0 +1,230 @@
+//! Memory that several GPUs reach, and memory that is handed to others, on the software GPU.
+
+use crate::paging::{MIB, Play, gpu, paged_welcome, start_in, start_on};
+use crate::setup::Lab;
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{BoundGpu, Evict, Granted};
+
+/// A program with two GPUs.
+fn on_two(words: &str) -> Play {
+    let lab = Lab::on_software_gpu("gpus = 2").with("CUDA_VISIBLE_DEVICES", "0,1       ");
+    let second = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
+    start_on(lab, words, paged_welcome(), vec![gpu(), second])
+}
+
+/// A lease of both GPUs, with credit for each.
+fn turn(play: &mut Play, epoch: u64, credit: [u64; 2]) {
+    play.peer.acquire();
+    play.peer.say(Say::Granted(Granted { epoch, resident: false }));
+    for (device, bytes) in (0..).zip(credit) {
+        play.credit_on(device, bytes);
+    }
+    play.ready(epoch);
+}
+
+#[test]
+fn memory_is_open_to_the_peers_that_the_program_has_enabled() {
+    let words =
+        "a4 @1 a4 @0 e1 k1:5 v1:5 . k1:6 v1:6 @1 a6 a100k @0 k2:7 v2:7 k3:8 v3:8 . d1 k1:9 .";
+    let mut play = on_two(words);
+    play.claim_on(0, 4 * MIB);
+    play.claim_on(1, 4 * MIB);
+    // Enabled before there is anything to be opened.
+    turn(&mut play, 1, [4 * MIB, 4 * MIB]);
+    play.take_back(1);
+    play.evict_on(1, 4 * MIB);
+    play.evicted(4 * MIB);
+    play.client.tell("on");
+    // Mapped anew, and open anew.
+    turn(&mut play, 2, [0, 4 * MIB]);
+    // Made under a lease, later.
+    play.claim_on(1, 6 * MIB);
+    play.credit_on(1, 6 * MIB);
+    play.claim_on(1, 2 * MIB);
+    play.credit_on(1, 2 * MIB);
+    play.take_back(2);
+    play.client.tell("on");
+    turn(&mut play, 3, [0, 0]);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    let out = ended.stdout();
+    assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
+    assert_eq!(out.matches("kernel=0").count(), 4, "{}", ended.text());
+    // CUDA_ERROR_ILLEGAL_ADDRESS: closed again.
+    assert_eq!(out.matches("kernel=700").count(), 1, "{}", ended.text());
+}
+
+#[test]
+fn what_is_resident_is_opened_when_peer_access_is_enabled() {
+    let mut play = on_two("@1 a4 w0:1 @0 e1 k0:5 v0:5 .");
+    play.claim_on(1, 4 * MIB);
+    turn(&mut play, 1, [0, 4 * MIB]);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("kernel=0").prints("filled=0 wrong=0");
+}
+
+#[test]
+fn without_peer_access_another_gpu_does_not_reach_memory() {
+    let mut play = on_two("@1 a4 w0:1 @0 k0:5 .");
+    play.claim_on(1, 4 * MIB);
+    turn(&mut play, 1, [0, 4 * MIB]);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("kernel=700");
+}
+
+#[test]
+fn a_programs_own_mappings_stay_open_to_peers_over_swaps() {
+    let mut play = on_two("m4 @1 g0:1 k0:5 v0:5 . k0:6 v0:6 .");
+    play.claim_on(0, 4 * MIB);
+    turn(&mut play, 1, [4 * MIB, 0]);
+    play.take_back(1);
+    play.evict_on(0, 4 * MIB);
+    play.evicted(4 * MIB);
+    play.client.tell("on");
+    turn(&mut play, 2, [4 * MIB, 0]);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+}
+
+#[test]
+fn copies_between_contexts_wait_for_the_memory_of_both_gpus() {
+    for word in ["M0:1", "Z0:1"] {
+        let mut play = on_two(&format!("a4 w0:1 @1 a4 . {word} c1:1 c0:1 ."));
+        play.claim_on(0, 4 * MIB);
+        turn(&mut play, 1, [4 * MIB, 0]);
+        play.claim_on(1, 4 * MIB);
+        play.credit_on(1, 4 * MIB);
+        play.take_back(1);
+        play.evict_on(0, 4 * MIB);
+        play.evict_on(1, 4 * MIB);
+        play.evicted(8 * MIB);
+        play.client.tell("on");
+        play.peer.acquire();
+        play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+        play.credit_on(0, 4 * MIB);
+        play.peer.hears_nothing();
+        play.credit_on(1, 4 * MIB);
+        play.ready(2);
+        play.client.tell("on");
+        let ended = play.client.end().succeeded().prints("copied=0");
+        assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{word}: {}", ended.text());
+    }
+}
+
+#[test]
+fn memory_that_could_be_exported_is_moved_until_it_is() {
+    let mut play =
+        start_in(Lab::on_software_gpu(""), "h16 a8 w0:1 w1:2 . c0:1 c1:2 X0 . c0:1 c1:2 .");
+    play.claim(16 * MIB);
+    play.claim(8 * MIB);
+    play.turn(1, 24 * MIB);
+    play.take_back(1);
+    play.evict(24 * MIB);
+    play.evicted(24 * MIB);
+    play.client.tell("on");
+    play.turn(2, 24 * MIB);
+    play.take_back(2);
+    // All of it is asked back; what was exported stays, and that is said.
+    play.peer.say(Say::Evict(Evict { device: 0, bytes: 24 * MIB }));
+    let mut moved = 0;
+    let reason = loop {
+        match play.peer.hear_moves() {
+            Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
+            Hear::Evicted(evicted) => break evicted.failed,
+            other => panic!("Evicted expected: {other:?}"),
+        }
+    };
+    assert_eq!(moved, 8 * MIB);
+    assert!(reason.contains("16.0 MiB (exported)"), "{reason}");
+    let report = play.peer.wait_for_moves(|report| !report.fixed.is_empty());
+    let fixed: Vec<(&str, u64)> =
+        report.fixed.iter().map(|fixed| (fixed.kind.as_str(), fixed.bytes)).collect();
+    assert_eq!(fixed, [("exported", 16 * MIB)]);
+    play.client.tell("on");
+    play.turn(3, 8 * MIB);
+    play.client.tell("on");
+    let ended = play
+        .client
+        .end()
+        .succeeded()
+        .prints("exported=0")
+        .prints("same=true")
+        .says("16.0 MiB of memory stays on GPU 0 from now on");
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 4, "{}", ended.text());
+}
+
+#[test]
+fn memory_made_without_a_handle_type_is_not_exported() {
+    let mut play = start_in(Lab::on_software_gpu(""), "m4 X0 .");
+    play.claim(4 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("exported=1");
+}
+
+#[test]
+fn the_old_way_of_sharing_is_refused_with_a_remedy() {
+    let mut play = start_in(Lab::on_software_gpu(""), "a4 i0 .");
+    play.claim(4 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("ipc=801").says("ACB_PAGER=off");
+}
+
+#[test]
+fn a_pool_tells_of_the_pagers_memory() {
+    let mut play = start_in(Lab::on_software_gpu(""), "s P A40 A2 P w0:1 F0 P s T P F1 s T P .");
+    play.claim(40 * MIB);
+    play.claim(2 * MIB);
+    play.turn(1, 42 * MIB);
+    for bytes in [40, 2] {
+        let back = play.returned();
+        assert_eq!((back.bytes, back.resident), (bytes * MIB, bytes * MIB));
+    }
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    let out = ended.stdout();
+    let levels: Vec<&str> = out.lines().filter(|line| line.starts_with("used=")).collect();
+    assert_eq!(
+        levels,
+        [
+            "used=0/0 reserved=0/0",
+            "used=42/42 reserved=42/42",
+            "used=2/42 reserved=42/42",
+            "used=2/42 reserved=2/42",
+            "used=0/42 reserved=0/42"
+        ],
+        "{}",
+        ended.text()
+    );
+}
+
+#[test]
+fn memory_of_a_pool_is_on_the_pools_device_and_open_to_whom_the_pool_is() {
+    let mut play = on_two("@1 @0 L4 k0:5 v0:5 . k0:6 v0:6 .");
+    play.claim_on(1, 4 * MIB);
+    turn(&mut play, 1, [0, 4 * MIB]);
+    play.take_back(1);
+    play.evict_on(1, 4 * MIB);
+    play.evicted(4 * MIB);
+    play.client.tell("on");
+    turn(&mut play, 2, [0, 4 * MIB]);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("allocate=0");
+    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+}
+
+#[test]
+fn copies_and_fills_are_waited_for_where_the_program_wants_that_of_its_memory() {
+    let lab = Lab::on_software_gpu("memory_bandwidth = \"50 MB\"");
+    let mut play = start_in(lab, "a8 y0:0 y0:1 y0:0 .");
+    play.claim(8 * MIB);
+    play.turn(1, 8 * MIB);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    let out = ended.stdout();
+    let said: Vec<&str> = out.lines().filter(|line| line.starts_with("synchronous=")).collect();
+    // CUDA_ERROR_NOT_READY: it was not waited for.
+    let (no, yes) = ("synchronous=0 query=600", "synchronous=1 query=0");
+    assert_eq!(said, [no, yes, no], "{}", ended.text());
+}
