@@ -107,8 +107,11 @@ impl Scheduler {
     fn plan_island(&mut self, island: &GpuSet) {
         // Who holds and who is next decides who gets memory.
         self.memory.dirty.extend(island.iter());
-        let before = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved.take());
-        let before: BTreeSet<Ticket> = before.collect();
+        let before = island.iter().filter_map(|gpu| {
+            let reserved = self.gpus[gpu.index()].reserved.take();
+            reserved.map(|ticket| (gpu, ticket))
+        });
+        let before: Vec<(Gpu, Ticket)> = before.collect();
         // One that shares a GPU can start beside a holder that does not stop.
         let is_open = |gpu: &Gpu| !self.is_stuck(*gpu) || self.is_shared(*gpu);
         let fresh = island.iter().filter(is_open).count();
@@ -141,6 +144,7 @@ impl Scheduler {
             {
                 let kept = |gpu: &&Gpu| self.gpus[gpu.index()].reserved.is_some();
                 open.lent -= start.gpus.iter().filter(kept).count();
+                self.outrank(&next, &start.gpus, &before, island);
                 self.grant(ticket, start);
                 continue;
             }
@@ -200,8 +204,9 @@ impl Scheduler {
     }
 
     /// Takes promises back from those for whom nothing is kept any more: others of a higher rank have come.
-    fn withdraw(&mut self, before: &BTreeSet<Ticket>, island: &GpuSet) {
-        for ticket in before {
+    fn withdraw(&mut self, before: &[(Gpu, Ticket)], island: &GpuSet) {
+        let before: BTreeSet<Ticket> = before.iter().map(|(_, ticket)| *ticket).collect();
+        for ticket in &before {
             let mut kept = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
             if kept.any(|kept| kept == *ticket) {
                 continue;
@@ -212,6 +217,25 @@ impl Scheduler {
             }
             let client = waiter.client;
             self.place_by_promise(client);
+        }
+    }
+
+    /// Somebody starts on GPUs that were kept for others until now. If it goes before them whatever they were promised,
+    /// they get a new promise when it is their turn: by the old one, its lease would be recalled as soon as it has it.
+    fn outrank(&mut self, who: &Next, gpus: &[Gpu], before: &[(Gpu, Ticket)], island: &GpuSet) {
+        for (_, ticket) in before.iter().filter(|(gpu, _)| gpus.contains(gpu)) {
+            let Some(waiter) = self.queue.get(ticket) else { continue };
+            let theirs = (waiter.entitled, self.clients[&waiter.client].level);
+            let goes_first = *ticket != who.ticket && (who.entitled, who.lane.level) > theirs;
+            // Others are kept for it already.
+            let mut kept = island.iter().map(|gpu| self.gpus[gpu.index()].reserved);
+            if !goes_first || kept.any(|kept| kept == Some(*ticket)) {
+                continue;
+            }
+            let waiter = self.queue.get_mut(ticket).expect("it was just there");
+            if let Some(reservation) = &mut waiter.reservation {
+                reservation.promised = None;
+            }
         }
     }
 

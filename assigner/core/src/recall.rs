@@ -308,6 +308,7 @@ impl Scheduler {
             (cause, made_way, ticket)
         {
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
+            debug_assert!(!waiter.made_way.contains(&made_way), "each makes way for each once");
             waiter.made_way.push(made_way);
         }
         self.recall(holder, cause);

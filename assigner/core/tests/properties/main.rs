@@ -15,7 +15,7 @@ use acb_core::{Backfill, Config, Eligible, Gpu, GpuConfig, Policy};
 use proptest::prelude::*;
 
 use history::{Setup, histories, setups};
-use world::{Names, World};
+use world::{Gives, Names, World};
 
 proptest! {
     #![proptest_config(at_least(1500))]
@@ -34,7 +34,16 @@ proptest! {
         for step in &history {
             world.step(step);
         }
-        world.calm_down();
+        world.calm_down(Gives::AfterPhase);
+    }
+
+    #[test]
+    fn whoever_is_in_the_way_is_told(setup in setups(), history in histories()) {
+        let mut world = World::new(&setup, Names::Forward);
+        for step in &history {
+            world.step(step);
+        }
+        world.calm_down(Gives::WhenWanted);
     }
 
     #[test]

@@ -45,6 +45,14 @@ pub(crate) struct Lease {
     recalled: bool,
 }
 
+/// When a client that is done gives its lease back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gives {
+    AfterPhase,
+    /// When it is told that somebody waits.
+    WhenWanted,
+}
+
 pub(crate) struct World {
     pub(crate) setup: Setup,
     names: Names,
@@ -456,7 +464,7 @@ impl World {
 
     /// Everybody moves what it is asked for, releases what it holds once it has had all of its memory there, and
     /// returns its room, until nobody waits.
-    pub(crate) fn calm_down(&mut self) {
+    pub(crate) fn calm_down(&mut self, gives: Gives) {
         for slot in 0..SLOTS {
             if self.clients[slot].away {
                 self.come_back(slot);
@@ -480,10 +488,14 @@ impl World {
                     self.evict(slot, gpu, u64::MAX, Rest::Comes);
                 }
                 let waits = |lease: &Lease| !lease.recalled;
+                let told = |lease: &Lease| lease.wanted;
                 if self.lacks(slot) && self.clients[slot].lease.as_ref().is_some_and(waits) {
                     continue; // for its memory
                 }
-                self.release(slot);
+                if gives == Gives::AfterPhase || self.clients[slot].lease.as_ref().is_some_and(told)
+                {
+                    self.release(slot);
+                }
                 // Who waits for room is blocked; everybody else finishes and frees what it has.
                 if self.clients[slot].requests.is_empty() {
                     for gpu in self.clients[slot].bound.clone() {

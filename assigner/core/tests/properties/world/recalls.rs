@@ -71,24 +71,34 @@ impl World {
 
     /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.
     ///
-    /// In no time at all, so that no quantum ends: each recall is for a higher or an entitled request, and each
+    /// While no time passes no quantum ends: each recall is for a higher or an entitled request, and each
     /// request makes way for each other one at most once. Only who was let go before another by its estimate is
     /// another request afterwards, so often as that other may be passed.
     pub(crate) fn quarrel(&mut self) {
+        let pairs = SLOTS * (SLOTS - 1);
+        let most = pairs * (1 + self.setup.max_bypass as usize);
         let acquire = |slot| Step { wait_ms: 0, slot, what: What::Acquire { expected_ms: None } };
         for slot in 0..SLOTS {
             if self.clients[slot].present && !self.clients[slot].away {
                 self.step(&acquire(slot));
             }
         }
-        let pairs = SLOTS * (SLOTS - 1);
-        for _ in 0..pairs * (1 + self.setup.max_bypass as usize) {
-            let recalled = |client: &Client| client.lease.as_ref().is_some_and(|it| it.recalled);
-            let obeys = |slot: &usize| !self.clients[*slot].away && recalled(&self.clients[*slot]);
-            let Some(slot) = (0..SLOTS).find(obeys) else { return };
-            self.release(slot);
-            self.step(&acquire(slot));
+        for _ in 0..20 {
+            let mut recalls = 0;
+            while let Some(slot) = (0..SLOTS).find(|slot| self.is_recalled(*slot)) {
+                recalls += 1;
+                assert!(recalls <= most, "GPUs are taken back and forth");
+                self.release(slot);
+                self.step(&acquire(slot));
+            }
+            let Some(deadline) = self.scheduler.poll_deadline() else { return };
+            self.now = self.now.max(deadline);
+            self.tell(Event::Timer);
         }
-        panic!("GPUs are taken back and forth");
+    }
+
+    fn is_recalled(&self, slot: usize) -> bool {
+        let client = &self.clients[slot];
+        !client.away && client.lease.as_ref().is_some_and(|lease| lease.recalled)
     }
 }
