@@ -11,28 +11,50 @@ use crate::config::{EstimatorConfig, PeakConfig, Select};
 /// The phases of one client.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Estimator {
-    latest: VecDeque<Duration>,
+    latest: Vec<Brief>,
+    /// Which of them is the oldest, once there are as many as are kept.
+    oldest: u32,
     seen: u64,
-    estimate: Option<Duration>,
+    estimate: Option<Brief>,
+}
+
+/// A span to seven digits: so many are kept that their size matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Brief(u32);
+
+impl From<Duration> for Brief {
+    fn from(span: Duration) -> Brief {
+        // The bits of numbers that are not negative are in the order of the numbers.
+        Brief((span.as_nanos() as f32).to_bits())
+    }
+}
+
+impl From<Brief> for Duration {
+    fn from(Brief(bits): Brief) -> Duration {
+        Duration::from_nanos(f32::from_bits(bits) as u64)
+    }
 }
 
 impl Estimator {
     /// A phase took so long.
     pub(crate) fn observe(&mut self, phase: Duration, config: &EstimatorConfig) {
-        while self.latest.len() >= config.latest_count as usize {
-            self.latest.pop_front();
+        if self.latest.len() < config.latest_count as usize {
+            self.latest.push(phase.into());
+        } else {
+            self.latest[self.oldest as usize] = phase.into();
+            self.oldest = (self.oldest + 1) % config.latest_count;
         }
-        self.latest.push_back(phase);
         self.seen += 1;
         let (start, interval) = (u64::from(config.start_count), u64::from(config.interval));
         if self.seen >= start && (self.seen - start).is_multiple_of(interval) {
-            self.estimate = percentile(&self.latest, config.percentile);
+            self.estimate = percentile(self.latest.iter().copied(), config.percentile);
         }
     }
 
     /// How long the next phase may take; `None` when nobody knows.
     pub(crate) fn estimate(&self, config: &EstimatorConfig) -> Option<Duration> {
-        self.estimate.or(Some(config.default)).filter(|estimate| !estimate.is_zero())
+        let estimate = self.estimate.map_or(config.default, Duration::from);
+        (!estimate.is_zero()).then_some(estimate)
     }
 }
 
@@ -54,7 +76,7 @@ impl Peaks {
         self.seen += 1;
         let (start, interval) = (u64::from(config.start_count), u64::from(config.interval));
         if self.seen >= start && (self.seen - start).is_multiple_of(interval) {
-            let usual = percentile(&self.latest, config.percentile);
+            let usual = percentile(self.latest.iter().copied(), config.percentile);
             let usual = usual.map(|bytes| (bytes as f64 * config.ratio) as u64);
             let largest = self.latest.iter().max().copied();
             self.estimate = match config.select {
@@ -71,8 +93,8 @@ impl Peaks {
 }
 
 /// The smallest value that at least the share `rank` of them does not exceed; `None` of none.
-fn percentile<T: Copy + Ord>(values: &VecDeque<T>, rank: f64) -> Option<T> {
-    let mut sorted: Vec<T> = values.iter().copied().collect();
+fn percentile<T: Copy + Ord>(values: impl Iterator<Item = T>, rank: f64) -> Option<T> {
+    let mut sorted: Vec<T> = values.collect();
     sorted.sort_unstable();
     // The configuration keeps `rank` within 0 and 1, hence the position within the list.
     let position = (rank * sorted.len() as f64).ceil() as usize;
@@ -133,11 +155,11 @@ mod tests {
 
     #[test]
     fn percentiles_are_taken_from_above() {
-        let phases: VecDeque<Duration> = (1..=10).map(ms).collect();
-        assert_eq!(percentile(&phases, 0.9), Some(ms(9)));
-        assert_eq!(percentile(&phases, 0.0), Some(ms(1)));
-        assert_eq!(percentile(&phases, 1.0), Some(ms(10)));
-        assert_eq!(percentile(&VecDeque::<u64>::new(), 0.5), None);
+        let phases = (1..=10).map(ms);
+        assert_eq!(percentile(phases.clone(), 0.9), Some(ms(9)));
+        assert_eq!(percentile(phases.clone(), 0.0), Some(ms(1)));
+        assert_eq!(percentile(phases.clone(), 1.0), Some(ms(10)));
+        assert_eq!(percentile(std::iter::empty::<u64>(), 0.5), None);
     }
 
     #[test]

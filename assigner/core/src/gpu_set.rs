@@ -37,6 +37,14 @@ impl GpuSet {
         is_new
     }
 
+    pub(crate) fn remove(&mut self, gpu: Gpu) {
+        let bit = 1 << (gpu.index() % 64);
+        match gpu.index() / 64 {
+            0 => self.low &= !bit,
+            at => self.high.iter_mut().skip(at - 1).take(1).for_each(|word| *word &= !bit),
+        }
+    }
+
     pub(crate) fn contains(&self, gpu: Gpu) -> bool {
         let word = match gpu.index() / 64 {
             0 => self.low,
@@ -121,6 +129,10 @@ mod tests {
             prop_assert!(set.iter().eq(expected.iter().copied()));
             prop_assert!((0..300).map(Gpu).all(|gpu| set.contains(gpu) == expected.contains(&gpu)));
             prop_assert!(GpuSet::first(below).iter().eq((0..below as u32).map(Gpu)));
+            let mut without = set.clone();
+            without.remove(Gpu(below as u32));
+            let others = expected.iter().copied().filter(|gpu| gpu.index() != below);
+            prop_assert!(without.iter().eq(others));
             let popped: Vec<Gpu> = std::iter::from_fn(|| set.pop_first()).collect();
             prop_assert!(popped.into_iter().eq(expected) && set.is_empty());
         }

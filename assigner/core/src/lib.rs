@@ -26,6 +26,7 @@
 mod config;
 mod estimator;
 mod event;
+mod gpu_list;
 mod gpu_set;
 mod ids;
 mod memory;

@@ -58,7 +58,10 @@ impl Scheduler {
     fn peak(&self, client: &Client, gpu: Gpu) -> u64 {
         let room = self.memory.of(client.id, gpu);
         let now = room.fixed.saturating_add(room.claimed);
-        client.memory_limit.or_else(|| client.peaks.estimate()).map_or(now, |peak| peak.max(now))
+        client
+            .memory_limit
+            .or_else(|| client.peaks.as_ref().and_then(|peaks| peaks.estimate()))
+            .map_or(now, |peak| peak.max(now))
     }
 
     /// True if all that hold the GPU are of the policy that shares.

@@ -64,10 +64,10 @@ impl Open {
 }
 
 impl Lease {
-    pub(crate) fn new(epoch: Epoch, gpus: Vec<Gpu>, granted: Time) -> Lease {
+    pub(crate) fn new(epoch: Epoch, gpus: &[Gpu], granted: Time) -> Lease {
         Lease {
             epoch,
-            gpus,
+            gpus: gpus.into(),
             granted,
             is_ready: true,
             progress: granted,
@@ -106,7 +106,7 @@ impl Scheduler {
 
     fn plan_island(&mut self, island: &GpuSet) {
         // Who holds and who is next decides who gets memory.
-        self.memory.dirty.extend(island.iter());
+        self.memory.note_turns(island.iter());
         let before = island.iter().filter_map(|gpu| {
             let reserved = self.gpus[gpu.index()].reserved.take();
             reserved.map(|ticket| (gpu, ticket))
@@ -298,7 +298,7 @@ impl Scheduler {
             if usable.count() < width {
                 return None;
             }
-            client.bound.clone()
+            client.bound.to_vec()
         };
         let mut passes: Vec<Ticket> = Vec::new();
         for earlier in gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved) {
@@ -340,7 +340,7 @@ impl Scheduler {
         let waiter = self.unqueue(client);
         let epoch = self.next_epoch;
         self.next_epoch = epoch.next();
-        let mut lease = Lease::new(epoch, start.gpus, self.now);
+        let mut lease = Lease::new(epoch, &start.gpus, self.now);
         lease.is_ready = !self.memory.pages(client, &lease.gpus);
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
@@ -360,7 +360,7 @@ impl Scheduler {
         for gpu in &lease.gpus {
             self.gpus[gpu.index()].grants += 1;
         }
-        let (gpus, is_ready) = (lease.gpus.clone(), lease.is_ready);
+        let (gpus, is_ready) = (start.gpus, lease.is_ready);
         self.install(client, lease);
         self.clients.get_mut(&client).expect("a waiting client is known").grants += 1;
         self.actions.push_back(Action::Grant { client, epoch, gpus, is_ready });

@@ -342,7 +342,7 @@ impl Scheduler {
             if lease.recalled.is_some() {
                 lease.stuck = true;
                 let gpus = lease.gpus.clone();
-                self.dirty.gpus.extend(gpus);
+                self.dirty.gpus.extend(&*gpus);
                 self.set_timer(id, None);
             } else if !self.lease(id).is_ready
                 && self.lease(id).latest_recall(&self.config) > self.now

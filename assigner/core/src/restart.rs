@@ -140,7 +140,7 @@ impl Scheduler {
             }
         }
         self.dirty.gpus.extend(&gpus);
-        let mut lease = Lease::new(epoch, gpus, self.now);
+        let mut lease = Lease::new(epoch, &gpus, self.now);
         lease.is_ready = held.bound.iter().all(|(_, room)| room.resident >= room.claimed);
         self.install(client, lease);
     }

@@ -87,7 +87,7 @@ impl Scheduler {
                 return Err(SanityError::Epoch(lease.epoch, *id));
             }
             let eligible = match &client.eligible {
-                _ if !client.bound.is_empty() => lease.gpus == client.bound,
+                _ if !client.bound.is_empty() => *lease.gpus == *client.bound,
                 Eligible::All => true,
                 Eligible::Only(gpus) => lease.gpus.iter().all(|gpu| gpus.contains(gpu)),
             };
@@ -113,7 +113,7 @@ impl Scheduler {
         let mut bound: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         let mut loads: BTreeMap<Gpu, Duration> = BTreeMap::new();
         for (id, client) in self.clients.iter() {
-            for gpu in client.lease.iter().flat_map(|lease| &lease.gpus) {
+            for gpu in client.lease.iter().flat_map(|lease| lease.gpus.iter()) {
                 holders.entry(*gpu).or_default().insert(*id);
             }
             for gpu in &client.bound {

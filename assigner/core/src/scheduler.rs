@@ -17,9 +17,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Policy};
-use crate::estimator::{Estimator, Peaks};
+use crate::estimator::Estimator;
 use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
 use crate::gang::{Gangs, Member, NodeEvent};
+use crate::gpu_list::GpuList;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
 use crate::order::{Level, Line, Place};
@@ -228,14 +229,14 @@ impl Scheduler {
             used: Used::default(),
             gave_way: None,
             eligible,
-            bound: Vec::new(),
-            last: Vec::new(),
+            bound: GpuList::default(),
+            last: GpuList::default(),
             waiting: None,
             lease: None,
             member: spec.gang.as_ref().map(|gang| Member::new(gang, spec.priority)),
             let_go: spec.gang.is_none(),
             estimator: Estimator::default(),
-            peaks: Peaks::default(),
+            peaks: None,
             since: self.now,
             grants: 0,
             waited: Duration::ZERO,
@@ -250,12 +251,12 @@ impl Scheduler {
         if client.bound.is_empty() {
             // A client that holds a lease already stays where it is.
             let gpus = match &client.lease {
-                Some(lease) => lease.gpus.clone(),
+                Some(lease) => lease.gpus.to_vec(),
                 None => self.place(client),
             };
             self.bind_to(id, gpus);
         }
-        let gpus = self.clients[&id].bound.clone();
+        let gpus = self.clients[&id].bound.to_vec();
         self.actions.push_back(Action::Bound { client: id, gpus });
     }
 
@@ -266,7 +267,7 @@ impl Scheduler {
             self.step_out(id);
         }
         let client = self.clients.get_mut(&id).expect("the caller has looked the client up");
-        client.bound.clone_from(&gpus);
+        client.bound = GpuList::from(&gpus[..]);
         let held = client.held;
         let limit = client.memory_limit.unwrap_or(u64::MAX);
         for gpu in gpus {
@@ -348,7 +349,7 @@ impl Scheduler {
         self.queue.insert(ticket, waiter);
         self.step_in(id);
         if self.changes_nothing(id) {
-            self.memory.dirty.extend(&self.clients[&id].bound);
+            self.memory.note_turns(self.clients[&id].bound.iter().copied());
         } else {
             self.mark(id);
         }
@@ -414,7 +415,7 @@ impl Scheduler {
     pub(crate) fn mark(&mut self, id: ClientId) {
         let client = &self.clients[&id];
         self.dirty.all |= client.bound.is_empty();
-        self.dirty.gpus.extend(&client.bound);
+        self.dirty.gpus.extend(&*client.bound);
     }
 
     pub(crate) fn cancel(&mut self, id: ClientId) {
@@ -491,7 +492,7 @@ impl Scheduler {
             if !self.queues.of(client.queue).policy.is_exclusive() {
                 let peak = lease.gpus.iter().map(|gpu| self.memory.of(id, *gpu));
                 let peak = peak.map(|room| room.fixed.saturating_add(room.claimed)).max();
-                client.peaks.observe(peak.unwrap_or(0), &self.config.peaks);
+                client.peaks.get_or_insert_default().observe(peak.unwrap_or(0), &self.config.peaks);
             }
         }
         let is_bound = !client.bound.is_empty();
@@ -552,7 +553,7 @@ impl Scheduler {
         queue.held += lease.width();
         // What one may do depends on what others hold; see `plan`.
         self.dirty.all |= tenant.is_bounded() || queue.max_gpus.is_some();
-        client.lease = Some(lease);
+        client.lease = Some(Box::new(lease));
     }
 
     pub(crate) fn leave(&mut self, id: ClientId) {

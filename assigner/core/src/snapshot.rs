@@ -282,8 +282,8 @@ impl Scheduler {
         let open = now.since(client.since);
         let open_if = |in_state: bool| if in_state { open } else { Duration::ZERO };
         let gpus = match lease {
-            Some(lease) if client.bound.is_empty() => lease.gpus.clone(),
-            _ => client.bound.clone(),
+            Some(lease) if client.bound.is_empty() => lease.gpus.to_vec(),
+            _ => client.bound.to_vec(),
         };
         ClientSnapshot {
             client: id,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::estimator::{Estimator, Peaks};
 use crate::event::{Cause, Eligible};
 use crate::gang::Member;
+use crate::gpu_list::GpuList;
 use crate::gpu_set::GpuSet;
-use crate::ids::{ClientId, Epoch, Gpu, Time};
+use crate::ids::{ClientId, Epoch, Time};
 use crate::order::{LaneKey, Level, Line, Place};
 use crate::queue::QueueId;
 use crate::sorted::Sorted;
@@ -72,7 +73,7 @@ pub(crate) struct Reservation {
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     pub(crate) epoch: Epoch,
-    pub(crate) gpus: Vec<Gpu>,
+    pub(crate) gpus: GpuList,
     pub(crate) granted: Time,
     /// All of the holder's memory is on the GPUs.
     pub(crate) is_ready: bool,
@@ -122,17 +123,18 @@ pub(crate) struct Client {
     pub(crate) gave_way: Option<GaveWay>,
     pub(crate) eligible: Eligible,
     /// In the client's device order; empty until it is bound.
-    pub(crate) bound: Vec<Gpu>,
+    pub(crate) bound: GpuList,
     /// What its latest lease covered, for affinity.
-    pub(crate) last: Vec<Gpu>,
+    pub(crate) last: GpuList,
     pub(crate) waiting: Option<Ticket>,
-    pub(crate) lease: Option<Lease>,
+    pub(crate) lease: Option<Box<Lease>>,
     /// Its part in its gang.
     pub(crate) member: Option<Member>,
     /// False while its gang is not ready: its requests wait without a place in the order.
     pub(crate) let_go: bool,
     pub(crate) estimator: Estimator,
-    pub(crate) peaks: Peaks,
+    /// Only with the policy that needs it.
+    pub(crate) peaks: Option<Box<Peaks>>,
     /// When it entered the present state.
     pub(crate) since: Time,
     pub(crate) grants: u64,
@@ -176,7 +178,7 @@ impl Client {
 
     /// The lease that it knows of.
     pub(crate) fn known_lease(&self) -> Option<&Lease> {
-        self.lease.as_ref().filter(|lease| lease.is_told)
+        self.lease.as_deref().filter(|lease| lease.is_told)
     }
 
     /// The lane in which it waits.

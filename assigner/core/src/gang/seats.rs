@@ -150,7 +150,7 @@ impl Scheduler {
         if member.seat != Seat::Holding || before.recalled.is_some() {
             return;
         }
-        let mut lease = self.seat_lease(before.gpus.clone(), None);
+        let mut lease = self.seat_lease(before.gpus.to_vec(), None);
         lease.started = before.started;
         lease.least = before.least;
         lease.spent = before.spent;
@@ -241,7 +241,7 @@ impl Scheduler {
             let kept = |gpu: &Gpu| self.gpus[gpu.index()].reserved == Some(ticket);
             let gpus = match client.bound.is_empty() {
                 true => self.candidates(client).filter(kept).collect(),
-                false => client.bound.clone(),
+                false => client.bound.to_vec(),
             };
             for gpu in &gpus {
                 self.gpus[gpu.index()].reserved = None;
@@ -257,7 +257,7 @@ impl Scheduler {
         let epoch = self.next_epoch;
         self.next_epoch = epoch.next();
         self.dirty.gpus.extend(&gpus);
-        let mut lease = Lease::new(epoch, gpus, self.now);
+        let mut lease = Lease::new(epoch, &gpus, self.now);
         lease.ticket = ticket;
         lease.is_told = false;
         lease
@@ -329,12 +329,12 @@ impl Scheduler {
         if let Some(member) = &mut client.member {
             member.asks = false;
         }
-        let gpus = client.lease.as_ref().map(|lease| lease.gpus.clone()).unwrap_or_default();
+        let gpus = client.lease.as_ref().map_or(Vec::new(), |lease| lease.gpus.to_vec());
         let is_ready = !self.memory.pages(id, &gpus);
         let client = self.clients.get_mut(&id).expect("a member is known");
         let lease = client.lease.as_mut().expect("the caller knows that it has a seat");
         (lease.is_told, lease.is_ready, lease.progress) = (true, is_ready, self.now);
-        let (epoch, gpus, wanted) = (lease.epoch, lease.gpus.clone(), lease.wanted);
+        let (epoch, gpus, wanted) = (lease.epoch, lease.gpus.to_vec(), lease.wanted);
         for gpu in &gpus {
             self.gpus[gpu.index()].grants += 1;
         }

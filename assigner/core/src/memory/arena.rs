@@ -57,7 +57,7 @@ impl Memory {
         self.arenas.remove(&client);
         for gpu in gpus {
             self.gpus[gpu.index()].touched.insert(client);
-            self.dirty.insert(*gpu);
+            self.note(*gpu);
         }
     }
 }

@@ -31,7 +31,7 @@ impl Memory {
             return Err(denied);
         }
         self.gpus[gpu.index()].change(client, |account| account.claimed += bytes);
-        self.dirty.insert(gpu);
+        self.note(gpu);
         Ok(())
     }
 
@@ -45,14 +45,14 @@ impl Memory {
             account.claimed = account.claimed.saturating_sub(bytes);
             account.resident = account.resident.saturating_sub(resident);
         });
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// A client gives fixed memory back; more than it has counts as all of it.
     pub(crate) fn give_back(&mut self, client: ClientId, gpu: Gpu, bytes: u64) {
         self.gpus[gpu.index()]
             .change(client, |account| account.fixed = account.fixed.saturating_sub(bytes));
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// Paged memory of a client has left the GPU.
@@ -61,10 +61,10 @@ impl Memory {
             account.resident = account.resident.saturating_sub(bytes);
             account.evicting = account.evicting.saturating_sub(bytes);
             account.progress = now;
-            account.anchors.remove(&Anchor::Late);
+            account.anchors.remove(Anchor::Late);
         });
         self.watch(client, gpu);
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// What of the host's memory is spoken for: all claims on GPUs where more is claimed than there

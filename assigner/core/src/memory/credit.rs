@@ -45,9 +45,10 @@ impl Scheduler {
                 self.press(gpu, Default::default());
             }
             let clients = &self.clients;
-            let bound = |client| clients.get(&client).map_or(Vec::new(), |it| it.bound.clone());
+            let bound = |client| clients.get(&client).map_or(Vec::new(), |it| it.bound.to_vec());
             let told = self.memory.settle_arenas(gpu, bound);
             self.actions.extend(told);
+            self.memory.retire(gpu);
         }
     }
 
@@ -284,6 +285,15 @@ impl Memory {
         self.lateness.extend(entry.flatten());
     }
 
+    /// Nothing is to be decided on a GPU on which nobody has or wants memory.
+    fn retire(&mut self, gpu: Gpu) {
+        let ledger = self.ledger(gpu);
+        let is_idle = ledger.is_idle() && self.arenas.is_empty();
+        if is_idle && !self.dirty.contains(gpu) {
+            self.in_use.remove(gpu);
+        }
+    }
+
     /// When the next eviction is late, unless it makes progress.
     pub(crate) fn late_at(&self) -> Option<Time> {
         self.lateness.first().map(|(at, ..)| *at)
@@ -309,7 +319,7 @@ impl Memory {
             match evicting.flatten() {
                 Some(bytes) => {
                     late.push((client, gpu, bytes));
-                    self.dirty.insert(gpu);
+                    self.note(gpu);
                 }
                 None => self.watch(client, gpu),
             }

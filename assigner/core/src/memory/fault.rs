@@ -61,7 +61,7 @@ impl Scheduler {
                 .collect();
             let is_missed = |client: &ClientId, account: &Account| {
                 account.evicting > 0
-                    && !account.anchors.contains(&Anchor::Late)
+                    && !account.anchors.contains(Anchor::Late)
                     && !watched.contains(client)
             };
             if ledger.accounts().any(|(client, account)| is_missed(&client, account)) {
@@ -117,7 +117,9 @@ impl Ledger {
             if account.fixed + account.claimed > account.limit {
                 return Some(RoomFault::Limit);
             }
-            let is_deaf = account.anchors.iter().any(|anchor| *anchor != Anchor::Late);
+            let is_deaf = [Anchor::Pinned, Anchor::Failed, Anchor::Away]
+                .into_iter()
+                .any(|anchor| account.anchors.contains(anchor));
             if account.evicting > account.resident || is_deaf && account.evicting > 0 {
                 return Some(RoomFault::Eviction);
             }

@@ -93,7 +93,7 @@ impl Memory {
         let request = Request { client, seq, bytes, arrived, since: now, bypassed: 0, told: false };
         self.gpus[gpu.index()].waiting.push_back(request);
         *self.waiters.entry(client).or_insert(0) += 1;
-        self.dirty.insert(gpu);
+        self.note(gpu);
         None
     }
 
@@ -116,7 +116,7 @@ impl Memory {
         if *count == 0 {
             self.waiters.remove(&request.client);
         }
-        self.dirty.insert(gpu);
+        self.note(gpu);
         request
     }
 

@@ -94,7 +94,7 @@ impl Scheduler {
 
     fn reach(&mut self, id: ClientId, away: Holds) {
         let Some(client) = self.clients.get(&id) else { return };
-        for gpu in client.bound.clone() {
+        for gpu in client.bound.to_vec() {
             self.memory.anchor(id, gpu, Anchor::Away, away);
             self.dirty.gpus.insert(gpu);
         }

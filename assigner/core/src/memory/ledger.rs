@@ -3,7 +3,7 @@
 //! Owns the sums, so that no question needs a walk over the accounts that need not be one. Does
 //! not own who gets what, or who has to give it back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use super::fixed::Request;
 use crate::event::Room;
@@ -22,6 +22,28 @@ pub(crate) enum Anchor {
     Away,
 }
 
+/// All that holds a client's memory where it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Anchors(u8);
+
+impl Anchors {
+    pub(crate) fn insert(&mut self, anchor: Anchor) {
+        self.0 |= 1 << anchor as u8;
+    }
+
+    pub(crate) fn remove(&mut self, anchor: Anchor) {
+        self.0 &= !(1 << anchor as u8);
+    }
+
+    pub(crate) fn contains(self, anchor: Anchor) -> bool {
+        self.0 & 1 << anchor as u8 != 0
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// What a client has of a GPU.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Account {
@@ -37,7 +59,7 @@ pub(crate) struct Account {
     pub(crate) used: u64,
     /// When it was asked to evict, or last did.
     pub(crate) progress: Time,
-    pub(crate) anchors: BTreeSet<Anchor>,
+    pub(crate) anchors: Anchors,
     /// Whether somebody looks after its eviction in time.
     pub(crate) watched: bool,
     /// What it may have altogether.
@@ -47,7 +69,7 @@ pub(crate) struct Account {
 impl Account {
     /// What a holder still needs.
     pub(crate) fn lack(&self) -> u64 {
-        match self.anchors.contains(&Anchor::Away) {
+        match self.anchors.contains(Anchor::Away) {
             true => 0, // nobody would hear of it
             false => self.claimed.saturating_sub(self.resident),
         }
@@ -64,7 +86,7 @@ impl Account {
             fixed: self.fixed,
             claimed: self.claimed,
             resident: self.resident,
-            coming: if_so(!self.anchors.contains(&Anchor::Late), self.evicting),
+            coming: if_so(!self.anchors.contains(Anchor::Late), self.evicting),
             anchored: if_so(!self.anchors.is_empty(), self.resident),
         }
     }
@@ -97,7 +119,8 @@ impl Sums {
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     pub(crate) capacity: u64,
-    accounts: BTreeMap<ClientId, Account>,
+    /// In the order of the clients.
+    accounts: Vec<(ClientId, Account)>,
     sums: Sums,
     /// Requests of fixed memory that wait, in order of arrival.
     pub(crate) waiting: VecDeque<Request>,
@@ -115,7 +138,7 @@ impl Ledger {
     pub(crate) fn new(capacity: u64) -> Ledger {
         Ledger {
             capacity,
-            accounts: BTreeMap::new(),
+            accounts: Vec::new(),
             sums: Sums::default(),
             waiting: VecDeque::new(),
             guessed: BTreeSet::new(),
@@ -134,17 +157,25 @@ impl Ledger {
     }
 
     pub(crate) fn account(&self, client: ClientId) -> Option<&Account> {
-        self.accounts.get(&client)
+        self.place(client).ok().map(|at| &self.accounts[at].1)
+    }
+
+    /// Where a client's account is, or would be.
+    fn place(&self, client: ClientId) -> Result<usize, usize> {
+        self.accounts.binary_search_by_key(&client, |(known, _)| *known)
     }
 
     /// Opens an account; one that is there stays.
     pub(crate) fn open(&mut self, client: ClientId, used: u64, limit: u64) {
-        self.accounts.entry(client).or_insert(Account { used, limit, ..Account::default() });
+        if let Err(at) = self.place(client) {
+            self.accounts.insert(at, (client, Account { used, limit, ..Account::default() }));
+        }
     }
 
     /// Strikes a client out, with all that it had.
     pub(crate) fn close(&mut self, client: ClientId) {
-        if let Some(account) = self.accounts.remove(&client) {
+        if let Ok(at) = self.place(client) {
+            let (_, account) = self.accounts.remove(at);
             self.sums.replace(account.sums(), Sums::default());
         }
         self.guessed.remove(&client);
@@ -158,13 +189,27 @@ impl Ledger {
         client: ClientId,
         change: impl FnOnce(&mut Account) -> R,
     ) -> Option<R> {
-        let account = self.accounts.get_mut(&client)?;
+        let at = self.place(client).ok()?;
+        let account = &mut self.accounts[at].1;
         let before = account.sums();
         let result = change(account);
         account.evicting = account.evicting.min(account.resident);
-        self.sums.replace(before, account.sums());
-        self.touched.insert(client);
+        let after = account.sums();
+        self.sums.replace(before, after);
+        if self.sums.claimed > 0 || before != after {
+            self.touched.insert(client);
+        }
         Some(result)
+    }
+
+    /// True if nothing is claimed, awaited or guessed.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.sums.claimed == 0
+            && self.sums.resident == 0
+            && self.waiting.is_empty()
+            && self.guessed.is_empty()
+            && self.pressing.is_empty()
+            && !self.oversubscribed
     }
 
     /// What is promised to nobody.
@@ -183,7 +228,7 @@ impl Ledger {
 
     /// The largest claim of a client.
     pub(crate) fn largest_claim(&self) -> u64 {
-        self.accounts.values().map(|account| account.claimed).max().unwrap_or(0)
+        self.accounts.iter().map(|(_, account)| account.claimed).max().unwrap_or(0)
     }
 
     /// The largest claim among some clients.
@@ -207,7 +252,7 @@ impl Ledger {
     /// Whether the sums are those of the accounts, for `sanity_check`.
     pub(crate) fn adds_up(&self) -> bool {
         let mut sums = Sums::default();
-        for account in self.accounts.values() {
+        for (_, account) in &self.accounts {
             sums.replace(Sums::default(), account.sums());
         }
         sums == self.sums

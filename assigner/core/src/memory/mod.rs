@@ -54,8 +54,11 @@ pub(crate) struct Memory {
     lateness: BTreeSet<(Time, Gpu, u64, ClientId)>,
     host_budget: u64,
     late: Duration,
-    /// GPUs on which something has changed.
-    pub(crate) dirty: GpuSet,
+    /// GPUs on which something has changed, of those that are in use.
+    dirty: GpuSet,
+    /// GPUs on which memory has been asked for or stated, and not all of that is gone. On others there is nothing to
+    /// decide.
+    in_use: GpuSet,
 }
 
 impl Memory {
@@ -75,7 +78,20 @@ impl Memory {
             host_budget: config.host_budget,
             late: config.late,
             dirty: GpuSet::default(),
+            in_use: GpuSet::default(),
         }
+    }
+
+    /// Something has changed on a GPU.
+    fn note(&mut self, gpu: Gpu) {
+        self.in_use.insert(gpu);
+        self.dirty.insert(gpu);
+    }
+
+    /// Who holds GPUs or is next there has changed.
+    pub(crate) fn note_turns(&mut self, gpus: impl IntoIterator<Item = Gpu>) {
+        let in_use = &self.in_use;
+        self.dirty.extend(gpus.into_iter().filter(|gpu| in_use.contains(*gpu)));
     }
 
     fn ledger(&self, gpu: Gpu) -> &Ledger {
@@ -132,7 +148,7 @@ impl Memory {
         for gpu in gpus {
             self.gpus[gpu.index()].waiting.retain(|request| request.client != client);
             self.gpus[gpu.index()].close(client);
-            self.dirty.insert(gpu);
+            self.note(gpu);
         }
     }
 
@@ -151,7 +167,7 @@ impl Memory {
             account.claimed = claimed.max(resident);
             account.resident = resident;
         });
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// What of `room` does not fit on `gpu`, if it is true what a client says that it has; what is
@@ -205,7 +221,7 @@ impl Memory {
             account.claimed = room.claimed;
             account.resident = room.resident;
         });
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// A client got a lease: what was wrong with moving its memory is over. Whether that may let
@@ -213,10 +229,11 @@ impl Memory {
     pub(crate) fn begin(&mut self, client: ClientId, gpu: Gpu) -> bool {
         let before = self.ledger(gpu).sums().anchored;
         self.gpus[gpu.index()].change(client, |account| {
-            account.anchors.retain(|anchor| matches!(anchor, Anchor::Pinned | Anchor::Away));
+            account.anchors.remove(Anchor::Failed);
+            account.anchors.remove(Anchor::Late);
         });
         self.watch(client, gpu);
-        self.dirty.insert(gpu);
+        self.note_turns([gpu]);
         self.ledger(gpu).sums().anchored < before
     }
 
@@ -224,7 +241,7 @@ impl Memory {
     pub(crate) fn end(&mut self, client: ClientId, gpu: Gpu) {
         let used = self.next_use();
         self.gpus[gpu.index()].change(client, |account| account.used = used);
-        self.dirty.insert(gpu);
+        self.note_turns([gpu]);
     }
 
     /// Says whether a client's memory can be moved, as far as `anchor` goes.
@@ -232,13 +249,13 @@ impl Memory {
         self.gpus[gpu.index()].change(client, |account| {
             match holds {
                 Holds::Yes => account.anchors.insert(anchor),
-                Holds::No => account.anchors.remove(&anchor),
+                Holds::No => account.anchors.remove(anchor),
             };
             if anchor != Anchor::Late && holds == Holds::Yes {
                 account.evicting = 0; // nothing comes of what it was asked for
             }
         });
-        self.dirty.insert(gpu);
+        self.note(gpu);
     }
 
     /// Whether a client could have all of its memory on `gpu` if nobody held a lease there.
@@ -248,6 +265,9 @@ impl Memory {
 
     /// Whether all memory of a client fits on `gpu` beside that of the holders.
     pub(crate) fn fits(&self, client: ClientId, gpu: Gpu, holders: &[ClientId]) -> bool {
+        if !self.in_use.contains(gpu) {
+            return true;
+        }
         let ledger = self.ledger(gpu);
         let theirs = holders.iter().filter(|holder| **holder != client).map(|holder| {
             let Some(account) = ledger.account(*holder) else { return 0 };
@@ -259,6 +279,9 @@ impl Memory {
     }
 
     fn fits_beside(&self, client: ClientId, gpu: Gpu, others: u64) -> bool {
+        if !self.in_use.contains(gpu) {
+            return true;
+        }
         let ledger = self.ledger(gpu);
         let claimed = ledger.room(client).claimed;
         let sum = ledger.immovable(client).saturating_add(others).saturating_add(claimed);
@@ -267,17 +290,19 @@ impl Memory {
 
     /// Whether there is paged memory on `gpu` that cannot be moved now.
     pub(crate) fn has_anchored(&self, gpu: Gpu) -> bool {
-        self.ledger(gpu).sums().anchored > 0
+        self.in_use.contains(gpu) && self.ledger(gpu).sums().anchored > 0
     }
 
     /// Whether a client has paged memory on one of `gpus`, so that a lease may begin with a switch.
     pub(crate) fn pages(&self, client: ClientId, gpus: &[Gpu]) -> bool {
-        gpus.iter().any(|gpu| self.ledger(*gpu).room(client).claimed > 0)
+        let pages =
+            |gpu: Gpu| self.in_use.contains(gpu) && self.ledger(gpu).room(client).claimed > 0;
+        gpus.iter().any(|gpu| pages(*gpu))
     }
 
     /// Whether somebody else than `client` lacks memory on `gpu` that holders have.
     pub(crate) fn presses(&self, client: ClientId, gpu: Gpu) -> bool {
-        self.ledger(gpu).pressing.iter().any(|other| *other != client)
+        self.in_use.contains(gpu) && self.ledger(gpu).pressing.iter().any(|other| *other != client)
     }
 }
 
