@@ -269,7 +269,7 @@ pub struct MemoryEstimator {
     /// The smaller or the larger of that and the largest of the latest phases
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = SelectStrategy::Min)]
     pub mem_est_select_strategy: SelectStrategy,
-    /// No effect: a client stays on the GPUs that it was bound to
+    /// No effect: a program stays on its GPUs, its memory moves to the host and back
     #[arg(long, value_name = "SHARE", default_value_t = 0.25, value_parser = share)]
     pub res_mem_manager_resident_memory_threshold: f64,
 }

@@ -26,7 +26,7 @@ use crate::event::{Action, Cause};
 use crate::gang::{NodeEvent, Seat};
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
-use crate::order::LaneKey;
+use crate::order::{Given, LaneKey};
 use crate::scheduler::{Lease, Scheduler, Ticket};
 
 /// What a waiting client may do about a lease.
@@ -83,6 +83,10 @@ pub(crate) enum Back {
 }
 
 pub(crate) const NEVER: Time = Time(u64::MAX);
+
+/// A client that could use any GPU asks all who hold one after this long, and again after twice the time: the holder of
+/// the one that is kept for it would have given back by then if it were idle.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 impl Lease {
     /// How long it lasts when it is contended: the quantum, or as long as its switch is worth.
@@ -228,6 +232,48 @@ impl Scheduler {
                 self.tell_wanted(id);
             }
             self.set_timer(id, recall_at);
+        }
+    }
+
+    /// Has a client that waits for any GPU ask all holders, if it goes on waiting.
+    pub(crate) fn ask_later(&mut self, ticket: Ticket) {
+        let since = self.clients[&self.queue[&ticket].client].since;
+        let mut at = since.after(PATIENCE);
+        while at <= self.now {
+            at = since.after(at.since(since) * 2);
+        }
+        self.queue.get_mut(&ticket).expect("it waits").asks_at = Some(at);
+        self.askers.insert((at, ticket));
+    }
+
+    /// It does not wait for any GPU any more.
+    pub(crate) fn ask_no_more(&mut self, ticket: Ticket) {
+        let waiter = self.queue.get_mut(&ticket).expect("the caller knows that it waits");
+        if let Some(at) = waiter.asks_at.take() {
+            self.askers.remove(&(at, ticket));
+        }
+    }
+
+    /// Tells all who hold GPUs that a waiting client could use, so that the first to be idle gives back: whoever has the
+    /// one that is kept for it may have the longest phase of all. Who is at work goes on, and nobody is recalled for it.
+    pub(crate) fn ask_around(&mut self) {
+        while let Some(&(at, ticket)) = self.askers.first()
+            && at <= self.now
+        {
+            self.ask_no_more(ticket);
+            let client = &self.clients[&self.queue[&ticket].client];
+            let is_of_gang = client.member.is_some(); // its members start together, or not at all
+            if !is_of_gang && self.excess(client.lane(), &Given::default()).is_none() {
+                let gpus = self.candidates(client).map(|gpu| &self.gpus[gpu.index()]);
+                let holders = gpus.flat_map(|gpu| gpu.holders.iter().copied());
+                let mut told: Vec<(Epoch, ClientId)> =
+                    holders.map(|id| (self.lease(id).epoch, id)).collect();
+                told.sort_unstable();
+                for (_, id) in told {
+                    self.tell_wanted(id);
+                }
+            }
+            self.ask_later(ticket); // others may hold them by then
         }
     }
 

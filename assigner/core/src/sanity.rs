@@ -165,10 +165,12 @@ impl Scheduler {
             let indexed =
                 bound.clone().all(|gpu| gpu.waiting.contains(ticket) && stands(&gpu.line));
             let floats = self.floating.contains(lane, &place);
+            let asks = waiter.asks_at.is_some_and(|at| self.askers.contains(&(at, *ticket)));
             if client.waiting != Some(*ticket)
                 || place.ticket != *ticket
                 || client.lease.is_some()
                 || floats != (client.bound.is_empty() && client.let_go)
+                || floats != asks
                 || !indexed
             {
                 return Err(SanityError::Queue(id));
@@ -188,6 +190,7 @@ impl Scheduler {
             || self.gpus.iter().map(|gpu| gpu.waiting.len()).sum::<usize>() != by_arrival
             || self.gpus.iter().map(|gpu| gpu.wide.len()).sum::<usize>() != wide
             || lines != in_lines
+            || self.askers.len() != self.floating.len()
         {
             return Err(SanityError::Queue(ClientId(0)));
         }

@@ -55,6 +55,8 @@ pub struct Scheduler {
     pub(crate) expected: BTreeMap<ClientId, Held>,
     /// By time, then by lease, so that names decide nothing.
     pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
+    /// Clients that wait for any GPU, by when they ask all holders.
+    pub(crate) askers: Sorted<(Time, Ticket)>,
     pub(crate) next_epoch: Epoch,
     next_ticket: Ticket,
     pub(crate) dirty: Dirty,
@@ -82,6 +84,7 @@ impl Scheduler {
             gangs: Gangs::new(&config),
             expected: BTreeMap::new(),
             timers: Sorted::default(),
+            askers: Sorted::default(),
             next_epoch: config.first_epoch,
             next_ticket: Ticket(0),
             dirty: Dirty::default(),
@@ -125,6 +128,7 @@ impl Scheduler {
         self.fire_timers();
         self.plan();
         self.settle_memory();
+        self.ask_around();
         while self.follow_gangs() {
             self.plan();
             self.settle_memory();
@@ -147,7 +151,8 @@ impl Scheduler {
         let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
         let (memory, gangs) = (self.memory.late_at(), self.gang_deadline());
-        settle.into_iter().chain(recall).chain(memory).chain(gangs).min()
+        let asks = self.askers.first().map(|(at, _)| *at);
+        settle.into_iter().chain(recall).chain(asks).chain(memory).chain(gangs).min()
     }
 
     fn join(&mut self, client: ClientId, spec: ClientSpec) {
@@ -341,6 +346,7 @@ impl Scheduler {
             estimate,
             bypassed: 0,
             reservation: None,
+            asks_at: None,
             place,
             spent,
             made_way,
@@ -373,6 +379,7 @@ impl Scheduler {
         }
         if client.bound.is_empty() && client.let_go {
             self.floating.insert(lane, place);
+            self.ask_later(ticket);
         }
     }
 
@@ -390,6 +397,7 @@ impl Scheduler {
         }
         if client.bound.is_empty() {
             self.floating.remove(lane, &place);
+            self.ask_no_more(ticket);
         }
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct Waiter {
     /// Later clients that started on GPUs kept for this one.
     pub(crate) bypassed: u32,
     pub(crate) reservation: Option<Reservation>,
+    /// When all that hold a GPU that it could use are told, if it can use any.
+    pub(crate) asks_at: Option<Time>,
     /// Where it stands among those of its lane.
     pub(crate) place: Place,
     /// What it has used already of its quantum: it gave way before that was over.

@@ -33,14 +33,78 @@ enum Next {
     Done(u64),
 }
 
-/// Schedulers with clients that alternate phases, and nothing else: no checks, no figures.
-struct Load {
-    schedulers: Vec<Scheduler>,
-    /// When, which node, which client, what.
-    heap: BinaryHeap<Reverse<(Time, u32, u64, Next)>>,
+/// A node whose clients alternate phases, and nothing else: no checks, no figures.
+struct Node {
+    scheduler: Scheduler,
+    /// When, which client, what.
+    heap: BinaryHeap<Reverse<(Time, u64, Next)>>,
     random: Random,
     now: Time,
     decisions: u64,
+}
+
+impl Node {
+    fn new(config: &Config, seed: u64) -> Result<Node> {
+        let scheduler = Scheduler::new(config.clone()).context("a scheduler")?;
+        let heap = BinaryHeap::with_capacity(CLIENTS as usize);
+        let random = Random::new(1, seed);
+        let mut node = Node { scheduler, heap, random, now: Time(0), decisions: 0 };
+        for client in 0..CLIENTS {
+            // One in ten wants two GPUs; half are bound, as programs under the interposer are.
+            let gpus = if client % 10 == 0 { 2 } else { 1 };
+            let spec = ClientSpec { gpus, ..ClientSpec::default() };
+            node.tell(Event::Join { client: ClientId(client), spec });
+            if client % 2 == 0 {
+                node.tell(Event::Bind { client: ClientId(client) });
+            }
+            node.plan(client, Duration::from_millis(700), Next::Want);
+        }
+        Ok(node)
+    }
+
+    fn plan(&mut self, client: u64, mean: Duration, next: Next) {
+        let at = self.now.after(Lengths::exponential(mean).draw(&mut self.random));
+        self.heap.push(Reverse((at, client, next)));
+    }
+
+    /// Something happens; timers that are due go first.
+    fn step(&mut self) {
+        let Some(Reverse((at, client, next))) = self.heap.pop() else { return };
+        while let Some(due) = self.scheduler.poll_deadline().filter(|due| *due <= at) {
+            self.now = due;
+            self.tell(Event::Timer);
+        }
+        self.now = at;
+        let id = ClientId(client);
+        match next {
+            Next::Want => {
+                let expected = Some(Duration::from_millis(100));
+                self.tell(Event::Acquire { client: id, expected });
+            }
+            Next::Done(epoch) => {
+                self.tell(Event::Release { client: id, epoch: Epoch(epoch), busy: None });
+                self.plan(client, Duration::from_millis(700), Next::Want);
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.scheduler.handle(event, self.now);
+        while let Some(action) = self.scheduler.poll_action() {
+            // Phases are shorter than the quantum, so that who is recalled is about to end anyway.
+            if let Action::Grant { client, epoch, .. } = black_box(action) {
+                self.decisions += 1;
+                self.plan(client.0, Duration::from_millis(100), Next::Done(epoch.0));
+            }
+        }
+    }
+}
+
+/// Nodes whose events come in turns, so that a node's state is in no cache unless those of all are. Each has its own queue of
+/// events: one of all would grow with their number, and its cost is not the scheduler's.
+struct Load {
+    nodes: Vec<Node>,
+    turn: usize,
 }
 
 impl Load {
@@ -48,75 +112,21 @@ impl Load {
         let mut config =
             Config::new(vec![GpuConfig { memory: 80 << 30 }; GPUS], Policy::GpuAffinity);
         config.quantum = Duration::from_millis(200);
-        let new = || Scheduler::new(config.clone()).context("a scheduler");
-        let mut load = Load {
-            schedulers: (0..nodes).map(|_| new()).collect::<Result<_>>()?,
-            heap: BinaryHeap::new(),
-            random: Random::new(1, 1),
-            now: Time(0),
-            decisions: 0,
-        };
-        for node in 0..nodes as u32 {
-            for client in 0..CLIENTS {
-                // One in ten wants two GPUs; half are bound, as programs under the interposer are.
-                let gpus = if client % 10 == 0 { 2 } else { 1 };
-                let spec = ClientSpec { gpus, ..ClientSpec::default() };
-                load.tell(node, Event::Join { client: ClientId(client), spec });
-                if client % 2 == 0 {
-                    load.tell(node, Event::Bind { client: ClientId(client) });
-                }
-                load.plan(node, client, Duration::from_millis(700), Next::Want);
-            }
-        }
-        Ok(load)
-    }
-
-    fn plan(&mut self, node: u32, client: u64, mean: Duration, next: Next) {
-        let at = self.now.after(Lengths::exponential(mean).draw(&mut self.random));
-        self.heap.push(Reverse((at, node, client, next)));
-    }
-
-    /// Something happens; its node's timers that are due go first.
-    fn step(&mut self) {
-        let Some(Reverse((at, node, client, next))) = self.heap.pop() else { return };
-        while let Some(due) =
-            self.schedulers[node as usize].poll_deadline().filter(|due| *due <= at)
-        {
-            self.now = due;
-            self.tell(node, Event::Timer);
-        }
-        self.now = at;
-        let id = ClientId(client);
-        match next {
-            Next::Want => {
-                let expected = Some(Duration::from_millis(100));
-                self.tell(node, Event::Acquire { client: id, expected });
-            }
-            Next::Done(epoch) => {
-                self.tell(node, Event::Release { client: id, epoch: Epoch(epoch), busy: None });
-                self.plan(node, client, Duration::from_millis(700), Next::Want);
-            }
-        }
-    }
-
-    fn tell(&mut self, node: u32, event: Event) {
-        self.schedulers[node as usize].handle(event, self.now);
-        while let Some(action) = self.schedulers[node as usize].poll_action() {
-            // Phases are shorter than the quantum, so that who is recalled is about to end anyway.
-            if let Action::Grant { client, epoch, .. } = black_box(action) {
-                self.decisions += 1;
-                self.plan(node, client.0, Duration::from_millis(100), Next::Done(epoch.0));
-            }
-        }
+        let nodes = (0..nodes as u64).map(|seed| Node::new(&config, seed));
+        Ok(Load { nodes: nodes.collect::<Result<_>>()?, turn: 0 })
     }
 
     /// Nanoseconds a decision, over so many of them.
     fn cost(&mut self, decisions: u64) -> f64 {
-        let (from, begin) = (self.decisions, clock::thread_ns());
-        while self.decisions < from + decisions {
-            self.step();
+        let (mut made, begin) = (0, clock::thread_ns());
+        while made < decisions {
+            let node = &mut self.nodes[self.turn];
+            let before = node.decisions;
+            node.step();
+            made += node.decisions - before;
+            self.turn = (self.turn + 1) % self.nodes.len();
         }
-        (clock::thread_ns() - begin) as f64 / (self.decisions - from) as f64
+        (clock::thread_ns() - begin) as f64 / made as f64
     }
 }
 
