@@ -14,5 +14,6 @@ pub mod loaded;
 pub mod memory;
 pub mod quantities;
 pub mod reference;
+pub mod rounds;
 pub mod sample;
 pub mod timing;

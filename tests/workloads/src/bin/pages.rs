@@ -8,7 +8,6 @@
 //! all of its memory, piece by piece; the sums are what the CPU compares. Memory that is lost, stale or
 //! another's is seen in the same phase. At the end every byte is fetched and compared.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,41 +16,22 @@ use acb_workloads::driver::queues::Queues;
 use acb_workloads::driver::{Context, DevicePtr, Driver, DriverError, Kernel, Stream};
 use acb_workloads::kernels;
 use acb_workloads::memory::{Check, Fetched, Memory, RegionId, Replay, Shape, Way};
-use acb_workloads::quantities::{bytes, milliseconds, seconds};
+use acb_workloads::quantities::bytes;
 use acb_workloads::reference::splitmix64;
-use acb_workloads::timing::{Spread, Times};
+use acb_workloads::rounds::{self, EXIT_CODES, Moments, Pace, Round};
 use clap::Parser;
 use serde::Serialize;
-
-/// Exit code when the data is not what the kernels should have left behind.
-const WRONG_DATA: u8 = 3;
 
 /// Uses much memory in GPU phases, checks every byte, and prints one line of JSON a round
 #[derive(Debug, Parser)]
 #[command(
     name = "pages",
     version,
-    after_help = "Exit code: 0 all data right; 1 a CUDA call failed; 2 wrong options; 3 wrong data."
+    after_help = EXIT_CODES
 )]
 struct Options {
-    /// Rounds to run (default: 10, or no limit with --duration)
-    #[arg(long, value_name = "N")]
-    rounds: Option<u64>,
-    /// Start no round after this many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    duration: Option<Duration>,
-    /// Mean length of a CPU phase
-    #[arg(long, value_name = "MS", default_value = "50", value_parser = milliseconds)]
-    cpu_ms: Duration,
-    /// Mean length of the computation in a GPU phase; steps, sums and copies come on top
-    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
-    gpu_ms: Duration,
-    /// Spread of both lengths, standard deviation over mean: 0, 0.5 or 1
-    #[arg(long, value_name = "CV", default_value = "0")]
-    cv: Spread,
-    /// Seed of the data and of the lengths; the task's rank is added to it
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    pace: Pace,
     /// Memory on each GPU that takes steps; K, M, G for powers of 1024
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = bytes)]
     bytes: u64,
@@ -91,29 +71,13 @@ struct Options {
     /// Compare all memory byte by byte in every Nth round; 0: only at the end
     #[arg(long, value_name = "N", default_value_t = 0)]
     compare_every: u64,
-    /// GPUs to use at the same time
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    gpus: u32,
-    /// Wait so long before the first CPU phase
-    #[arg(long, value_name = "MS", default_value = "0", value_parser = milliseconds)]
-    start_offset: Duration,
-    /// Name in the record (default: client-RANK, with Slurm's rank of the task)
-    #[arg(long)]
-    name: Option<String>,
 }
 
-/// The record of one round; times are CLOCK_MONOTONIC in nanoseconds.
+/// The record of one round.
 #[derive(Debug, Serialize)]
-struct Round<'a> {
-    name: &'a str,
-    pid: u32,
-    round: u64,
-    cpu_start_ns: u64,
-    gpu_wanted_ns: u64,
-    /// The first operation on every GPU was completed.
-    gpu_got_ns: u64,
-    gpu_done_ns: u64,
-    ok: bool,
+struct Checked<'a> {
+    #[serde(flatten)]
+    round: Round<'a>,
     /// Bytes that were checked, and how many of them were wrong.
     checked: u64,
     wrong: u64,
@@ -131,50 +95,36 @@ struct End<'a> {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let rank = std::env::var("SLURM_PROCID").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
-    let name = options.name.clone().unwrap_or_else(|| format!("client-{rank}"));
-    match run(&options, rank, &name) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(WRONG_DATA),
-        Err(error) => {
-            eprintln!("pages: {name}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let name = options.pace.name();
+    rounds::end("pages", &name, run(&options, &name))
 }
 
 /// Runs all rounds; false at the first wrong byte.
-fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
-    let seed = options.seed.wrapping_add(rank);
-    let mut times = Times::new(seed, options.cv);
+fn run(options: &Options, name: &str) -> anyhow::Result<bool> {
+    let pace = &options.pace;
+    let (seed, mut times) = (pace.seed(), pace.times());
     let driver = Driver::open("libcuda.so.1")?;
     driver.init()?;
     let found = driver.device_count()?;
-    anyhow::ensure!(found >= options.gpus, "--gpus {}: the driver shows {found}", options.gpus);
-    let mut gpus = (0..options.gpus)
+    anyhow::ensure!(found >= pace.gpus, "--gpus {}: the driver shows {found}", pace.gpus);
+    let mut gpus = (0..pace.gpus)
         .map(|ordinal| Gpu::new(&driver, ordinal, options, splitmix64(seed ^ u64::from(ordinal))))
         .collect::<Result<Vec<_>, _>>()?;
 
-    std::thread::sleep(options.start_offset);
+    std::thread::sleep(pace.start_offset);
     let begin = clock::monotonic();
     let mut cpu_start = begin;
     for round in 0.. {
-        let enough = match (options.rounds, options.duration) {
-            (Some(rounds), _) if round >= rounds => true,
-            (_, Some(duration)) => cpu_start - begin >= duration,
-            (None, None) => round >= 10,
-            _ => false,
-        };
-        if enough {
+        if pace.is_over(round, cpu_start - begin) {
             break;
         }
         for gpu in &mut gpus {
             gpu.shrink()?;
         }
-        let length = times.draw(options.cpu_ms);
+        let length = times.draw(pace.cpu_ms);
         std::thread::sleep((cpu_start + length).saturating_sub(clock::monotonic()));
         let phase = Phase {
-            length: times.draw(options.gpu_ms),
+            length: times.draw(pace.gpu_ms),
             salt: splitmix64(seed ^ round << 20),
             checked: round % options.check_every == 0,
             compared: options.compare_every > 0 && round % options.compare_every == 0,
@@ -197,15 +147,9 @@ fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
         for gpu in &gpus {
             found.add(gpu.check()?);
         }
-        print(&Round {
-            name,
-            pid: std::process::id(),
-            round,
-            cpu_start_ns: nanoseconds(cpu_start),
-            gpu_wanted_ns: nanoseconds(wanted),
-            gpu_got_ns: nanoseconds(got),
-            gpu_done_ns: nanoseconds(done),
-            ok: found.wrong == 0,
+        let at = Moments { cpu_start, wanted, got, done };
+        rounds::print(&Checked {
+            round: Round::new(name, round, at, found.wrong == 0),
             checked: found.bytes,
             wrong: found.wrong,
         })?;
@@ -218,21 +162,13 @@ fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
     for gpu in gpus {
         found.add(gpu.close()?);
     }
-    print(&End {
+    rounds::print(&End {
         name,
         pid: std::process::id(),
         end_checked: found.bytes,
         end_wrong: found.wrong,
     })?;
     Ok(is_right(name, "the end", &found))
-}
-
-fn print(record: &impl Serialize) -> anyhow::Result<()> {
-    // One write a line: several clients share a pipe.
-    let line = serde_json::to_string(record)? + "\n";
-    io::stdout().write_all(line.as_bytes())?;
-    io::stdout().flush()?;
-    Ok(())
 }
 
 fn is_right(name: &str, when: &str, found: &Check) -> bool {
@@ -421,8 +357,4 @@ impl<'a> Gpu<'a> {
         self.driver.release_primary(&self.context)?;
         Ok(found)
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    time.as_nanos() as u64
 }

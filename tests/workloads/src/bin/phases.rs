@@ -8,48 +8,27 @@
 //! from the host in each round; the other half stays on the GPU, where a lost or mixed-up byte
 //! would be seen in the next round.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use acb_workloads::clock;
 use acb_workloads::driver::{Context, DevicePtr, Driver, DriverError, Kernel};
 use acb_workloads::kernels;
-use acb_workloads::quantities::{bytes, milliseconds, seconds};
+use acb_workloads::quantities::bytes;
 use acb_workloads::reference::{self, Steps, splitmix64};
-use acb_workloads::timing::{Spread, Times};
+use acb_workloads::rounds::{self, EXIT_CODES, Moments, Pace, Round};
 use clap::Parser;
-use serde::Serialize;
-
-/// Exit code when the data is not what the kernels should have left behind.
-const WRONG_DATA: u8 = 3;
 
 /// Alternates CPU phases and GPU phases, checks its data, and prints one line of JSON a round
 #[derive(Debug, Parser)]
 #[command(
     name = "phases",
     version,
-    after_help = "Exit code: 0 all data right; 1 a CUDA call failed; 2 wrong options; 3 wrong data."
+    after_help = EXIT_CODES
 )]
 struct Options {
-    /// Rounds to run (default: 10, or no limit with --duration)
-    #[arg(long, value_name = "N")]
-    rounds: Option<u64>,
-    /// Start no round after this many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    duration: Option<Duration>,
-    /// Mean length of a CPU phase
-    #[arg(long, value_name = "MS", default_value = "50", value_parser = milliseconds)]
-    cpu_ms: Duration,
-    /// Mean length of the kernels of a GPU phase, together; copies come on top
-    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
-    gpu_ms: Duration,
-    /// Spread of both lengths, standard deviation over mean: 0, 0.5 or 1
-    #[arg(long, value_name = "CV", default_value = "0")]
-    cv: Spread,
-    /// Seed of the data and of the lengths; the task's rank is added to it
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    pace: Pace,
     /// Device memory to allocate on each GPU; K, M, G for powers of 1024
     #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = bytes)]
     bytes: u64,
@@ -59,81 +38,44 @@ struct Options {
     /// Kernels in a GPU phase
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     kernels: u32,
-    /// GPUs to use at the same time
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    gpus: u32,
-    /// Wait so long before the first CPU phase
-    #[arg(long, value_name = "MS", default_value = "0", value_parser = milliseconds)]
-    start_offset: Duration,
     /// Compute in the CPU phases, for that much CPU time, instead of sleeping
     #[arg(long)]
     burn: bool,
-    /// Name in the record (default: client-RANK, with Slurm's rank of the task)
-    #[arg(long)]
-    name: Option<String>,
-}
-
-/// The record of one round; times are CLOCK_MONOTONIC in nanoseconds.
-#[derive(Debug, Serialize)]
-struct Round<'a> {
-    name: &'a str,
-    pid: u32,
-    round: u64,
-    cpu_start_ns: u64,
-    gpu_wanted_ns: u64,
-    /// The first operation on every GPU was completed.
-    gpu_got_ns: u64,
-    gpu_done_ns: u64,
-    ok: bool,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let rank = std::env::var("SLURM_PROCID").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
-    let name = options.name.clone().unwrap_or_else(|| format!("client-{rank}"));
-    match run(&options, rank, &name) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(WRONG_DATA),
-        Err(error) => {
-            eprintln!("phases: {name}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let name = options.pace.name();
+    rounds::end("phases", &name, run(&options, &name))
 }
 
 /// Runs all rounds; false at the first wrong word.
-fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
+fn run(options: &Options, name: &str) -> anyhow::Result<bool> {
     anyhow::ensure!(
         options.touch >= 16 && options.touch <= options.bytes,
         "--touch {} is not between 16 and --bytes {}",
         options.touch,
         options.bytes
     );
-    let seed = options.seed.wrapping_add(rank);
-    let mut times = Times::new(seed, options.cv);
+    let pace = &options.pace;
+    let (seed, mut times) = (pace.seed(), pace.times());
     let driver = Driver::open("libcuda.so.1")?;
     driver.init()?;
     let found = driver.device_count()?;
-    anyhow::ensure!(found >= options.gpus, "--gpus {}: the driver shows {found}", options.gpus);
-    let mut gpus = (0..options.gpus)
+    anyhow::ensure!(found >= pace.gpus, "--gpus {}: the driver shows {found}", pace.gpus);
+    let mut gpus = (0..pace.gpus)
         .map(|ordinal| Gpu::new(&driver, ordinal, options, splitmix64(seed ^ u64::from(ordinal))))
         .collect::<Result<Vec<_>, _>>()?;
 
-    std::thread::sleep(options.start_offset);
+    std::thread::sleep(pace.start_offset);
     let begin = clock::monotonic();
     let mut cpu_start = begin;
     for round in 0.. {
-        let enough = match (options.rounds, options.duration) {
-            (Some(rounds), _) if round >= rounds => true,
-            (_, Some(duration)) => cpu_start - begin >= duration,
-            (None, None) => round >= 10,
-            _ => false,
-        };
-        if enough {
+        if pace.is_over(round, cpu_start - begin) {
             break;
         }
-        cpu_phase(cpu_start, times.draw(options.cpu_ms), options.burn);
-        let length = times.draw(options.gpu_ms);
+        cpu_phase(cpu_start, times.draw(pace.cpu_ms), options.burn);
+        let length = times.draw(pace.gpu_ms);
         let salts: Vec<u64> =
             (0..options.kernels).map(|k| splitmix64(seed ^ (round << 20) ^ u64::from(k))).collect();
 
@@ -151,20 +93,8 @@ fn run(options: &Options, rank: u64, name: &str) -> anyhow::Result<bool> {
         let done = clock::monotonic();
 
         let ok = gpus.iter_mut().all(|gpu| gpu.check(&salts));
-        let record = Round {
-            name,
-            pid: std::process::id(),
-            round,
-            cpu_start_ns: nanoseconds(cpu_start),
-            gpu_wanted_ns: nanoseconds(wanted),
-            gpu_got_ns: nanoseconds(got),
-            gpu_done_ns: nanoseconds(done),
-            ok,
-        };
-        // One write a line: several clients share a pipe.
-        let line = serde_json::to_string(&record)? + "\n";
-        io::stdout().write_all(line.as_bytes())?;
-        io::stdout().flush()?;
+        let at = Moments { cpu_start, wanted, got, done };
+        rounds::print(&Round::new(name, round, at, ok))?;
         if !ok {
             eprintln!("phases: {name}: round {round}: {}", wrong(&gpus, &salts));
             return Ok(false);
@@ -323,8 +253,4 @@ fn wrong(gpus: &[Gpu], salts: &[u64]) -> String {
         }
     }
     "wrong data".into()
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    time.as_nanos() as u64
 }
