@@ -1,11 +1,14 @@
 """PyTorch with alternating CPU and GPU phases, each a fixed amount of work.
 
 usage: alternating.py --calibrate SECONDS                      prints CPU-WORK GPU-WORK
-       alternating.py --cpu-work N --gpu-work N --rounds N --go FILE
+       alternating.py --cpu-work N --gpu-work N --rounds N --go FILE [--fill-mib N] [--training 1]
 
 It says `ready` once the GPU has been used, begins when FILE exists, and prints one JSON object: rounds
 with times on the host's monotonic clock, and a digest of the final data. The matrices hold small whole
 numbers, so every product is exact and the digest is the same on every run.
+
+With --fill-mib it has so much more memory, all of which changes in each GPU phase; with --training that memory is a network and
+its optimizer, and a GPU phase is so many steps of training it.
 """
 
 import argparse
@@ -14,7 +17,10 @@ import json
 import os
 import time
 
-import torch
+# Set before the import: cuBLAS reads it once.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+import torch  # noqa: E402
 
 torch.backends.cuda.matmul.allow_tf32 = False
 ORDER = 4096
@@ -62,8 +68,61 @@ def calibrate(seconds):
     print(max(1, round(cpu * 1.25)), gpu)
 
 
-def alternate(cpu_work, gpu_work, rounds, go):
-    state, step = matrices()
+class Products:
+    """Exact products, and a block of whole numbers that changes in each phase."""
+
+    def __init__(self, fill_mib):
+        self.state, self.step = matrices()
+        self.block = torch.arange(fill_mib << 18, dtype=torch.int32, device="cuda")
+
+    def phase(self, work):
+        self.block.mul_(3).add_(1)
+        self.state = gpu_phase(self.state, self.step, work)
+
+    def digest(self, digest):
+        final = self.state.cpu().numpy()
+        digest.update(final.tobytes())
+        for part in self.block.split(1 << 26):
+            digest.update(part.cpu().numpy().tobytes())
+        return bool((final >= 0).all() and (final < 7).all() and (final == final.round()).all())
+
+
+class Training:
+    """A network whose weights, gradients and momenta fill the memory."""
+
+    def __init__(self, fill_mib):
+        torch.use_deterministic_algorithms(True)
+        torch.manual_seed(7)
+        # Three times the weights of a layer.
+        layers = max(1, fill_mib // (3 * (ORDER * ORDER * 4 >> 20)))
+        with torch.device("cuda"):
+            parts = [torch.nn.Linear(ORDER, ORDER, bias=False) for _ in range(layers)]
+        self.net = torch.nn.Sequential(*parts)
+        torch.manual_seed(8)
+        for part in parts:
+            part.weight.data.copy_(torch.randn(ORDER, ORDER) / ORDER ** 0.5)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, foreach=False)
+        self.data = torch.randn(256, ORDER).cuda()
+        self.target = torch.randn(256, ORDER).cuda()
+        self.phase(1)
+
+    def phase(self, work):
+        for _ in range(work):
+            self.optimizer.zero_grad(set_to_none=False)
+            torch.nn.functional.mse_loss(self.net(self.data), self.target).backward()
+            self.optimizer.step()
+        torch.cuda.synchronize()
+
+    def digest(self, digest):
+        finite = True
+        for weight in self.net.parameters():
+            data = weight.detach().cpu()
+            finite &= bool(torch.isfinite(data).all())
+            digest.update(data.numpy().tobytes())
+        return finite
+
+
+def alternate(cpu_work, gpu_work, rounds, go, program):
     print("ready", flush=True)
     while not os.path.exists(go):
         time.sleep(0.001)
@@ -72,14 +131,13 @@ def alternate(cpu_work, gpu_work, rounds, go):
         begin = time.monotonic_ns()
         cpu_phase(cpu_work)
         middle = time.monotonic_ns()
-        state = gpu_phase(state, step, gpu_work)
+        program.phase(gpu_work)
         end = time.monotonic_ns()
         report.append({"begin_ns": begin, "end_ns": end,
                        "cpu_s": (middle - begin) / 1e9, "gpu_s": (end - middle) / 1e9})
-    final = state.cpu().numpy()
-    right = bool((final >= 0).all() and (final < 7).all() and (final == final.round()).all())
-    print(json.dumps({"rounds": report, "digest": hashlib.sha256(final.tobytes()).hexdigest(), "right": right}),
-          flush=True)
+    digest = hashlib.sha256()
+    right = program.digest(digest)
+    print(json.dumps({"rounds": report, "digest": digest.hexdigest(), "right": right}), flush=True)
 
 
 parser = argparse.ArgumentParser()
@@ -88,8 +146,11 @@ parser.add_argument("--cpu-work", type=int)
 parser.add_argument("--gpu-work", type=int)
 parser.add_argument("--rounds", type=int)
 parser.add_argument("--go")
+parser.add_argument("--fill-mib", type=int, default=0)
+parser.add_argument("--training", type=int, default=0)
 options = parser.parse_args()
 if options.calibrate:
     calibrate(options.calibrate)
 else:
-    alternate(options.cpu_work, options.gpu_work, options.rounds, options.go)
+    make = Training if options.training else Products
+    alternate(options.cpu_work, options.gpu_work, options.rounds, options.go, make(options.fill_mib))

@@ -28,6 +28,11 @@ pub(crate) struct Assigner {
 impl Assigner {
     /// Starts one for GPU 0. The error says what to install, or what the daemon said.
     pub(crate) fn start(bench: &Bench) -> anyhow::Result<Self> {
+        Self::start_with(bench, &[])
+    }
+
+    /// The same with more options.
+    pub(crate) fn start_with(bench: &Bench, options: &[(&str, String)]) -> anyhow::Result<Self> {
         let (Some(program), Some(agarun)) =
             (bench.installed("bin/gpu_assigner"), bench.installed("bin/agarun"))
         else {
@@ -35,12 +40,17 @@ impl Assigner {
                 "needs gpu_assigner and agarun: give --prefix DIR, made by tests/gpu/build or scripts/install"
             );
         };
-        let home = bench.work.join(format!("home-{}", bench.group));
+        // A group may start several, one after the other or at once.
+        let port = free_port()?;
+        let home = bench.work.join(format!("home-{}-{port}", bench.group));
         std::fs::create_dir_all(&home).with_context(|| format!("making {}", home.display()))?;
         let driver = device::driver()?.path();
-        let assigner = Self { program, agarun, home, port: free_port()?, driver };
+        let assigner = Self { program, agarun, home, port, driver };
         let mut start = assigner.tool();
         start.args(["start", "--gpu-list", "0", "--log-path"]).arg(assigner.home.join("log"));
+        for (option, value) in options {
+            start.args([option, value.as_str()]);
+        }
         let ending = child::run_in_place(&mut start, Duration::from_secs(20), |_| {})?;
         anyhow::ensure!(ending.is_success(), "gpu_assigner start: {}", ending.why());
         Ok(assigner)
@@ -67,10 +77,37 @@ impl Assigner {
         command
     }
 
+    /// A program under the interposer that may have so much memory.
+    pub(crate) fn run_within(&self, bytes: u64, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.agarun(&["--mem", &format!("{}M", bytes >> 20)], program);
+        if let Some(driver) = &self.driver {
+            command.env("ACB_DRIVER", driver);
+        }
+        command
+    }
+
+    /// What the assigner says of itself, as JSON.
+    pub(crate) fn status(&self) -> anyhow::Result<serde_json::Value> {
+        let mut text = String::new();
+        let mut tool = self.tool();
+        let ending =
+            child::run_in_place(tool.args(["status", "--json"]), Duration::from_secs(5), |line| {
+                text.push_str(line);
+                text.push('\n');
+            })?;
+        anyhow::ensure!(ending.is_success(), "gpu_assigner status: {}", ending.why());
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// The same, but the interposer must find the driver by itself.
     pub(crate) fn run_unaided(&self, program: impl AsRef<OsStr>) -> Command {
+        self.agarun(&[], program)
+    }
+
+    fn agarun(&self, options: &[&str], program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(&self.agarun);
         command
+            .args(options)
             .arg("--history-path")
             .arg(self.home.join("history.log"))
             .arg("--")

@@ -7,6 +7,7 @@ mod assigner;
 mod bench;
 mod catalogue;
 mod child;
+mod crowd;
 mod driver;
 mod elf;
 mod groups;
@@ -56,6 +57,8 @@ enum Command {
     Pinned(Options),
     /// Copies out, in, both at once; page-out beside page-in between two processes
     Link(Options),
+    /// Two programs with 95 % of the memory each, swapped in turns, by chunk size
+    Swap(Options),
     /// 128-bit hash of device memory
     Hash(Options),
     /// Kernels on plain against mapped memory
@@ -100,6 +103,12 @@ enum Command {
     },
     #[command(hide = true)]
     HoldContext,
+    #[command(hide = true)]
+    SizeUp,
+    #[command(hide = true)]
+    HoldPlain { bytes: u64 },
+    #[command(hide = true)]
+    Swapped { bytes: u64, seed: u64 },
     #[command(hide = true)]
     HoldMemory { bytes: u64 },
     #[command(hide = true)]
@@ -157,6 +166,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Memory(options) => return measure(vec![Group::Memory], options),
         Command::Pinned(options) => return measure(vec![Group::Pinned], options),
         Command::Link(options) => return measure(vec![Group::Link], options),
+        Command::Swap(options) => return measure(vec![Group::Swap], options),
         Command::Hash(options) => return measure(vec![Group::Hash], options),
         Command::Kernels(options) => return measure(vec![Group::Kernels], options),
         Command::Calls(options) => return measure(vec![Group::Calls], options),
@@ -182,6 +192,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             group.run(&bench)?;
         }
         Command::HoldContext => groups::memory::hold_context()?,
+        Command::SizeUp => crowd::size_up()?,
+        Command::HoldPlain { bytes } => crowd::hold_plain(bytes)?,
+        Command::Swapped { bytes, seed } => crowd::swapped(bytes, seed)?,
         Command::HoldMemory { bytes } => groups::checkpoint::hold_memory(bytes)?,
         Command::PipelineEnd { role, bytes } => groups::pipeline::end(role, bytes)?,
         Command::LaunchCost { quick } => groups::calls::launch_cost(quick)?,

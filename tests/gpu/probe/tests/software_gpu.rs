@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 const PROBE: &str = env!("CARGO_BIN_EXE_acb-gpu-probe");
-const GROUPS: [&str; 11] = [
+const GROUPS: [&str; 12] = [
     "driver",
     "memory",
     "pinned",
@@ -16,6 +16,7 @@ const GROUPS: [&str; 11] = [
     "hash",
     "kernels",
     "calls",
+    "swap",
     "contract",
     "sharing",
     "frameworks",
@@ -113,6 +114,9 @@ fn the_whole_script_runs_on_the_software_gpu() {
         "pipeline_best_gb_per_s",
         "device_copy_gb_per_s",
         "launch_direct_ns",
+        "swap.switch_gb_per_s@2MiB",
+        "swap.data@2MiB",
+        "sharing.shared_over_serial@driver-api-95",
         "listed_but_not_exported",
     ] {
         let row = rows.iter().find(|row| row["name"] == name);

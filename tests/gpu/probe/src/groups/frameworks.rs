@@ -1,12 +1,13 @@
-//! Group `frameworks`: each installed framework's small program alone and under the interposer: the same
-//! results to the bit, the interposer in place, and which driver functions it was seen to use.
+//! Group `frameworks`: each installed framework's small program alone, under the interposer, and there with a neighbour that has
+//! its memory swapped: the same results to the bit, the interposer in place, and which driver functions it was seen to use.
 //!
 //! The programs are in tests/gpu/frameworks and travel inside this binary.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,8 +15,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::assigner::Assigner;
-use crate::bench::Bench;
+use crate::bench::{Bench, GIB, MIB};
 use crate::child;
+use crate::crowd::{Crowd, Program, Sizes};
 use crate::host;
 use crate::row::Row;
 
@@ -40,6 +42,14 @@ const PROGRAMS: [(&str, &str, &str, Option<&str>); 8] = [
     ("numba", "numba", "numba_program.py", None),
     ("pytorch-compile", "torch", "pytorch.py", Some("compile")),
 ];
+
+/// Rows of the run in which memory is swapped.
+const SWAPPED: [(&str, &str); 3] =
+    [("swapped_results", "text"), ("swapped_s", "s"), ("swapped_out_gib", "GiB")];
+/// Memory that a program and its neighbour fight for.
+const REST: u64 = 8 * GIB;
+/// What a program may have of it.
+const MEMORY: u64 = 6 * GIB;
 
 const COLUMNS: [(&str, &str); 6] = [
     ("results", "text"),
@@ -123,6 +133,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     let assigner = Assigner::start(bench).map_err(|error| format!("{error:#}"));
     let next = Mutex::new(PROGRAMS.iter());
     let details = Mutex::new(serde_json::Map::new());
+    // Digests of the runs alone.
+    let digests = Mutex::new(BTreeMap::new());
     // Importing takes most of the time and one core: several at a time.
     let workers = (host::cores() / 4).clamp(1, 3);
     std::thread::scope(|scope| {
@@ -141,7 +153,10 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
                         script: python.script(script),
                         argument: *argument,
                     };
-                    let detail = runner.compare(name, assigner.as_ref());
+                    let (detail, digest) = runner.compare(name, assigner.as_ref());
+                    if let Some((mut digests, digest)) = digests.lock().ok().zip(digest) {
+                        digests.insert(*name, digest);
+                    }
                     if let Ok(mut details) = details.lock() {
                         details.insert((*name).to_owned(), detail);
                     }
@@ -150,6 +165,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         }
     });
     bench.detail(serde_json::Value::Object(details.into_inner().unwrap_or_default()));
+    drop(assigner);
+    swap_all(bench, &python, &digests.into_inner().unwrap_or_default());
     Ok(())
 }
 
@@ -158,9 +175,49 @@ fn place(column: &str, program: &str) -> String {
 }
 
 fn refuse(bench: &Bench, program: &str, why: &str) {
-    for (column, unit) in COLUMNS {
+    for (column, unit) in COLUMNS.into_iter().chain(SWAPPED) {
         bench.missing(&place(column, program), unit, why);
     }
+}
+
+/// Every program that ran alone once more, one after the other, with a neighbour that wants the memory.
+fn swap_all(bench: &Bench, python: &Python, digests: &BTreeMap<&str, String>) {
+    let refuse = |name: &str, why: &str| {
+        for (column, unit) in SWAPPED {
+            bench.missing(&place(column, name), unit, why);
+        }
+    };
+    let crowd = Sizes::find().and_then(|sizes| Crowd::gather(bench, sizes, REST, 2, 64 * MIB));
+    for (name, _, script, argument) in PROGRAMS {
+        let Some(digest) = digests.get(name) else { continue };
+        let runner = Runner { bench, python, script: python.script(script), argument };
+        let swapped = match &crowd {
+            Ok(crowd) => runner.swap(name, crowd, digest),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
+        if let Err(error) = swapped {
+            refuse(name, &format!("with forced swaps: {error:#}"));
+        }
+    }
+}
+
+/// Bytes that programs other than one have had paged out.
+fn paged_out(status: &serde_json::Value, but: u32) -> u64 {
+    let clients = status["nodes"][0]["clients"].as_array().into_iter().flatten();
+    let others = clients.filter(|client| client["pid"].as_u64() != Some(but.into()));
+    let bytes = |memory: &serde_json::Value| {
+        ["paged_out", "clean"].iter().filter_map(|key| memory[key].as_u64()).sum::<u64>()
+    };
+    others.flat_map(|client| client["memory"].as_array()).flatten().map(bytes).sum()
+}
+
+/// Takes turns until it is told to stop.
+fn disturb(mut neighbour: Program, stop: &AtomicBool) -> anyhow::Result<Program> {
+    while !stop.load(Ordering::Relaxed) {
+        neighbour.touch()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(neighbour)
 }
 
 /// One program, both ways.
@@ -172,13 +229,71 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    fn compare(&self, name: &str, assigner: Result<&Assigner, &String>) -> serde_json::Value {
+    /// Beside a neighbour that needs nearly all of the memory again and again.
+    fn swap(&self, name: &str, crowd: &Crowd, digest: &str) -> anyhow::Result<()> {
+        let bench = self.bench;
+        anyhow::ensure!(bench.seconds_left() > 15.0, "no time was left");
+        let neighbour = crowd.partner(crowd.each, 3)?;
+        let pid = neighbour.pid();
+        let stop = AtomicBool::new(false);
+        let (ran, out, right) = std::thread::scope(|scope| {
+            let disturbed = scope.spawn(|| disturb(neighbour, &stop));
+            let watched = scope.spawn(|| {
+                let mut most = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok(status) = crowd.assigner.status() {
+                        most = paged_out(&status, pid).max(most);
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                most
+            });
+            let ran =
+                self.evidence(crowd.assigner.run_within(MEMORY.min(crowd.each), &self.python.path));
+            stop.store(true, Ordering::Relaxed);
+            let out = watched.join().unwrap_or(0);
+            let neighbour = disturbed.join().unwrap_or_else(|_| anyhow::bail!("a thread panicked"));
+            (ran, out, neighbour.and_then(|mut neighbour| neighbour.is_right()))
+        });
+        let ran = match ran {
+            Ok(ran) => ran,
+            Err(error) => {
+                let why = format!("with forced swaps: {error:#}");
+                let row = Row::missing(bench.group, &place("swapped_results", name), "text", &why);
+                bench.row(row.verified(false));
+                for (column, unit) in SWAPPED.into_iter().skip(1) {
+                    bench.missing(&place(column, name), unit, &why);
+                }
+                return Ok(());
+            }
+        };
+        let same = ran.digest == digest;
+        let neighbours = right.as_ref().is_ok_and(|right| *right);
+        let word = match (same, neighbours) {
+            (true, true) => "same to the bit",
+            (false, _) => "DIFFERENT",
+            (true, false) => "the neighbour's data is WRONG",
+        };
+        let row = Row::text(bench.group, &place("swapped_results", name), word);
+        bench.row(row.verified(same && neighbours));
+        bench.value(&place("swapped_s", name), "s", ran.seconds);
+        let gib = out as f64 / GIB as f64;
+        let row = Row::value(bench.group, &place("swapped_out_gib", name), "GiB", gib);
+        bench.row(row.note("moved out of the program's own memory, as status said last"));
+        Ok(())
+    }
+
+    fn compare(
+        &self,
+        name: &str,
+        assigner: Result<&Assigner, &String>,
+    ) -> (serde_json::Value, Option<String>) {
         let bench = self.bench;
         let alone = match self.evidence(Command::new(&self.python.path)) {
             Ok(alone) => alone,
             Err(error) => {
                 refuse(bench, name, &format!("alone, without the interposer: {error:#}"));
-                return json!({ "alone": format!("{error:#}") });
+                return (json!({ "alone": format!("{error:#}") }), None);
             }
         };
         bench.text(&place("version", name), &alone.version);
@@ -205,7 +320,9 @@ impl Runner<'_> {
                         format!("under the interposer: {error:#}"),
                     );
                 }
-                return json!({ "alone": alone.libraries, "interposed": format!("{error:#}") });
+                let error = format!("{error:#}");
+                let detail = json!({ "alone": alone.libraries, "interposed": error });
+                return (detail, Some(alone.digest));
             }
         };
         let same = alone.digest == interposed.digest;
@@ -229,7 +346,10 @@ impl Runner<'_> {
         } else {
             bench.value(&place("entry_points", name), "count", seen.len() as f64);
         }
-        json!({ "alone": alone.libraries, "interposed": interposed.libraries, "entry_points": seen })
+        let detail = json!({
+            "alone": alone.libraries, "interposed": interposed.libraries, "entry_points": seen
+        });
+        (detail, Some(alone.digest))
     }
 
     fn evidence(&self, mut command: Command) -> anyhow::Result<Evidence> {
@@ -295,6 +415,17 @@ mod tests {
             acb[1]: first use of cuLaunchKernel, at once\nacb[1]: first use of cuBlasThing\n";
         let seen: Vec<String> = entry_points(log).into_iter().collect();
         assert_eq!(seen, ["cuLaunchKernel", "cuMemAlloc_v2"]);
+    }
+
+    #[test]
+    fn what_others_had_paged_out_is_counted() {
+        let status = json!({ "nodes": [{ "clients": [
+            { "pid": 7, "memory": [{ "paged_out": 100, "clean": 1 }] },
+            { "pid": 8, "memory": [{ "paged_out": 20, "clean": 3 }, { "paged_out": 4 }] },
+            { "pid": 9 }
+        ] }] });
+        assert_eq!(paged_out(&status, 7), 27);
+        assert_eq!(paged_out(&json!({}), 7), 0);
     }
 
     #[test]

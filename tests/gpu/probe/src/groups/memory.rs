@@ -193,13 +193,13 @@ fn context_size(bench: &Bench, gpu: &Gpu) -> anyhow::Result<()> {
 }
 
 /// The process that `hold_context` runs in.
-struct Holder {
+pub(crate) struct Holder {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Holder {
-    fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("hold-context")
             .stdin(Stdio::piped())
@@ -209,7 +209,7 @@ impl Holder {
         Ok(Self { child, lines })
     }
 
-    fn next_line(&mut self) -> anyhow::Result<String> {
+    pub(crate) fn next_line(&mut self) -> anyhow::Result<String> {
         let mut line = String::new();
         self.lines.read_line(&mut line)?;
         anyhow::ensure!(
@@ -220,8 +220,13 @@ impl Holder {
         Ok(line)
     }
 
-    fn go(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn go(&mut self) -> anyhow::Result<()> {
         self.child.stdin.as_mut().expect("its stdin is piped").write_all(b"go\n")?;
+        Ok(())
+    }
+
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
+        self.child.wait()?;
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod memory;
 pub(crate) mod pinned;
 pub(crate) mod pipeline;
 pub(crate) mod sharing;
+pub(crate) mod swap;
 
 use crate::bench::Bench;
 
@@ -27,6 +28,8 @@ pub(crate) enum Group {
     Pinned,
     /// Copies out, in, both at once; page-out beside page-in between two processes
     Link,
+    /// Two programs with 95 % of the memory each, swapped in turns, by chunk size
+    Swap,
     /// 128-bit hash of device memory
     Hash,
     /// Kernels on plain against mapped memory
@@ -45,7 +48,7 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured: what the design needs most comes first.
-    pub(crate) const ALL: [Group; 11] = [
+    pub(crate) const ALL: [Group; 12] = [
         Group::Driver,
         Group::Memory,
         Group::Pinned,
@@ -53,6 +56,7 @@ impl Group {
         Group::Hash,
         Group::Kernels,
         Group::Calls,
+        Group::Swap,
         Group::Contract,
         Group::Sharing,
         Group::Frameworks,
@@ -65,6 +69,7 @@ impl Group {
             Group::Memory => "memory",
             Group::Pinned => "pinned",
             Group::Link => "link",
+            Group::Swap => "swap",
             Group::Hash => "hash",
             Group::Kernels => "kernels",
             Group::Calls => "calls",
@@ -83,13 +88,14 @@ impl Group {
             Group::Memory => 70,
             Group::Pinned => 75,
             Group::Link => 80,
+            Group::Swap => 90,
             Group::Hash => 30,
             Group::Kernels => 60,
             Group::Calls => 40,
             Group::Checkpoint => 90,
             Group::Contract => 60,
-            Group::Sharing => 110,
-            Group::Frameworks => 180,
+            Group::Sharing => 150,
+            Group::Frameworks => 220,
         }
     }
 
@@ -100,6 +106,7 @@ impl Group {
             Group::Memory => memory::run(bench),
             Group::Pinned => pinned::run(bench),
             Group::Link => link::run(bench),
+            Group::Swap => swap::run(bench),
             Group::Hash => hash::run(bench),
             Group::Kernels => kernels::run(bench),
             Group::Calls => calls::run(bench),

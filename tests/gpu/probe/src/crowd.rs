@@ -1,0 +1,272 @@
+//! A GPU of which only a part is left for memory that can be moved, so that programs with 95 % of that each are swapped on
+//! machines whose GPU is larger than the memory of the host, and in a short time.
+//!
+//! A program with plain memory (`ACB_PAGER=off`) holds the rest. All of them are under one assigner of their own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::assigner::Assigner;
+use crate::bench::{Bench, GIB, MIB, Workbench};
+use crate::child;
+use crate::driver::device::Gpu;
+use crate::groups::memory::Holder;
+use crate::host;
+use crate::reference::splitmix64;
+
+/// What the pager takes in a context, and the drivers' own granularity.
+const BESIDE: u64 = 8 * MIB;
+/// Part of what is left that each program has.
+const SHARE: f64 = 0.95;
+
+/// How large the GPU is, as a process of its own has seen it, and how fast its plain copies are.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Sizes {
+    /// Bytes free without any context.
+    pub(crate) free: u64,
+    /// What a context with kernels takes.
+    pub(crate) context: u64,
+    /// Pinned copies, GB/s.
+    pub(crate) out: f64,
+    pub(crate) inward: f64,
+}
+
+impl Sizes {
+    /// Asked of a process that ends, for a context of this one would take memory that no assigner knows of.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut printed = String::new();
+        let limit = Duration::from_secs(40);
+        let ending = child::run(command.arg("size-up"), limit, |line| printed = line.to_owned())?;
+        anyhow::ensure!(ending.is_success(), "measuring the GPU: {}", ending.why());
+        serde_json::from_str(&printed).with_context(|| format!("it printed '{printed}'"))
+    }
+}
+
+/// `probe size-up`.
+pub(crate) fn size_up() -> anyhow::Result<()> {
+    let gpu = Gpu::open()?;
+    let before = gpu.memory()?.free;
+    let mut holder = Holder::start()?;
+    holder.next_line()?;
+    holder.go()?;
+    holder.next_line()?;
+    let context = before.saturating_sub(gpu.memory()?.free);
+    holder.go()?;
+    holder.end()?;
+    let bytes = (before / 8).min(256 * MIB) / MIB * MIB;
+    let (device, host) = (gpu.allocate(bytes)?, gpu.pinned(bytes)?);
+    let stream = gpu.stream()?;
+    let mut rates = [0f64; 2];
+    for (direction, best) in rates.iter_mut().enumerate() {
+        for _ in 0..4 {
+            let begin = Instant::now();
+            match direction {
+                0 => stream.copy_out(&host, 0, device.at, bytes)?,
+                _ => stream.copy_in(device.at, &host, 0, bytes)?,
+            }
+            stream.synchronize()?;
+            *best = best.max(bytes as f64 / begin.elapsed().as_secs_f64() / 1e9);
+        }
+    }
+    let [out, inward] = rates;
+    let sizes = Sizes { free: before + context, context, out, inward };
+    println!("{}", serde_json::to_string(&sizes)?);
+    Ok(())
+}
+
+/// An assigner, and who fills its GPU.
+pub(crate) struct Crowd {
+    pub(crate) assigner: Assigner,
+    /// Bytes for each program that is to be swapped.
+    pub(crate) each: u64,
+    _filler: Option<Program>,
+}
+
+impl Crowd {
+    /// Leaves about `rest` bytes for the memory of programs with so many contexts, which is moved in chunks of `chunk`.
+    pub(crate) fn gather(
+        bench: &Bench,
+        sizes: Sizes,
+        rest: u64,
+        contexts: u64,
+        chunk: u64,
+    ) -> anyhow::Result<Self> {
+        let context = (sizes.context + BESIDE).next_multiple_of(MIB);
+        let rest = rest.min(sizes.free.saturating_sub(contexts * context) / 10 * 9);
+        // All of it may have to be on the host, once for each of two programs.
+        let rest = rest.min((host::available_memory() as f64 * 0.3) as u64);
+        let rest = rest / (2 * MIB) * (2 * MIB);
+        anyhow::ensure!(rest >= 16 * MIB, "GPU or host have too little memory for this");
+        let options = [
+            ("--chunk-mib", (chunk / MIB).to_string()),
+            ("--context-mib", (context / MIB).to_string()),
+            ("--host-budget", format!("{}M", 3 * rest / MIB)),
+        ];
+        let assigner = Assigner::start_with(bench, &options)?;
+        // One more context is the filler's own.
+        let filled = sizes.free.saturating_sub(rest + (contexts + 1) * context);
+        let filler = match filled >= 64 * MIB {
+            true => {
+                let mut command = assigner.run(std::env::current_exe()?);
+                command.env("ACB_PAGER", "off").args(["hold-plain", &filled.to_string()]);
+                let mut program = Program::start(command)?;
+                program.expect("ready").context("the program that fills the GPU")?;
+                Some(program)
+            }
+            false => None,
+        };
+        let each = (rest as f64 * SHARE) as u64 / (2 * MIB) * (2 * MIB);
+        Ok(Self { assigner, each, _filler: filler })
+    }
+
+    /// A program with so much memory of its own content, which does what it is told.
+    pub(crate) fn partner(&self, bytes: u64, seed: u64) -> anyhow::Result<Program> {
+        let mut command = self.assigner.run(std::env::current_exe()?);
+        command.args(["swapped", &bytes.to_string(), &seed.to_string()]);
+        let mut program = Program::start(command)?;
+        program.expect("ready").context("a program that is to be swapped")?;
+        Ok(program)
+    }
+}
+
+/// A process that is told what to do line by line, and answers each with one.
+pub(crate) struct Program {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start(mut command: Command) -> anyhow::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().expect("its stdout is piped"));
+        Ok(Self { child, input, output })
+    }
+
+    fn expect(&mut self, word: &str) -> anyhow::Result<()> {
+        let line = self.line()?;
+        anyhow::ensure!(line == word, "it said '{line}'");
+        Ok(())
+    }
+
+    fn line(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        anyhow::ensure!(!line.is_empty(), "it ended: {}", self.child.wait()?);
+        Ok(line.trim().to_owned())
+    }
+
+    fn tell(&mut self, word: &str) -> anyhow::Result<String> {
+        let input = self.input.as_mut().context("it has been told to end")?;
+        writeln!(input, "{word}")?;
+        self.line()
+    }
+
+    /// Seconds of a turn in which all of its memory changes.
+    pub(crate) fn step(&mut self) -> anyhow::Result<f64> {
+        Ok(self.tell("step")?.parse()?)
+    }
+
+    /// Seconds of a turn in which nothing changes.
+    pub(crate) fn touch(&mut self) -> anyhow::Result<f64> {
+        Ok(self.tell("touch")?.parse()?)
+    }
+
+    /// Whether its memory is what it has made of it.
+    pub(crate) fn is_right(&mut self) -> anyhow::Result<bool> {
+        Ok(self.tell("check")? == "right")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // The end of its input is its end; one that hangs is ended.
+        drop(self.input.take());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `probe hold-plain BYTES`: memory that nothing is done with, until the end of input.
+pub(crate) fn hold_plain(bytes: u64) -> anyhow::Result<()> {
+    let gpu = Gpu::open()?;
+    // In pieces, for no driver promises one of this size.
+    let mut held = Vec::new();
+    let mut left = bytes;
+    while left > 0 {
+        let piece = left.min(4 * GIB);
+        held.push(gpu.allocate(piece)?);
+        left -= piece;
+    }
+    say("ready")?;
+    std::io::stdin().lines().last();
+    Ok(())
+}
+
+const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+const SALT: u64 = 1_442_695_040_888_963_407;
+
+/// `probe swapped BYTES SEED`: takes turns with memory that it knows every word of.
+pub(crate) fn swapped(bytes: u64, seed: u64) -> anyhow::Result<()> {
+    let work = Workbench::open()?;
+    let memory = work.gpu.allocate(bytes)?;
+    let words = bytes / 8;
+    let start = seed << 40;
+    work.fill(memory.at, bytes, start)?;
+    let (step, nop) = (work.kernel("acb_step")?, work.kernel("acb_nop")?);
+    let (mut factor, mut summand) = (1u64, 0u64);
+    say("ready")?;
+    for line in std::io::stdin().lines() {
+        let begin = Instant::now();
+        match line?.as_str() {
+            "step" => {
+                step.launch(&work.stream, work.wide(), &[memory.at, words, SALT, 0])?;
+                work.stream.synchronize()?;
+                factor = factor.wrapping_mul(MULTIPLIER);
+                summand = summand.wrapping_mul(MULTIPLIER).wrapping_add(SALT);
+                say(&begin.elapsed().as_secs_f64().to_string())?;
+            }
+            "touch" => {
+                nop.launch(&work.stream, crate::driver::device::Grid(1, 1, 32), &[])?;
+                work.stream.synchronize()?;
+                say(&begin.elapsed().as_secs_f64().to_string())?;
+            }
+            "check" => {
+                // All of it in pieces: the host needs no second copy of the whole.
+                let piece = (64 * MIB / 8).min(words);
+                let mut right = true;
+                for from in (0..words).step_by(piece as usize) {
+                    let count = piece.min(words - from);
+                    let data = work.gpu.read(memory.at + from * 8, count)?;
+                    right &= data.iter().zip(from..).all(|(word, i)| {
+                        let first = splitmix64(start.wrapping_add(i));
+                        *word == first.wrapping_mul(factor).wrapping_add(summand)
+                    });
+                }
+                say(if right { "right" } else { "WRONG" })?;
+            }
+            other => anyhow::bail!("there is no turn '{other}'"),
+        }
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
