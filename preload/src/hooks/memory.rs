@@ -19,6 +19,10 @@ use std::ffi::*;
 const GRANULE: u64 = 2 << 20;
 const SMALL: u64 = 512;
 
+/// `CUDA_ARRAY3D_SPARSE`, `CUDA_ARRAY3D_DEFERRED_MAPPING`
+const SPARSE: c_uint = 0x40;
+const DEFERRED: c_uint = 0x80;
+
 /// Allocates: `place` is where the driver puts what `key` makes a key of.
 ///
 /// # Safety
@@ -370,6 +374,10 @@ unsafe fn bytes_3d(d: *const sys::CUDA_ARRAY3D_DESCRIPTOR, levels: c_uint) -> u6
     }
     // SAFETY: not NULL; fields are read one by one, the format as a number.
     unsafe {
+        // What is mapped later has no memory of its own.
+        if (*d).Flags & (SPARSE | DEFERRED) != 0 {
+            return 0;
+        }
         let format = (&raw const (*d).Format).cast::<c_uint>().read();
         array_bytes([(*d).Width, (*d).Height, (*d).Depth], format, (*d).NumChannels, levels)
     }
@@ -422,6 +430,24 @@ pub(crate) unsafe fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuR
         }
     }
     result
+}
+
+/// The same total: programs take shares of the one or of the other.
+pub(crate) unsafe fn cuDeviceTotalMem_v2(bytes: *mut usize, dev: c_int) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuDeviceTotalMem_v2(bytes, dev) };
+    if result.is_success()
+        && let Some((_, all)) = LEDGER.info(dev)
+    {
+        // SAFETY: the driver has just written there.
+        unsafe { bytes.write(bytes.read().min(all as usize)) };
+    }
+    result
+}
+
+pub(crate) unsafe fn cuDeviceTotalMem(bytes: *mut c_uint, dev: c_int) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unsafe { real::cuDeviceTotalMem(bytes, dev) }
 }
 
 pub(crate) unsafe fn cuMemGetInfo(free: *mut c_uint, total: *mut c_uint) -> CuResult {

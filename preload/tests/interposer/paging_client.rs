@@ -11,7 +11,8 @@
 //! imports it again and compares. `i0` asks for a handle of the old way of sharing.
 //!
 //! `P` prints what the default pool has in use and reserved, `T` trims it. `L4` allocates 4 MiB in a stream of the current device
-//! from a pool on device 1 that device 0 may use too. `y0:1` has copies and fills waited for, and says whether a fill was.
+//! from a pool on device 1 that device 0 may use too. `G0:1` makes a graph that copies the first allocation to the second, `R` runs
+//! it. `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
 use crate::client::{Cuda, Handle, NULL, function, pause};
@@ -29,6 +30,7 @@ pub(crate) fn play(words: &str) {
     let mut held: Vec<(u64, usize)> = Vec::new();
     let mut handles: BTreeMap<usize, u64> = BTreeMap::new();
     let mut devices = Devices::new(&cuda);
+    let mut graph = NULL;
     for word in words.split(' ') {
         let (what, rest) = word.split_at(1);
         match what {
@@ -86,6 +88,13 @@ pub(crate) fn play(words: &str) {
                 let index: usize = rest.parse().unwrap();
                 export(&cuda, held[index], handles[&index]);
             }
+            "G" => {
+                let (from, to) = rest.split_once(':').expect("from, and to");
+                let from = held[from.parse::<usize>().unwrap()];
+                graph = copying_graph(&cuda, from, held[to.parse::<usize>().unwrap()].0);
+            }
+            "R" => println!("ran={}", run_graph(&cuda, graph)),
+            "D" => println!("total={}", total_bytes(&cuda) >> 20),
             "P" => pool_levels(&cuda),
             "T" => println!("trimmed={}", trim(&cuda)),
             "L" => held.push((devices.allocate_in_pool(size(rest)), size(rest))),
@@ -550,4 +559,48 @@ fn synchronous(cuda: &Cuda, (address, bytes): (u64, usize), on: c_uint) {
         println!("synchronous={told} query={}", query(NULL));
     }
     assert_eq!(cuda.synchronize(), 0);
+}
+
+/// An executable graph of one copy.
+fn copying_graph(cuda: &Cuda, (from, bytes): (u64, usize), to: u64) -> Handle {
+    // CUDA_MEMCPY3D: two sides of eleven words, then width, height and depth.
+    let side = |address: u64| [0, 0, 0, 0, 2, 0, address, 0, 0, 0, 0];
+    let shape: Vec<u64> =
+        side(from).into_iter().chain(side(to)).chain([bytes as u64, 1, 1]).collect();
+    let (mut graph, mut node, mut executable) = (NULL, NULL, NULL);
+    let mut context = NULL;
+    // SAFETY: as declared.
+    unsafe {
+        assert_eq!(function!(cuda, "cuCtxGetCurrent", fn(*mut Handle))(&raw mut context), 0);
+        let make = function!(cuda, "cuGraphCreate", fn(*mut Handle, c_uint));
+        assert_eq!(make(&raw mut graph, 0), 0);
+        let add = function!(
+            cuda,
+            "cuGraphAddMemcpyNode",
+            fn(*mut Handle, Handle, *const Handle, usize, *const u64, Handle)
+        );
+        println!(
+            "node={}",
+            add(&raw mut node, graph, std::ptr::null(), 0, shape.as_ptr(), context)
+        );
+        let instantiate =
+            function!(cuda, "cuGraphInstantiateWithFlags", fn(*mut Handle, Handle, u64));
+        println!("instantiated={}", instantiate(&raw mut executable, graph, 0));
+    }
+    executable
+}
+
+fn run_graph(cuda: &Cuda, graph: Handle) -> c_int {
+    // SAFETY: as declared.
+    let result = unsafe { function!(cuda, "cuGraphLaunch", fn(Handle, Handle))(graph, NULL) };
+    result.max(cuda.synchronize())
+}
+
+fn total_bytes(cuda: &Cuda) -> usize {
+    let mut bytes = 0;
+    // SAFETY: as declared.
+    let result =
+        unsafe { function!(cuda, "cuDeviceTotalMem_v2", fn(*mut usize, c_int))(&raw mut bytes, 0) };
+    assert_eq!(result, 0);
+    bytes
 }

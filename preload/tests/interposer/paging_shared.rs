@@ -228,3 +228,39 @@ fn copies_and_fills_are_waited_for_where_the_program_wants_that_of_its_memory() 
     let (no, yes) = ("synchronous=0 query=600", "synchronous=1 query=0");
     assert_eq!(said, [no, yes, no], "{}", ended.text());
 }
+
+#[test]
+fn nodes_of_graphs_may_name_memory_that_is_absent() {
+    let mut play = start_in(Lab::on_software_gpu(""), "a4 a4 w0:1 . G0:1 . R c1:1 .");
+    play.claim(4 * MIB);
+    play.claim(4 * MIB);
+    play.turn(1, 8 * MIB);
+    play.take_back(1);
+    play.evict(8 * MIB);
+    play.evicted(8 * MIB);
+    play.client.tell("on");
+    // The node waits for the memory, the graph's run for it again.
+    play.turn(2, 8 * MIB);
+    play.take_back(2);
+    play.evict(8 * MIB);
+    play.evicted(8 * MIB);
+    play.client.tell("on");
+    play.turn(3, 8 * MIB);
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("node=0")
+        .prints("instantiated=0")
+        .prints("ran=0")
+        .prints("read=0 wrong=0");
+}
+
+#[test]
+fn a_device_has_as_much_memory_as_its_client_may_have() {
+    let lab = Lab::on_software_gpu("memory = \"32 GiB\"");
+    let mut play = start_in(lab, "s D .");
+    play.client.tell("on");
+    // What Bound says.
+    play.client.end().succeeded().prints("total=16384");
+}

@@ -175,6 +175,11 @@ functions! {
     cuGraphAddMemcpyNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, shape: *const c_void, context: Handle);
     cuGraphAddMemsetNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *const c_void, context: Handle);
     cuGraphAddHostNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *const c_void);
+    cuGraphAddNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, parameters: *mut c_void);
+    cuStreamWriteValue32_v2(stream: Handle, address: Address, value: c_uint, flags: c_uint);
+    cuStreamWaitValue32_v2(stream: Handle, address: Address, value: c_uint, flags: c_uint);
+    cuStreamBatchMemOp_v2(stream: Handle, count: c_uint, operations: *mut c_void, flags: c_uint);
+    cuMemcpy3DPeer(shape: *const c_void);
     cuGraphAddEmptyNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize);
     cuGraphAddChildGraphNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, child: Handle);
     cuGraphAddEventRecordNode(node: *mut Handle, graph: Handle, after: *const Handle, count: usize, event: Handle);

@@ -59,6 +59,7 @@ impl Task {
                 Work::Host(_) => 3,
                 Work::Free(_) => 11,
                 Work::Nothing | Work::Event(_) | Work::Map(..) => 5,
+                Work::Wait(_) => 12,
             },
             Task::Child(_) => 4,
             Task::Empty => 5,

@@ -22,7 +22,7 @@ use crate::work::{HostCall, Ready, Work};
 
 /// Work of this many bytes or less is done with the lock held.
 const LIGHT: usize = 64 << 10;
-/// How often the flags of endless kernels are looked at.
+/// How often the flags of endless kernels are looked at, and values that streams wait for.
 const FLAG_INTERVAL: Nanos = 500_000;
 
 /// Work to hand in.
@@ -67,6 +67,8 @@ pub(crate) struct Timeline {
     queues: [[Queue; ENGINES]; GPUS_MAX],
     /// Work that needs no engine and waits for nothing any more.
     due: VecDeque<Handle<Op>>,
+    /// Work that waits for a value in memory.
+    watched: Vec<Handle<Op>>,
     /// Effects to do without the lock, and the moment of each.
     pub(crate) heavy: VecDeque<(Handle<Op>, Nanos, Ready)>,
     /// Functions of the program to call without the lock.
@@ -85,6 +87,7 @@ impl Timeline {
             ops: Slab::new(Tag::Op),
             queues: Default::default(),
             due: VecDeque::new(),
+            watched: Vec::new(),
             heavy: VecDeque::new(),
             hosts: VecDeque::new(),
             sequence: 0,
@@ -211,7 +214,7 @@ impl Tables {
 
     /// Work that takes no time on an idle engine need not be queued.
     fn runs_at_once(&self, engines: &Engines<'_>, submission: &Submission) -> bool {
-        if submission.length != 0 || matches!(submission.work, Work::Host(_)) {
+        if submission.length != 0 || matches!(submission.work, Work::Host(_) | Work::Wait(_)) {
             return false;
         }
         let Some(kind) = submission.engine else { return true };
@@ -288,6 +291,10 @@ impl Tables {
         loop {
             let mut moved = false;
             let mut next: Option<Nanos> = None;
+            for op in std::mem::take(&mut self.timeline.watched) {
+                self.finish(engines, op, simcuda_device::clock::now());
+                moved |= !self.timeline.is_pending(op);
+            }
             while let Some(op) = self.timeline.due.pop_front() {
                 let ready = self.timeline.ops.get(op).map_or(0, |op| op.ready);
                 self.finish(engines, op, ready);
@@ -314,6 +321,10 @@ impl Tables {
                 }
             }
             if !moved {
+                if !self.timeline.watched.is_empty() {
+                    let again = now + FLAG_INTERVAL;
+                    next = Some(next.map_or(again, |earlier| earlier.min(again)));
+                }
                 return next;
             }
         }
@@ -372,6 +383,21 @@ impl Tables {
                 return;
             }
             _ if broken => {}
+            Work::Wait(shape) => match shape.has_come(&self.space) {
+                Some(true) => {}
+                Some(false) => {
+                    if let Some(op) = self.timeline.ops.get_mut(handle) {
+                        op.submission.work = Work::Wait(shape);
+                    }
+                    self.timeline.watched.push(handle);
+                    return;
+                }
+                None => {
+                    if let Some(context) = self.contexts.get_mut(context) {
+                        context.broken = Some(crate::code::ILLEGAL_ADDRESS);
+                    }
+                }
+            },
             Work::Kernel(ref call) if call.touches_nothing() => {}
             work => match work.prepare(&self.space, gpu) {
                 Ok(ready) if ready.weight() <= LIGHT => ready.run(),

@@ -24,6 +24,8 @@ pub(crate) enum Work {
     Copy(Box<CopyShape>),
     /// Fills.
     Set(Box<SetShape>),
+    /// Waits until memory has a value.
+    Wait(WaitShape),
     /// Calls the program back.
     Host(HostCall),
     /// Frees an allocation of a pool or of a graph.
@@ -135,6 +137,52 @@ pub(crate) struct SetShape {
     pub(crate) extent: Extent,
 }
 
+/// What a stream waits for.
+#[derive(Clone)]
+pub(crate) struct WaitShape {
+    pub(crate) side: Side,
+    pub(crate) value: u64,
+    /// Bytes: 4 or 8.
+    pub(crate) width: usize,
+    pub(crate) compare: Compare,
+}
+
+/// How memory is compared with a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compare {
+    /// As numbers that go round.
+    AtLeast,
+    Equal,
+    /// A bit that both have.
+    AnyBit,
+}
+
+impl WaitShape {
+    /// Whether it has come; none, if the memory cannot be read.
+    pub(crate) fn has_come(&self, space: &Space) -> Option<bool> {
+        let run = match &self.side {
+            Side::Device { address, gpu } => {
+                space.segments(*gpu, *address, self.width, Access::Read)?
+            }
+            Side::Host(address) => vec![Segment::of_host(*address, self.width)],
+            Side::Staged(_) => return None,
+        };
+        let from = run.first()?.pointer();
+        // SAFETY: aligned to its width, which was checked, hence in one segment; whoever writes it, writes it whole.
+        let (now, top) = unsafe {
+            match self.width {
+                4 => (u64::from(from.cast::<u32>().read_volatile()), 1_u64 << 31),
+                _ => (from.cast::<u64>().read_volatile(), 1_u64 << 63),
+            }
+        };
+        Some(match self.compare {
+            Compare::AtLeast => now.wrapping_sub(self.value) & top == 0,
+            Compare::Equal => now == self.value,
+            Compare::AnyBit => now & self.value != 0,
+        })
+    }
+}
+
 /// Work with the memory that it needs.
 pub(crate) struct Ready {
     work: Work,
@@ -169,9 +217,12 @@ impl Work {
                 let span = shape.extent.span(shape.pitch);
                 Ok(vec![find(shape.gpu, shape.address, span, Access::Write)?])
             }
-            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) | Work::Map(..) => {
-                Ok(Vec::new())
-            }
+            Work::Nothing
+            | Work::Event(_)
+            | Work::Host(_)
+            | Work::Free(_)
+            | Work::Map(..)
+            | Work::Wait(_) => Ok(Vec::new()),
         };
         Ok(Ready { runs: runs?, work: self })
     }
@@ -198,7 +249,12 @@ impl Ready {
                     set(&self.runs[0], start, shape.extent.bytes, shape.value, shape.width);
                 }
             }
-            Work::Nothing | Work::Event(_) | Work::Host(_) | Work::Free(_) | Work::Map(..) => {}
+            Work::Nothing
+            | Work::Event(_)
+            | Work::Host(_)
+            | Work::Free(_)
+            | Work::Map(..)
+            | Work::Wait(_) => {}
         }
     }
 }

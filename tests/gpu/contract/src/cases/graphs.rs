@@ -498,3 +498,48 @@ pub(super) fn graphs_are_drawn(path: &Path) -> Result<(), String> {
     same("draw", drawn, 0)?;
     same("a graph", text.contains("digraph") && text.contains("->"), true)
 }
+
+pub(super) fn one_call_adds_nodes_of_all_kinds(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let plan = Plan::new(&gpu)?;
+    let mut context = 0;
+    same("context", gpu.driver.cuCtxGetCurrent(&raw mut context), 0)?;
+    let (a, b) = (gpu.alloc(64).map_err(why("a"))?, gpu.alloc(64).map_err(why("b"))?);
+    gpu.write(b, &[7; 8]).map_err(why("write"))?;
+    // CUgraphNodeParams: the kind in 16 bytes, what is of that kind in 232, and 8 more.
+    let add = |after: &[Handle], kind: u64, words: &[u64]| {
+        let mut parameters = [0_u64; 32];
+        parameters[0] = kind;
+        parameters[2..2 + words.len()].copy_from_slice(words);
+        let mut node = 0;
+        let (list, count) = (after.as_ptr(), after.len());
+        let parameters = parameters.as_mut_ptr().cast();
+        let made = gpu.driver.cuGraphAddNode(&raw mut node, plan.graph, list, count, parameters);
+        same("node", made, 0).map(|()| node)
+    };
+    // A fill of eight elements of four bytes, with its context.
+    let fill = add(&[], 2, &[a, 0, 3 | 4 << 32, 8, 1, context as u64])?;
+    let nothing = add(&[fill], 5, &[])?;
+    // A copy: flags, the context, both sides, and how much.
+    let side = |at: u64| [0, 0, 0, 0, 2, 0, at, 0, 0, 0, 0];
+    let copy: Vec<u64> =
+        [0, context as u64].into_iter().chain(side(a)).chain(side(b)).chain([32, 1, 1]).collect();
+    add(&[nothing], 1, &copy)?;
+    let mut executable = 0;
+    let made = gpu.driver.cuGraphInstantiateWithFlags(&raw mut executable, plan.graph, 0);
+    same("instantiate", made, 0)?;
+    let stream = gpu.stream(NON_BLOCKING).map_err(why("stream"))?;
+    same("launch", gpu.driver.cuGraphLaunch(executable, stream), 0)?;
+    same("wait", gpu.driver.cuStreamSynchronize(stream), 0)?;
+    let three = 3 | 3 << 32;
+    let words = gpu.read(b, 8).map_err(why("read"))?;
+    same("copied", words, vec![three, three, three, three, 7, 7, 7, 7])?;
+    let none = gpu.driver.cuGraphAddNode(
+        std::ptr::null_mut(),
+        plan.graph,
+        std::ptr::null(),
+        0,
+        std::ptr::null_mut(),
+    );
+    any_of("no parameters", Err(none), &[code::INVALID_VALUE])
+}

@@ -203,3 +203,21 @@ pub(super) fn pointers_have_attributes(path: &Path) -> Result<(), String> {
     let local = 0_u64;
     same("other memory", kind(&raw const local as u64), Err(code::INVALID_VALUE))
 }
+
+pub(super) fn copies_between_contexts_have_rows_and_layers(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let mut context = 0;
+    same("context", gpu.driver.cuCtxGetCurrent(&raw mut context), 0)?;
+    let (a, b) = (gpu.alloc(256).map_err(why("a"))?, gpu.alloc(256).map_err(why("b"))?);
+    let words: Vec<u64> = (0..32).collect();
+    gpu.write(a, &words).map_err(why("write"))?;
+    gpu.write(b, &[0; 32]).map_err(why("write"))?;
+    // CUDA_MEMCPY3D_PEER, from rows of 32 bytes to rows of 64: two layers of two rows of 16 bytes.
+    let side = |at: u64, row: u64| [0, 0, 0, 0, 2, 0, at, 0, context as u64, row, 2];
+    let shape: Vec<u64> = side(a, 32).into_iter().chain(side(b, 64)).chain([16, 2, 2]).collect();
+    same("copy", gpu.driver.cuMemcpy3DPeer(shape.as_ptr().cast()), 0)?;
+    gpu.synchronize().map_err(why("synchronize"))?;
+    let read = gpu.read(b, 32).map_err(why("read"))?;
+    let rows: Vec<[u64; 3]> = (0..4).map(|row| [0, 1, 2].map(|at| read[row * 8 + at])).collect();
+    same("rows", rows, vec![[0, 1, 0], [4, 5, 0], [8, 9, 0], [12, 13, 0]])
+}

@@ -47,6 +47,7 @@ cases! {
         an_address_tells_its_allocation
         fills_of_all_widths
         pitched_copies
+        copies_between_contexts_have_rows_and_layers
         pinned_memory_is_known
         registered_twice_is_refused
         stream_ordered_allocation
@@ -60,7 +61,8 @@ cases! {
         other_streams_do_not_wait
         functions_of_the_program_run_in_order
         events_measure_time
-        a_full_queue_loses_nothing;
+        a_full_queue_loses_nothing
+        streams_write_values_and_wait_for_them;
     launching:
         kernels_do_their_work
         kernels_are_found
@@ -121,7 +123,8 @@ cases! {
         graphs_lie_in_graphs
         circles_are_refused
         nodes_can_be_left_out
-        graphs_are_drawn;
+        graphs_are_drawn
+        one_call_adds_nodes_of_all_kinds;
     graph_memory:
         it_is_there_while_its_graph_runs
         it_counts_until_it_is_trimmed

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{open, same, why};
+use super::{any_of, open, same, why};
 use crate::gpu::code;
 
 /// Long enough for the host to look meanwhile.
@@ -155,4 +155,32 @@ pub(super) fn a_full_queue_loses_nothing(path: &Path) -> Result<(), String> {
     }
     gpu.wait(stream).map_err(why("wait"))?;
     same("every launch counted", gpu.read(a, 1).map_err(why("read"))?, vec![wanted])
+}
+
+pub(super) fn streams_write_values_and_wait_for_them(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let [first, second] = [gpu.stream(NON_BLOCKING), gpu.stream(NON_BLOCKING)];
+    let (first, second) = (first.map_err(why("stream"))?, second.map_err(why("stream"))?);
+    let memory = gpu.alloc(4096).map_err(why("allocate"))?;
+    gpu.write(memory, &[0; 4]).map_err(why("write"))?;
+    // The one waits for what the other writes.
+    same("wait", gpu.driver.cuStreamWaitValue32_v2(first, memory, 5, 1), 0)?;
+    gpu.launch(first, "acb_fill", &[memory + 8, 1, 7]).map_err(why("launch"))?;
+    same("it waits", gpu.query(first), Err(code::NOT_READY))?;
+    same("write", gpu.driver.cuStreamWriteValue32_v2(second, memory, 5, 0), 0)?;
+    same("come", gpu.driver.cuStreamSynchronize(first), 0)?;
+    let words = gpu.read(memory, 2).map_err(why("read"))?;
+    same("both", [words[0], words[1]], [5, super::splitmix64(7)])?;
+    // At once: 64 bits are written, then waited for as a number that is not below.
+    let operations: [[u64; 6]; 2] =
+        [[5, memory + 16, 1 << 40, 0, 0, 0], [4, memory + 16, 9, 0, 0, 0]];
+    let list = operations.as_ptr().cast_mut().cast();
+    same("a batch", gpu.driver.cuStreamBatchMemOp_v2(first, 2, list, 0), 0)?;
+    same("done", gpu.driver.cuStreamSynchronize(first), 0)?;
+    same("64 bits", gpu.read(memory + 16, 1).map_err(why("read"))?, vec![1 << 40])?;
+    any_of(
+        "an odd address",
+        Err(gpu.driver.cuStreamWriteValue32_v2(first, memory + 2, 1, 0)),
+        &[code::INVALID_VALUE],
+    )
 }

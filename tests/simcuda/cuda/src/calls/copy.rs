@@ -340,6 +340,21 @@ fn place(space: &Space, end: End, span: usize, gpu: usize, access: Access) -> Ou
     Ok(Place::Device { address, gpu: reached_by })
 }
 
+/// A few bytes of memory that a GPU reaches, or of the host's that it may.
+pub(super) fn reached(
+    space: &Space,
+    address: u64,
+    bytes: usize,
+    gpu: usize,
+    access: Access,
+) -> Outcome<Side> {
+    match place(space, End::Either(address), bytes, gpu, access)? {
+        Place::Device { address, gpu } => Ok(Side::Device { address, gpu }),
+        Place::Pinned(address) => Ok(Side::Host(address)),
+        Place::Pageable(_) => Err(INVALID_VALUE),
+    }
+}
+
 fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome {
     let driver = driver::get()?;
     let mut tables = driver.lock();

@@ -431,6 +431,7 @@ impl Tables {
                     Work::Host(_) => "HOST".to_owned(),
                     Work::Free(address) => format!("MEM_FREE {address:#x}"),
                     Work::Nothing | Work::Event(_) | Work::Map(..) => "EMPTY".to_owned(),
+                    Work::Wait(_) => "BATCH_MEM_OP".to_owned(),
                 },
                 Task::Empty => "EMPTY".to_owned(),
                 Task::Child(_) => "GRAPH".to_owned(),

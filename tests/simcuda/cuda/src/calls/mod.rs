@@ -40,6 +40,7 @@ mod copy;
 mod device;
 mod event;
 mod function;
+mod generic;
 mod graph;
 mod init;
 mod ipc;
@@ -54,6 +55,7 @@ mod replay;
 mod set;
 mod shape;
 mod stream;
+mod value;
 mod vmm;
 
 /// All of them, for the exports.
@@ -65,6 +67,7 @@ pub(crate) mod all {
     pub(crate) use super::device::*;
     pub(crate) use super::event::*;
     pub(crate) use super::function::*;
+    pub(crate) use super::generic::*;
     pub(crate) use super::graph::*;
     pub(crate) use super::init::*;
     pub(crate) use super::ipc::*;
@@ -78,6 +81,7 @@ pub(crate) mod all {
     pub(crate) use super::replay::*;
     pub(crate) use super::set::*;
     pub(crate) use super::stream::*;
+    pub(crate) use super::value::*;
     pub(crate) use super::vmm::*;
 }
 
