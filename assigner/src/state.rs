@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use acb_core::gang::GangSpec;
 use acb_core::{ClientId, Epoch, Expected, Gpu, Held, Room};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,27 @@ pub struct State {
     pub next_client: u64,
     /// Who was there.
     pub clients: Vec<Remembered>,
+    /// Gangs of which members had gone.
+    #[serde(default)]
+    pub departed: Vec<Departed>,
+}
+
+/// A client's gang.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gang {
+    /// Its name.
+    pub name: String,
+    /// How many clients it has.
+    pub size: u32,
+}
+
+/// Members of a gang that had gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    /// The gang.
+    pub gang: Gang,
+    /// How many.
+    pub left: u32,
 }
 
 /// A client of an earlier life.
@@ -48,6 +70,9 @@ pub struct Remembered {
     /// Manual-mode clients say nothing after a restart: for them the file is written with every
     /// grant, and what it says holds.
     pub manual: bool,
+    /// Its gang, if it is in one.
+    #[serde(default)]
+    pub gang: Option<Gang>,
 }
 
 /// A GPU that a client was bound to, with its memory there.
@@ -78,7 +103,7 @@ pub struct Survivor {
 impl State {
     /// Reads the file. Without one, or with one that is no state, everything begins anew.
     pub fn read(path: &Path) -> State {
-        let fresh = State { epoch_limit: 1, next_client: 1, clients: Vec::new() };
+        let fresh = State { epoch_limit: 1, next_client: 1, ..State::default() };
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) => {
@@ -114,6 +139,24 @@ impl State {
         };
         alive.filter_map(survivor).collect()
     }
+
+    /// Members of gangs that have gone: so many of each. Who has died since the file was written is one.
+    pub fn departed(&self) -> Vec<(GangSpec, u32)> {
+        let dead = self.clients.iter().filter(|client| !client.process.is_alive());
+        let dead = dead.filter_map(|client| Some((client.gang.as_ref()?.spec(), 1)));
+        self.departed.iter().map(|it| (it.gang.spec(), it.left)).chain(dead).collect()
+    }
+}
+
+impl Gang {
+    /// As the file says it.
+    pub fn of(spec: &GangSpec) -> Gang {
+        Gang { name: spec.name.0.to_string(), size: spec.size }
+    }
+
+    fn spec(&self) -> GangSpec {
+        GangSpec { name: self.name.as_str().into(), size: self.size }
+    }
 }
 
 impl Remembered {
@@ -135,7 +178,8 @@ impl Remembered {
         // Epoch 0 is below every real one: "may hold something".
         let may_hold = if self.manual { self.epoch != 0 } else { !bound.is_empty() };
         let lease = may_hold.then_some(Epoch(self.epoch));
-        Some(Expected { client: ClientId(self.client), held: Held { bound, lease } })
+        let gang = self.gang.as_ref().map(Gang::spec);
+        Some(Expected { client: ClientId(self.client), held: Held { bound, lease }, gang })
     }
 }
 
@@ -151,7 +195,8 @@ mod tests {
         let place =
             |uuid: &&str| Place { gpu: (*uuid).to_owned(), fixed: 5, claimed: 9, resident: 7 };
         let bound = bound.iter().map(place).collect();
-        Remembered { client, process, program: "p".into(), bound, epoch: 0, manual: false }
+        let gang = Some(Gang { name: "g".into(), size: 4 });
+        Remembered { client, process, program: "p".into(), bound, epoch: 0, manual: false, gang }
     }
 
     #[test]
@@ -166,6 +211,7 @@ mod tests {
                 remembered(2, dead, &["a"]),
                 remembered(3, own, &["gone"]),
             ],
+            departed: vec![Departed { gang: Gang { name: "g".into(), size: 4 }, left: 1 }],
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
@@ -178,6 +224,9 @@ mod tests {
         let room = Room { fixed: 5, claimed: 9, resident: 7 };
         assert_eq!(survivors[0].expected.held.bound, [(Gpu(1), room), (Gpu(0), room)]);
         assert_eq!(survivors[0].expected.held.lease, Some(Epoch(0)));
+        let gang = GangSpec { name: "g".into(), size: 4 };
+        assert_eq!(survivors[0].expected.gang.as_ref(), Some(&gang));
+        assert_eq!(read.departed(), [(gang.clone(), 1), (gang, 1)], "one before, and the dead one");
     }
 
     #[test]

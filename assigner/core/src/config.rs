@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::event::Held;
-use crate::gang::Timing;
+use crate::gang::{GangSpec, Timing};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::queue::QueueConfig;
 use crate::tenant::{FairShare, TenantConfig};
@@ -242,6 +242,8 @@ pub struct Settle {
     /// Who held what when the earlier life ended. Each entry is settled by a
     /// [`Join`](crate::Event::Join) or a [`Leave`](crate::Event::Leave) of that client.
     pub expected: Vec<Expected>,
+    /// Members of gangs that have gone: so many of each.
+    pub departed: Vec<(GangSpec, u32)>,
 }
 
 /// A client of an earlier life of the assigner.
@@ -251,6 +253,8 @@ pub struct Expected {
     pub client: ClientId,
     /// What it held.
     pub held: Held,
+    /// Its gang.
+    pub gang: Option<GangSpec>,
 }
 
 /// ACB's `--exe-est-*` options: the estimate is a percentile of the latest phases of a client.

@@ -9,14 +9,16 @@
 //!             └─ a later epoch turns up on its GPU ─────┘
 //! ```
 
-use crate::config::{ConfigError, Policy};
+use crate::config::{ConfigError, Expected, Policy};
 use crate::event::{Held, Refusal};
+use crate::gang::NodeEvent;
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::scheduler::{Client, Lease, Scheduler};
 
 impl Scheduler {
     /// Keeps free what a client of the earlier life may still hold.
-    pub(crate) fn expect_back(&mut self, client: ClientId, held: Held) -> Result<(), ConfigError> {
+    pub(crate) fn expect_back(&mut self, expected: Expected) -> Result<(), ConfigError> {
+        let Expected { client, held, gang } = expected;
         for &(gpu, room) in &held.bound {
             let Some(state) = self.gpus.get_mut(gpu.index()) else {
                 return Err(ConfigError::ExpectedGpu { client, gpu });
@@ -27,13 +29,21 @@ impl Scheduler {
             }
             self.memory.guess(client, gpu, room);
         }
-        self.expected.insert(client, held);
+        self.expected.insert(client, (held, gang));
         Ok(())
+    }
+
+    /// A client of the earlier life will not come back.
+    pub(crate) fn give_up(&mut self, client: ClientId) {
+        if let Some((_, Some(gang))) = self.expected.get(&client) {
+            self.gangs.news.push_back(NodeEvent::Gone(gang.clone()));
+        }
+        self.forget_expected(client);
     }
 
     /// Strikes out what is kept for a client of the earlier life; the GPUs that it concerned.
     pub(crate) fn forget_expected(&mut self, client: ClientId) -> Vec<Gpu> {
-        let Some(held) = self.expected.remove(&client) else { return Vec::new() };
+        let Some((held, _)) = self.expected.remove(&client) else { return Vec::new() };
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
         for gpu in &gpus {
             self.gpus[gpu.index()].bound.remove(&client);
@@ -56,7 +66,7 @@ impl Scheduler {
             return;
         }
         while let Some((&client, _)) = self.expected.first_key_value() {
-            self.forget_expected(client);
+            self.give_up(client);
         }
     }
 
@@ -116,7 +126,7 @@ impl Scheduler {
     }
 
     fn claimed_epoch(&self, client: ClientId) -> Option<Epoch> {
-        self.expected.get(&client).and_then(|held| held.lease)
+        self.expected.get(&client).and_then(|(held, _)| held.lease)
     }
 
     /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable).
@@ -132,7 +142,7 @@ impl Scheduler {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {
                 for other in self.gpus[gpu.index()].claimed.clone() {
-                    let theirs = self.expected.get_mut(&other).expect("claims are expected");
+                    let (theirs, _) = self.expected.get_mut(&other).expect("claims are expected");
                     theirs.lease = None;
                     let theirs: Vec<Gpu> = theirs.bound.iter().map(|(gpu, _)| *gpu).collect();
                     self.drop_claim(other, &theirs);

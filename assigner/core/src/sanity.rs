@@ -123,9 +123,9 @@ impl Scheduler {
         }
         let mut claimed: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         for (id, held) in &self.expected {
-            for (gpu, _) in &held.bound {
+            for (gpu, _) in &held.0.bound {
                 bound.entry(*gpu).or_default().insert(*id);
-                claimed.entry(*gpu).or_default().extend(held.lease.map(|_| *id));
+                claimed.entry(*gpu).or_default().extend(held.0.lease.map(|_| *id));
             }
         }
         if self.unheld != self.gpus.iter().filter(|gpu| gpu.holders.is_empty()).count() {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::config::{Config, ConfigError, Policy};
 use crate::estimator::Estimator;
 use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
-use crate::gang::{Gangs, Member, NodeEvent};
+use crate::gang::{GangSpec, Gangs, Member, NodeEvent};
 use crate::gpu_list::GpuList;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
@@ -52,7 +52,7 @@ pub struct Scheduler {
     pub(crate) memory: Memory,
     pub(crate) gangs: Gangs,
     /// Clients of an earlier life that have not come back.
-    pub(crate) expected: BTreeMap<ClientId, Held>,
+    pub(crate) expected: BTreeMap<ClientId, (Held, Option<GangSpec>)>,
     /// By time, then by lease, so that names decide nothing.
     pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
     /// Clients that wait for any GPU, by when they ask all holders.
@@ -92,7 +92,10 @@ impl Scheduler {
             config,
         };
         for expected in std::mem::take(&mut scheduler.config.settle.expected) {
-            scheduler.expect_back(expected.client, expected.held)?;
+            scheduler.expect_back(expected)?;
+        }
+        for (gang, left) in std::mem::take(&mut scheduler.config.settle.departed) {
+            scheduler.gangs.node.restore(&gang, left);
         }
         Ok(scheduler)
     }
@@ -159,6 +162,7 @@ impl Scheduler {
         if self.clients.contains_key(&client) {
             return; // a number names one client; the first one keeps it
         }
+        let returns = self.expected.contains_key(&client);
         self.forget_expected(client);
         match self.admit(client, &spec) {
             Ok(state) => {
@@ -168,10 +172,15 @@ impl Scheduler {
                     self.adopt(client, held);
                 }
                 if let Some(gang) = &spec.gang {
-                    self.join_gang(client, gang);
+                    self.join_gang(client, gang, returns);
                 }
             }
-            Err(reason) => self.actions.push_back(Action::Refused { client, reason }),
+            Err(reason) => {
+                if let Some(gang) = &spec.gang {
+                    self.refuse_gang(gang, &reason);
+                }
+                self.actions.push_back(Action::Refused { client, reason });
+            }
         }
     }
 
@@ -565,7 +574,7 @@ impl Scheduler {
     }
 
     pub(crate) fn leave(&mut self, id: ClientId) {
-        self.forget_expected(id);
+        self.give_up(id);
         if let Some(client) = self.clients.get_mut(&id) {
             if client.member.take().is_some() {
                 self.gangs.news.push_back(NodeEvent::Leave(id));

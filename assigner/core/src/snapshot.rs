@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{Expected, Policy};
 use crate::event::{Cause, Held, Recalls, Room};
+use crate::gang::GangSpec;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
 use crate::scheduler::{Client, Scheduler, Ticket, Waiter};
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub reservations: Vec<ReservationSnapshot>,
     /// Clients from before a restart that have not come back.
     pub expected: Vec<Expected>,
+    /// Members of gangs that have gone: so many of each.
+    pub departed: Vec<(GangSpec, u32)>,
     /// Bytes of the host that may be needed for what leaves the GPUs, and the budget for them.
     pub host: (u64, u64),
     /// The tenants that are configured, or have or had clients.
@@ -40,18 +43,21 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// What to write down, so that [`Settle::expected`](crate::Settle::expected) can be made of it
-    /// after a restart: every client that is bound or holds a lease. One that holds without being
+    /// after a restart: every client that is bound, holds a lease, or is a member of a gang. One that holds without being
     /// bound counts as bound to what it holds.
     #[must_use]
     pub fn survivors(&self) -> Vec<Expected> {
-        let survives = |client: &&ClientSnapshot| client.bound || client.epoch.is_some();
+        let survives = |client: &&ClientSnapshot| {
+            client.bound || client.epoch.is_some() || client.gang.is_some()
+        };
         let known = self.clients.iter().filter(survives).map(|client| {
             let room = |gpu: &Gpu| {
                 let found = client.room.iter().find(|(on, _)| on == gpu);
                 found.map_or(Room::default(), |(_, room)| *room)
             };
             let bound = client.gpus.iter().map(|gpu| (*gpu, room(gpu))).collect();
-            Expected { client: client.client, held: Held { bound, lease: client.epoch } }
+            let held = Held { bound, lease: client.epoch };
+            Expected { client: client.client, held, gang: client.gang.clone() }
         });
         known.chain(self.expected.iter().cloned()).collect()
     }
@@ -114,6 +120,8 @@ pub struct ClientSnapshot {
     pub gpus: Vec<Gpu>,
     /// True if it is bound.
     pub bound: bool,
+    /// Its gang.
+    pub gang: Option<GangSpec>,
     /// The lease that it holds.
     pub epoch: Option<Epoch>,
     /// True if it has been told that somebody waits for its lease.
@@ -244,10 +252,15 @@ impl Scheduler {
             clients,
             reservations: reservations.collect(),
             host: (self.memory.host_used(), self.config.memory.host_budget),
+            departed: self.gangs.node.departed(),
             expected: self
                 .expected
                 .iter()
-                .map(|(client, held)| Expected { client: *client, held: held.clone() })
+                .map(|(client, (held, gang))| Expected {
+                    client: *client,
+                    held: held.clone(),
+                    gang: gang.clone(),
+                })
                 .collect(),
             tenants: tenants.collect(),
             queues: queues.collect(),
@@ -291,6 +304,7 @@ impl Scheduler {
             since,
             gpus,
             bound: !client.bound.is_empty(),
+            gang: client.member.as_ref().and_then(|member| self.gangs.spec(&member.gang)),
             epoch: lease.map(|lease| lease.epoch),
             wanted: lease.is_some_and(|lease| lease.wanted),
             recalled_for: lease.and_then(|lease| lease.cause),

@@ -193,7 +193,7 @@ fn config(line: &Line<'_>) -> Result<Config> {
         let client = ClientId(part()?.parse()?);
         let lease = Some(part()?.parse()?).filter(|epoch| *epoch != 0).map(Epoch);
         let held = Held { bound: rooms(part()?)?, lease };
-        config.settle.expected.push(Expected { client, held });
+        config.settle.expected.push(Expected { client, held, gang: None });
     }
     Ok(config)
 }

@@ -5,6 +5,7 @@
 
 mod clients;
 mod faults;
+mod gangs;
 mod nodes;
 
 use std::ops::Range;
@@ -65,8 +66,11 @@ impl Reader<'_> {
         self.seed = self.overrides.seed.unwrap_or(or(seed, 1));
         let stop = top.read("stop_s", self.problems, seconds);
         let steady = self.steady(&mut top, stop.as_ref().map(|stop| *stop.get_ref()));
+        let due = top.read("due_s", self.problems, seconds);
         let costs = self.costs(&mut top);
-        let nodes = self.nodes(&mut top);
+        let mut nodes = self.nodes(&mut top);
+        let alone = nodes.len() == 1;
+        nodes.iter_mut().for_each(|node| node.node.config.gangs.alone = alone);
         let (groups, clients) = self.clients(&mut top, &nodes, stop.is_some());
         let faults = self.faults(&mut top, &nodes, &clients);
         top.finish(self.problems);
@@ -74,6 +78,7 @@ impl Reader<'_> {
             title: or(title, String::new()),
             seed: self.seed,
             stop: stop.map(Spanned::into_inner),
+            due: due.map(Spanned::into_inner),
             steady,
             nodes: nodes.into_iter().map(|node| node.node).collect(),
             groups,
@@ -118,10 +123,19 @@ impl Reader<'_> {
         let spread = fields.read("message_spread", self.problems, |v| number(v, 0.0, 10.0, ""));
         let death = fields.read("death_ms", self.problems, milliseconds);
         let settle = fields.read("settle_ms", self.problems, milliseconds);
+        let network = fields.read("network_us", self.problems, microseconds);
+        let network_spread =
+            fields.read("network_spread", self.problems, |v| number(v, 0.0, 10.0, ""));
+        let loss = fields.read("network_loss", self.problems, |v| number(v, 0.0, 0.5, ""));
+        let detect = fields.read("detect_ms", self.problems, milliseconds);
         fields.finish(self.problems);
         let message = Lengths::constant(or(message, defaults.message.mean));
+        let network = Lengths::constant(or(network, defaults.network.mean));
         Costs {
             message: Lengths { spread: or(spread, 0.0), ..message },
+            network: Lengths { spread: or(network_spread, 0.0), ..network },
+            network_loss: or(loss, 0.0),
+            detect: or(detect, defaults.detect),
             death: or(death, defaults.death),
             settle: or(settle, defaults.settle),
         }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use acb_core::gang::GangSpec;
 use acb_core::{Config, Eligible, Priority};
 
 use crate::random::Lengths;
@@ -17,6 +18,8 @@ pub struct Scenario {
     pub seed: u64,
     /// When the run is cut off; without it, all clients are done at its end.
     pub stop: Option<Duration>,
+    /// When all clients must be done; that they are not is a violation.
+    pub due: Option<Duration>,
     /// The steady state, where the scenario says it: what is counted.
     pub steady: Option<(Duration, Duration)>,
     /// The nodes.
@@ -66,6 +69,12 @@ impl Default for Link {
 pub struct Costs {
     /// A message between a client and its assigner.
     pub message: Lengths,
+    /// A message between a node and the controller. Messages may overtake each other.
+    pub network: Lengths,
+    /// The share of those that get lost, and of those that come twice.
+    pub network_loss: f64,
+    /// How long a connection can be silent before it counts as lost.
+    pub detect: Duration,
     /// From SIGKILL until a process and its GPU contexts are gone, beyond the end of its kernel.
     pub death: Duration,
     /// How long a restarted assigner waits for the clients that it expects back.
@@ -76,6 +85,9 @@ impl Default for Costs {
     fn default() -> Self {
         Costs {
             message: Lengths::constant(Duration::ZERO),
+            network: Lengths::constant(Duration::from_micros(100)),
+            network_loss: 0.0,
+            detect: Duration::from_secs(2),
             death: Duration::from_millis(10),
             settle: Duration::from_secs(2),
         }
@@ -104,6 +116,8 @@ pub struct Client {
     pub tenant: String,
     /// Where it waits; empty: the queue without a name.
     pub queue: String,
+    /// Its gang: its members begin each of their rounds together.
+    pub gang: Option<GangSpec>,
     /// Bytes of paged memory on each of its GPUs; none unless it is bound.
     pub memory: u64,
     /// What of that it does not change.
@@ -177,6 +191,13 @@ pub enum FaultKind {
     Kill(usize),
     /// A client is stopped (SIGSTOP), and goes on after so long.
     Stop(usize, Duration),
-    /// The assigner of a node dies, and is back after so long.
+    /// The assigner of a node dies, and is back after so long. On the first node the controller dies with it.
     Restart(usize, Duration),
+    /// The controller alone dies, and is back after so long.
+    Controller(Duration),
+    /// A node is cut off from the controller for so long.
+    Cut(usize, Duration),
+    /// A node is gone for good, with its assigner and all of its clients. Gangs with members there are ended everywhere
+    /// else, after so long.
+    Crash(usize, Duration),
 }

@@ -1,7 +1,9 @@
 //! Scenarios made up from a seed, to look for violations in: every policy, wrong estimates, deaths, stops, restarts, late
-//! messages, tenants, queues, priorities.
+//! messages, tenants, queues, priorities; in every fourth gangs over nodes, and what goes wrong between these.
 //!
 //! Owns: which scenarios there are, and making one that fails smaller. Does not own: how many are played, and on what.
+
+mod gangs;
 
 use std::time::Duration;
 
@@ -18,6 +20,9 @@ use crate::world::{Outcome, Watch, run};
 
 /// How long a scenario is played, if its events do not end it before.
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// When clients arrive that a smaller scenario leaves out.
+const NEVER: Duration = Duration::from_secs(1_000_000);
 
 /// The scenario of a seed.
 #[must_use]
@@ -50,17 +55,22 @@ pub fn scenario(seed: u64) -> Scenario {
         spread: *random.one_of(&[0.0, 1.0, 2.0]),
         family: Family::Gamma,
     };
-    Scenario {
+    let mut scenario = Scenario {
         title: format!("seed {seed}"),
         seed,
         stop: Some(LONGEST),
+        due: None,
         steady: None,
         nodes,
         groups: vec!["all".to_owned()],
         clients,
         faults,
         costs: Costs { message, ..Costs::default() },
+    };
+    if gangs::has_gangs(seed) {
+        gangs::add(&mut scenario);
     }
+    scenario
 }
 
 fn config(random: &mut Random) -> Config {
@@ -165,6 +175,7 @@ fn client(random: &mut Random, number: usize, nodes: &[Node]) -> Client {
         gpus: if wide { random.between(1, most + beyond) as u32 } else { 1 },
         eligible,
         bound,
+        gang: None,
         memory,
         read_only: memory / 4 * random.between(0, 4),
         priority: if random.chance(0.5) { Priority::default() } else { any_priority(random) },
@@ -214,6 +225,8 @@ fn faults(random: &mut Random, clients: usize, nodes: usize) -> Vec<Fault> {
 /// Plays a scenario for so many events of its schedulers, with every check.
 #[must_use]
 pub fn play(scenario: &Scenario, events: u64) -> Outcome {
+    // What has to be done in the end is played to its end.
+    let events = if scenario.due.is_some() { 0 } else { events };
     let watch = Watch { check: true, events, ..Watch::default() };
     run(scenario, watch).expect("what is made up here makes sense")
 }
@@ -235,8 +248,13 @@ pub fn shrink(scenario: &Scenario, events: u64) -> Scenario {
     }
     for client in (0..smallest.clients.len()).rev() {
         let mut smaller = smallest.clone();
-        // One that never comes: the others keep their numbers and their phases.
-        smaller.clients[client].arrival = LONGEST * 2;
+        // One that never comes: the others keep their numbers and their phases. Without it, its gang would not begin.
+        let gang = smaller.clients[client].gang.clone();
+        for (at, other) in smaller.clients.iter_mut().enumerate() {
+            if at == client || gang.is_some() && other.gang == gang {
+                other.arrival = NEVER;
+            }
+        }
         if fails(&smaller) {
             smallest = smaller;
         }
@@ -251,7 +269,7 @@ pub fn describe(scenario: &Scenario) -> String {
     for node in &scenario.nodes {
         text += &format!("{node:?}\n");
     }
-    for client in scenario.clients.iter().filter(|client| client.arrival < LONGEST) {
+    for client in scenario.clients.iter().filter(|client| client.arrival < NEVER) {
         text += &format!("{client:?}\n");
     }
     for fault in &scenario.faults {

@@ -6,9 +6,11 @@
 //! The scheduler of every node is the real one. Its invariants are checked after every event that it handles, and the
 //! truth about GPUs, which it cannot see, after everything that clients do.
 
+mod apart;
 mod check;
 mod client;
 mod fault;
+mod gang;
 mod memory;
 mod node;
 
@@ -17,10 +19,12 @@ use std::collections::BinaryHeap;
 use std::fmt::Write;
 use std::time::Duration;
 
+use acb_core::gang::{Order, Report, Session};
 use acb_core::{Action, ConfigError, Epoch, Event, Gpu, Time};
 
 pub use check::Violation;
 use client::Client;
+use gang::{End, Gangs};
 use memory::Way;
 use node::Node;
 
@@ -128,6 +132,9 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
 }
 
+/// Most events of a scenario that has to be done in the end.
+const MOST_EVENTS: u64 = 1_000_000;
+
 /// Plays a scenario to its end, or until an invariant is violated.
 ///
 /// # Errors
@@ -171,6 +178,22 @@ enum Happening {
     Back(usize),
     /// Something goes wrong.
     Fault(usize),
+    /// The members of gangs with members on a dead node are ended.
+    EndGangs(usize),
+    /// A gang of which this member was refused is ended.
+    EndGang(usize),
+    /// A node tries to connect to the controller.
+    GangConnect(usize),
+    /// One end of a connection between a node and the controller notices that it is lost.
+    GangLost(usize, Session, End),
+    /// A message reaches the controller.
+    ToController(usize, Report),
+    /// A message of the controller reaches a node.
+    ToNode(usize, Order),
+    /// The controller's deadline.
+    ControllerDeadline,
+    /// The controller is back.
+    ControllerBack,
 }
 
 struct Entry {
@@ -205,6 +228,7 @@ struct World<'s, 'w> {
     happenings: BinaryHeap<Reverse<Entry>>,
     nodes: Vec<Node>,
     clients: Vec<Client>,
+    gangs: Gangs,
     /// Clients that are not done.
     unfinished: usize,
     /// For the delay of messages.
@@ -237,9 +261,11 @@ impl<'s, 'w> World<'s, 'w> {
             nodes,
             unfinished: clients.len(),
             clients,
+            gangs: Gangs::new(scenario),
             random: Random::new(scenario.seed, u64::MAX / 2),
             outcome,
         };
+        world.start_controller();
         for (index, fault) in scenario.faults.iter().enumerate() {
             world.plan_at(Time(0).after(fault.at), Happening::Fault(index));
         }
@@ -251,6 +277,9 @@ impl<'s, 'w> World<'s, 'w> {
 
     /// Goes to the next moment at which something happens; false when the run is over.
     fn step(&mut self) -> bool {
+        if self.scenario.due.is_some() && self.outcome.events > MOST_EVENTS {
+            self.violated(format!("{MOST_EVENTS} events, and not all is done"));
+        }
         let limit = self.watch.events;
         if self.unfinished == 0
             || !self.outcome.violations.is_empty()
@@ -268,8 +297,13 @@ impl<'s, 'w> World<'s, 'w> {
             self.now = stop;
             return false;
         }
+        if let Some(due) = self.scenario.due.filter(|due| at > Time(0).after(*due)) {
+            self.overdue(due);
+            return false;
+        }
         self.now = at;
         self.happen(happening);
+        self.check_gangs();
         true
     }
 
@@ -290,6 +324,14 @@ impl<'s, 'w> World<'s, 'w> {
             Happening::ToClient(client, life, action) => self.reach_client(client, life, action),
             Happening::Back(node) => self.back(node),
             Happening::Fault(fault) => self.fault(fault),
+            Happening::EndGangs(node) => self.end_gangs(node),
+            Happening::EndGang(client) => self.end_gang_of(client),
+            Happening::GangConnect(node) => self.gang_connect(node),
+            Happening::GangLost(node, session, end) => self.gang_lost(node, session, end),
+            Happening::ToController(node, report) => self.reach_controller(node, report),
+            Happening::ToNode(node, order) => self.reach_node(node, order),
+            Happening::ControllerDeadline => self.controller_due(),
+            Happening::ControllerBack => self.start_controller(),
         }
     }
 

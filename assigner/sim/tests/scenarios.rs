@@ -185,6 +185,17 @@ fn promises_hold_with_estimates_a_thousand_times_wrong() -> Result<()> {
 }
 
 #[test]
+fn gangs_over_nodes_are_served_whatever_goes_wrong_between_them() -> Result<()> {
+    let scenario = named("gangs.toml", 1.0)?;
+    let outcome = run(&scenario, Watch { check: true, ..Watch::default() })?;
+    assert_eq!(outcome.violations, []);
+    let done = outcome.finished.iter().flatten().count();
+    assert_eq!(done + outcome.kills as usize, scenario.clients.len(), "{:?}", outcome.refused);
+    assert!(outcome.kills > 0);
+    Ok(())
+}
+
+#[test]
 fn b6_keeps_its_promise_when_an_estimate_is_wrong() -> Result<()> {
     let mut scenario = named("b6.toml", 0.0)?;
     // C says that it will be done in 500 ms, takes 500 s, and is asked to stop when B could start.

@@ -149,6 +149,7 @@ impl Broker {
         let settle = Settle {
             until: clock.now().after(SETTLE),
             expected: others.iter().map(|survivor| survivor.expected.clone()).collect(),
+            departed: state.departed(),
         };
         let scheduler = match gpus.is_empty() {
             true => None,

@@ -11,7 +11,7 @@ use super::members::epoch_ns;
 use super::{Broker, Client, Port};
 use crate::commands::Shown;
 use crate::gangs::wire;
-use crate::state::{EPOCHS_AHEAD, Place, Remembered, State};
+use crate::state::{Departed as DepartedMembers, EPOCHS_AHEAD, Gang, Place, Remembered, State};
 
 /// Sums over the clients that have left.
 #[derive(Clone, Copy, Debug, Default)]
@@ -251,12 +251,18 @@ impl Broker {
                 bound: bound.iter().map(place).collect(),
                 epoch: state.epoch.map_or(0, |epoch| epoch.0),
                 manual: is_manual,
+                gang: state.gang.as_ref().map(Gang::of),
             })
         });
         let state = State {
             epoch_limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
             next_client: self.next_client,
             clients: remembered.chain(self.not_yet_back()).collect(),
+            departed: snapshot
+                .departed
+                .iter()
+                .map(|(spec, left)| DepartedMembers { gang: Gang::of(spec), left: *left })
+                .collect(),
         };
         state.write(&self.settings.folder.state());
     }

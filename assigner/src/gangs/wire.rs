@@ -4,8 +4,8 @@
 
 use acb_core::Gpu;
 use acb_core::gang::{
-    GangName, GangOrder, GangRefusal, Message, Order, Orders, Report, Round, Session, Site, Stage,
-    Standing, Step,
+    GangName, GangOrder, GangRefusal, Limit, LimitOf, Message, Order, Orders, Report, Round,
+    Session, Site, Stage, Standing, Step,
 };
 use acb_wire::v1::{self, GangRefusalCode, GangStage, GangStep};
 
@@ -29,6 +29,8 @@ pub fn report(node: &str, report: Report) -> v1::GangReport {
             stage: stage(standing.stage).into(),
             busy,
             wanted,
+            left: standing.left,
+            refusal: standing.refusal.as_ref().map(refusal),
         }
     });
     v1::GangReport {
@@ -79,6 +81,8 @@ pub fn from_report(report: v1::GangReport) -> Report {
                 gpus: standing.gpus.into_iter().map(Gpu).collect(),
                 round: Round(standing.round),
                 stage,
+                left: standing.left,
+                refusal: standing.refusal.as_ref().and_then(from_refusal),
             },
         ))
     });
@@ -109,6 +113,7 @@ pub fn orders(order: Order) -> v1::GangOrders {
             priority: order.priority,
             most: order.most.as_ref().map(|(most, _)| *most),
             refusal: order.most.map(|(_, reason)| refusal(&reason)),
+            over: order.over,
         }
     });
     v1::GangOrders {
@@ -134,7 +139,7 @@ pub fn from_orders(orders: v1::GangOrders) -> Order {
         let reason = order.refusal.and_then(|it| from_refusal(&it));
         let most = order.most.zip(reason);
         let name = GangName::from(order.gang.as_str());
-        (name, GangOrder { step, priority: order.priority, most })
+        (name, GangOrder { step, priority: order.priority, most, over: order.over })
     });
     Message {
         session: Session(orders.session),
@@ -146,27 +151,49 @@ pub fn from_orders(orders: v1::GangOrders) -> Order {
 }
 
 fn refusal(reason: &GangRefusal) -> v1::GangRefusal {
-    let (code, wanted, there) = match *reason {
-        GangRefusal::SizesDiffer { size, others } => (GangRefusalCode::SizesDiffer, size, others),
-        GangRefusal::Full { size } => (GangRefusalCode::Full, size, size),
+    let mut text = String::new();
+    let (code, wanted, there) = match reason {
+        GangRefusal::SizesDiffer { size, others } => (GangRefusalCode::SizesDiffer, *size, *others),
+        GangRefusal::Full { size } => (GangRefusalCode::Full, *size, *size),
         GangRefusal::LargerThanNode { wanted, gpus } => {
-            (GangRefusalCode::LargerThanNode, wanted, gpus)
+            (GangRefusalCode::LargerThanNode, *wanted, *gpus)
         }
         GangRefusal::LargerThanJob { wanted, gpus } => {
-            (GangRefusalCode::LargerThanJob, wanted, gpus)
+            (GangRefusalCode::LargerThanJob, *wanted, *gpus)
+        }
+        GangRefusal::BeyondLimit { wanted, limit } => {
+            limit.name.as_ref().clone_into(&mut text);
+            let code = match limit.of {
+                LimitOf::Tenant => GangRefusalCode::BeyondTenant,
+                LimitOf::Queue => GangRefusalCode::BeyondQueue,
+            };
+            (code, *wanted, limit.most)
+        }
+        GangRefusal::Member(reason) => {
+            reason.as_ref().clone_into(&mut text);
+            (GangRefusalCode::Member, 0, 0)
         }
     };
-    v1::GangRefusal { code: code.into(), wanted, there }
+    v1::GangRefusal { code: code.into(), wanted, there, text }
 }
 
 fn from_refusal(refusal: &v1::GangRefusal) -> Option<GangRefusal> {
     let (wanted, there) = (refusal.wanted, refusal.there);
+    let text = || refusal.text.as_str().into();
+    let limit = |of| Limit { of, name: text(), most: there };
     Some(match refusal.code() {
         GangRefusalCode::Unspecified => return None,
         GangRefusalCode::SizesDiffer => GangRefusal::SizesDiffer { size: wanted, others: there },
         GangRefusalCode::Full => GangRefusal::Full { size: wanted },
         GangRefusalCode::LargerThanNode => GangRefusal::LargerThanNode { wanted, gpus: there },
         GangRefusalCode::LargerThanJob => GangRefusal::LargerThanJob { wanted, gpus: there },
+        GangRefusalCode::BeyondTenant => {
+            GangRefusal::BeyondLimit { wanted, limit: limit(LimitOf::Tenant) }
+        }
+        GangRefusalCode::BeyondQueue => {
+            GangRefusal::BeyondLimit { wanted, limit: limit(LimitOf::Queue) }
+        }
+        GangRefusalCode::Member => GangRefusal::Member(text()),
     })
 }
 
@@ -198,6 +225,8 @@ mod tests {
                 gpus: BTreeSet::from([Gpu(0), Gpu(5)]),
                 round: Round(9),
                 stage: *stage,
+                left: 1,
+                refusal: Some(GangRefusal::Member("why".into())),
             };
             (GangName::from(format!("g{at}").as_str()), standing)
         });
@@ -208,12 +237,24 @@ mod tests {
 
     #[test]
     fn orders_arrive_as_they_were_sent() {
-        let steps = [Step::Keep, Step::Firm, Step::Go { wanted: true }, Step::End];
+        let steps = [
+            Step::Keep,
+            Step::Firm,
+            Step::Go { wanted: true },
+            Step::Go { wanted: false },
+            Step::End,
+            Step::End,
+            Step::End,
+        ];
+        let limit = |of| Limit { of, name: "name".into(), most: 2 };
         let reasons = [
             GangRefusal::SizesDiffer { size: 2, others: 3 },
             GangRefusal::Full { size: 2 },
             GangRefusal::LargerThanNode { wanted: 4, gpus: 2 },
             GangRefusal::LargerThanJob { wanted: 9, gpus: 8 },
+            GangRefusal::BeyondLimit { wanted: 3, limit: limit(LimitOf::Tenant) },
+            GangRefusal::BeyondLimit { wanted: 3, limit: limit(LimitOf::Queue) },
+            GangRefusal::Member("why".into()),
         ];
         let mut state: Orders = steps
             .into_iter()
@@ -221,11 +262,11 @@ mod tests {
             .enumerate()
             .map(|(at, (step, reason))| {
                 let step = Some((Round(at as u64), step));
-                let order = GangOrder { step, priority: 3, most: Some((1, reason)) };
+                let order = GangOrder { step, priority: 3, most: Some((1, reason)), over: true };
                 (GangName::from(format!("g{at}").as_str()), order)
             })
             .collect();
-        let waits = GangOrder { step: None, priority: 0, most: None };
+        let waits = GangOrder { step: None, priority: 0, most: None, over: false };
         state.insert(GangName::from("waits"), waits);
         let sent = Message { session: Session(3), seq: 5, heard: 2, ask: false, state };
         assert_eq!(from_orders(orders(sent.clone())), sent);

@@ -134,8 +134,16 @@ impl Arbiter {
 
     /// A node will not be heard of any more.
     pub(super) fn forget(&mut self, node: NodeId) {
-        self.hear(node, &Site::default());
+        let known = self.gangs.iter().filter_map(|(name, gang)| {
+            // Nobody was there any more: nothing can be held there either.
+            let is_there = gang.standings.get(&node).is_some_and(|it| it.members > 0);
+            is_there.then(|| name.clone())
+        });
+        for name in known.collect::<Vec<GangName>>() {
+            self.hear_one(node, name, None);
+        }
         self.capacity.remove(&node);
+        self.dirty.extend(self.gangs.keys().cloned());
         self.orders.remove(&node);
         self.changed.remove(&node);
     }
@@ -178,7 +186,8 @@ impl Arbiter {
     }
 
     fn advance(&mut self, name: &GangName, now: Time) {
-        let too_large = self.too_large(name);
+        let told = |gang: &Gang| gang.standings.values().find_map(|it| it.refusal.clone());
+        let too_large = self.too_large(name).or_else(|| self.gangs.get(name).and_then(told));
         let Some(gang) = self.gangs.get_mut(name) else { return };
         if let Some(refusal) = too_large {
             for node in gang.standings.keys() {
@@ -211,7 +220,7 @@ impl Arbiter {
         }
         let gpus: u32 = self.capacity.values().copied().sum::<Option<u32>>()?;
         let known = || gang.standings.values().filter(|standing| standing.size == gang.size);
-        let here: u32 = known().map(|standing| standing.members).sum();
+        let here: u32 = known().map(|standing| standing.members + standing.left).sum();
         let width: u32 = known().map(|standing| standing.width).sum();
         let wanted = width.saturating_add(gang.size.saturating_sub(here));
         (wanted > gpus).then_some(GangRefusal::LargerThanJob { wanted, gpus })
@@ -253,8 +262,19 @@ impl Arbiter {
     /// Notes what the nodes of a gang have to know.
     fn tell(&mut self, name: &GangName) {
         let gang = &self.gangs[name];
+        let is_heard_of = |node: &NodeId| self.capacity.contains_key(node);
+        if gang.is_over() && !gang.standings.keys().any(is_heard_of) && self.scope != Scope::Node {
+            self.gangs.remove(name);
+            return;
+        }
+        // Nodes that have not been heard of may have members.
+        let heard_all = match self.scope {
+            Scope::Node => true,
+            Scope::Job { nodes } => self.capacity.len() >= nodes as usize,
+        };
         for (node, standing) in &gang.standings {
-            let order = gang.order(*node, standing);
+            let mut order = gang.order(*node, standing);
+            order.over &= heard_all;
             let orders = self.orders.entry(*node).or_default();
             if orders.get(name) != Some(&order) {
                 orders.insert(name.clone(), order);
@@ -305,14 +325,21 @@ impl Gang {
         }
     }
 
-    /// All members are there, those who are being refused left out.
+    /// All members have come, those who are being refused left out, and some are there still.
     fn is_whole(&self, scope: Scope) -> bool {
         let counted = self.standings.iter().map(|(node, standing)| {
             let most = self.refused.get(node).map_or(u32::MAX, |(most, _)| *most);
-            standing.members.min(most)
+            (standing.members.min(most), standing.left)
         });
-        let counted: Vec<u32> = counted.filter(|members| *members > 0).collect();
-        counted.iter().sum::<u32>() == self.size && (counted.len() > 1) == (scope != Scope::Node)
+        let counted: Vec<(u32, u32)> = counted.filter(|(here, left)| here + left > 0).collect();
+        let here: u32 = counted.iter().map(|(here, _)| here).sum();
+        let left: u32 = counted.iter().map(|(_, left)| left).sum();
+        here > 0 && here + left >= self.size && (counted.len() > 1) == (scope != Scope::Node)
+    }
+
+    /// Those of its members that have come have gone.
+    fn is_over(&self) -> bool {
+        self.standings.values().all(|standing| standing.members == 0)
     }
 
     fn priority(&self) -> i32 {
@@ -327,9 +354,10 @@ impl Gang {
     /// True if it could be called.
     fn is_ready(&self, is_whole: bool) -> bool {
         let waiting: u32 = self.standings.values().map(|standing| standing.waiting).sum();
+        let members: u32 = self.standings.values().map(|standing| standing.members).sum();
         self.phase == Phase::Out
             && is_whole
-            && (waiting == self.size || self.standings.values().any(|standing| standing.urgent))
+            && (waiting == members || self.standings.values().any(|standing| standing.urgent))
     }
 
     /// One transition; false if there is none.
@@ -341,7 +369,8 @@ impl Gang {
         }
         let round = self.round;
         let all = |stage: fn(Stage) -> bool| {
-            self.standings.values().all(|it| it.round == round && stage(it.stage))
+            let mut there = self.standings.values().filter(|it| it.members > 0);
+            there.all(|it| it.round == round && stage(it.stage))
         };
         // Who has not heard of the round yet is in an earlier one, and Out.
         let ended = |it: &Standing| {
@@ -396,7 +425,7 @@ impl Gang {
     }
 
     fn is_over_for(&self, standing: &Standing) -> bool {
-        standing.stage == Stage::Out && standing.round >= self.round
+        standing.stage == Stage::Out && (standing.round >= self.round || standing.members == 0)
     }
 
     fn order(&self, node: NodeId, standing: &Standing) -> GangOrder {
@@ -415,6 +444,7 @@ impl Gang {
             step: step.map(|step| (self.round, step)),
             priority: self.priority(),
             most: self.refused.get(&node).cloned(),
+            over: self.is_over(),
         }
     }
 }

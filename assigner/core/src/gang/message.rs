@@ -73,6 +73,8 @@ pub struct Standing {
     pub size: u32,
     /// Its clients on this node.
     pub members: u32,
+    /// Clients that were members here and have gone. They are not waited for.
+    pub left: u32,
     /// Those of them that wait for a lease.
     pub waiting: u32,
     /// One of them has waited so long that the gang should start without the others' asking.
@@ -87,6 +89,8 @@ pub struct Standing {
     pub round: Round,
     /// How far that round is.
     pub stage: Stage,
+    /// Why the gang can never hold its leases, as this node knows.
+    pub refusal: Option<GangRefusal>,
 }
 
 /// The gangs of one node.
@@ -123,6 +127,8 @@ pub struct GangOrder {
     pub priority: i32,
     /// No more members than this may stay on the node, and why.
     pub most: Option<(u32, GangRefusal)>,
+    /// All of its members have gone, on all nodes: it can be forgotten.
+    pub over: bool,
 }
 
 /// What a node is told.
@@ -171,7 +177,7 @@ pub enum GangRefusal {
     },
     /// The members on one node need more GPUs than it has.
     #[error(
-        "its members on this node need {wanted} GPUs at the same time, but only {gpus} can be used; spread them over more nodes or use fewer"
+        "its members on one node need {wanted} GPUs at the same time, but only {gpus} can be used there; spread them over more nodes or use fewer"
     )]
     LargerThanNode {
         /// GPUs that they need together.
@@ -189,4 +195,45 @@ pub enum GangRefusal {
         /// GPUs of all nodes.
         gpus: u32,
     },
+    /// The members on one node need more GPUs than a limit lets them have.
+    #[error("its members on one node need {wanted} GPUs at the same time, but {limit}")]
+    BeyondLimit {
+        /// GPUs that they need together.
+        wanted: u32,
+        /// The limit.
+        limit: Limit,
+    },
+    /// One of its members was refused, and without it the others would wait for ever.
+    #[error("one of its members was refused: {0}")]
+    Member(Arc<str>),
+}
+
+/// How many GPUs of a node clients may hold at once that have something in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Limit {
+    /// Whose limit it is.
+    pub of: LimitOf,
+    /// Its name.
+    pub name: Arc<str>,
+    /// GPUs that it allows.
+    pub most: u32,
+}
+
+/// Whose limit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LimitOf {
+    /// A tenant's.
+    Tenant,
+    /// A queue's.
+    Queue,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = match self.of {
+            LimitOf::Tenant => "tenant",
+            LimitOf::Queue => "queue",
+        };
+        write!(f, "{of} \"{}\" holds {} at most", self.name, self.most)
+    }
 }

@@ -13,6 +13,10 @@
 //! | `link.rs` | how the two keep each other's latest state, over a network that loses and reorders |
 //! | `message.rs` | what they tell each other |
 //!
+//! A gang is whole once as many members have come as its size. Who has gone is not waited for: the others hold
+//! their leases together without it, as ranks do not end at the same moment. What makes a gang impossible
+//! is told to all of its members at once, wherever they are.
+//!
 //! A gang that is whole on one node is decided there, by an arbiter of the node's own; the controller
 //! hears of it, but is not asked. For all others:
 //!
@@ -42,8 +46,8 @@ mod seats;
 
 pub use controller::{Controller, ControllerAction, ControllerEvent};
 pub use message::{
-    GangName, GangOrder, GangRefusal, GangSpec, Message, NodeId, Order, Orders, Report, Round,
-    Session, Site, Stage, Standing, Step,
+    GangName, GangOrder, GangRefusal, GangSpec, Limit, LimitOf, Message, NodeId, Order, Orders,
+    Report, Round, Session, Site, Stage, Standing, Step,
 };
 pub use node::{GangSnapshot, Newcomer, Node, NodeAction, NodeConfig, NodeEvent};
 

@@ -14,8 +14,8 @@ use super::Timing;
 use super::arbiter::{Arbiter, Scope};
 use super::link::Link;
 use super::message::{
-    GangName, GangOrder, GangRefusal, GangSpec, NodeId, Order, Orders, Report, Round, Session,
-    Site, Stage, Standing, Step,
+    GangName, GangOrder, GangRefusal, GangSpec, Limit, NodeId, Order, Orders, Report, Round,
+    Session, Site, Stage, Standing, Step,
 };
 use crate::ids::{ClientId, Gpu, Time};
 
@@ -48,6 +48,10 @@ pub struct Newcomer {
     pub gpus: BTreeSet<Gpu>,
     /// Its own priority.
     pub priority: i32,
+    /// What it may hold together with others.
+    pub limits: Vec<Limit>,
+    /// It was a member in an earlier life of the assigner.
+    pub returns: bool,
     /// It holds a lease from an earlier life of the assigner: of a round that nobody knows any more.
     pub holds: bool,
 }
@@ -59,6 +63,10 @@ pub enum NodeEvent {
     Join(Newcomer),
     /// A member is gone, with what it held.
     Leave(ClientId),
+    /// A member of the node's earlier life will not come back.
+    Gone(GangSpec),
+    /// Who would have been a member was refused, for a reason that lasts.
+    Refused(GangSpec, GangRefusal),
     /// A member is on these GPUs for good.
     Bound(ClientId, BTreeSet<Gpu>),
     /// A member waits for a lease.
@@ -160,6 +168,10 @@ pub struct Node {
 struct Local {
     size: u32,
     members: BTreeMap<ClientId, Member>,
+    /// Members that have gone, or were refused with their gang.
+    left: u32,
+    /// Why the gang can never hold its leases. Who comes until then hears the same.
+    refusal: Option<(GangRefusal, Time)>,
     round: Round,
     stage: InRound,
     /// Whose decision the present round is.
@@ -176,6 +188,7 @@ struct Member {
     width: u32,
     gpus: BTreeSet<Gpu>,
     priority: i32,
+    limits: Vec<Limit>,
     state: Claim,
 }
 
@@ -226,7 +239,15 @@ impl Node {
         match event {
             NodeEvent::Join(newcomer) => self.join(newcomer, now),
             NodeEvent::Leave(client) => self.leave(client),
-            NodeEvent::Bound(client, gpus) => self.bound(client, gpus),
+            NodeEvent::Gone(spec) => {
+                self.restore(&spec, 1);
+                self.dirty.insert(spec.name);
+            }
+            NodeEvent::Refused(spec, reason) => {
+                self.gang(&spec);
+                self.refuse_all(&spec.name, reason, now);
+            }
+            NodeEvent::Bound(client, gpus) => self.bound(client, gpus, now),
             NodeEvent::Waits(client) => self.claim(client, Claim::Waits(now)),
             NodeEvent::Granted(client) => self.claim(client, Claim::Holds),
             NodeEvent::Idle(client) => self.claim(client, Claim::Idle(now)),
@@ -283,6 +304,27 @@ impl Node {
         gangs.chain(link).chain(arbiter).chain(self.lost_at).min()
     }
 
+    /// So many members of a gang have gone before this node's part began.
+    pub fn restore(&mut self, spec: &GangSpec, left: u32) {
+        let gang = self.gang(spec);
+        gang.left = (gang.left + left).min(gang.size);
+    }
+
+    /// What is to be told to [`Node::restore`] after a restart.
+    #[must_use]
+    pub fn departed(&self) -> Vec<(GangSpec, u32)> {
+        let gone = self.gangs.iter().filter(|(_, gang)| gang.left > 0);
+        gone.map(|(name, gang)| (GangSpec { name: name.clone(), size: gang.size }, gang.left))
+            .collect()
+    }
+
+    /// What members have said of a gang.
+    #[must_use]
+    pub fn spec(&self, name: &GangName) -> Option<GangSpec> {
+        let gang = self.gangs.get(name)?;
+        Some(GangSpec { name: name.clone(), size: gang.size })
+    }
+
     /// The gang of a client.
     #[must_use]
     pub fn gang_of(&self, client: ClientId) -> Option<&GangName> {
@@ -310,61 +352,94 @@ impl Node {
     }
 
     fn join(&mut self, newcomer: Newcomer, now: Time) {
-        let Newcomer { client, gang: spec, width, gpus, priority, holds } = newcomer;
+        let Newcomer { client, gang: spec, width, gpus, priority, limits, returns, holds } =
+            newcomer;
         if self.clients.contains_key(&client) {
             return;
         }
-        let gang = self.gangs.entry(spec.name.clone()).or_insert_with(|| Local::new(spec.size));
-        if gang.members.is_empty() {
-            gang.size = spec.size;
-        }
         self.joined += 1;
+        let joined = self.joined;
+        let gang = self.gang(&spec);
         let state = if holds { Claim::Holds } else { Claim::Idle(now) };
-        let member = Member { joined: self.joined, width: width.max(1), gpus, priority, state };
-        let others = u32::try_from(gang.members.len()).unwrap_or(u32::MAX);
+        let others = count(gang.members.len());
+        let member = Member { joined, width: width.max(1), gpus, priority, limits, state };
         gang.members.insert(client, member);
-        let refusal = if gang.size != spec.size {
-            Some(GangRefusal::SizesDiffer { size: spec.size, others: gang.size })
-        } else if others >= spec.size {
-            Some(GangRefusal::Full { size: spec.size })
-        } else {
-            gang.impossible(&self.config)
-        };
+        let (size, was_in_round) = (gang.size, gang.stage != InRound::Out);
         self.dirty.insert(spec.name.clone());
         self.clients.insert(client, spec.name.clone());
-        if let Some(reason) = refusal {
-            self.refuse(client, reason);
+        if size != spec.size {
+            return self.refuse(client, GangRefusal::SizesDiffer { size: spec.size, others: size });
+        }
+        if others >= spec.size {
+            return self.refuse(client, GangRefusal::Full { size: spec.size });
+        }
+        let gang = self.gangs.get_mut(&spec.name).expect("it was just joined");
+        let known = gang.refusal.as_ref().map(|(reason, _)| reason.clone());
+        if known.is_none() && !returns {
+            gang.left = gang.left.saturating_sub(1); // it comes in another's place
+        }
+        if let Some(reason) = known.or_else(|| gang.impossible(&self.config)) {
+            self.refuse_all(&spec.name, reason, now);
+        } else if was_in_round && !holds {
+            self.end(&spec.name); // that round is without it
         } else if holds {
             // It cannot be known what its round was, nor who else is in it.
             let gang = self.gangs.get_mut(&spec.name).expect("it was just joined");
-            if gang.stage == InRound::Out {
-                gang.stage = InRound::Holding;
+            match gang.stage {
+                InRound::Out => gang.stage = InRound::Holding,
+                // What it holds is to end with the others'.
+                InRound::Ending => self.actions.push_back(NodeAction::End(spec.name.clone())),
+                _ => {}
             }
             self.end(&spec.name);
         }
+    }
+
+    /// The gang of a name, a new one if nobody is in it.
+    fn gang(&mut self, spec: &GangSpec) -> &mut Local {
+        let gang = self.gangs.entry(spec.name.clone()).or_insert_with(|| Local::new(spec.size));
+        if gang.members.is_empty() && gang.size != spec.size {
+            (gang.size, gang.left, gang.refusal) = (spec.size, 0, None);
+        }
+        gang
     }
 
     fn leave(&mut self, client: ClientId) {
         let Some(name) = self.clients.remove(&client) else { return };
         if let Some(gang) = self.gangs.get_mut(&name) {
             gang.members.remove(&client);
+            gang.left = (gang.left + 1).min(gang.size);
         }
         // A gang holds together: with one gone, the others do not go on.
         self.end(&name);
         self.dirty.insert(name);
     }
 
-    fn bound(&mut self, client: ClientId, gpus: BTreeSet<Gpu>) {
+    fn bound(&mut self, client: ClientId, gpus: BTreeSet<Gpu>, now: Time) {
         let Some(name) = self.clients.get(&client).cloned() else { return };
         let Some(gang) = self.gangs.get_mut(&name) else { return };
         if let Some(member) = gang.members.get_mut(&client) {
             member.gpus = gpus;
         }
         let refusal = gang.impossible(&self.config);
-        self.dirty.insert(name);
+        self.dirty.insert(name.clone());
         if let Some(reason) = refusal {
-            self.refuse(client, reason);
+            self.refuse_all(&name, reason, now);
         }
+    }
+
+    /// The gang can never hold its leases: all of its members hear so, those that are still to come, too.
+    fn refuse_all(&mut self, name: &GangName, reason: GangRefusal, now: Time) {
+        self.end(name);
+        let Some(gang) = self.gangs.get_mut(name) else { return };
+        let members: Vec<ClientId> = gang.members.keys().copied().collect();
+        gang.left = (gang.left + count(members.len()).max(1)).min(gang.size);
+        let until = now.after(self.config.timing.patience);
+        gang.refusal.get_or_insert((reason.clone(), until));
+        for client in members {
+            self.refuse(client, reason.clone());
+        }
+        self.dirty.insert(name.clone());
     }
 
     fn refuse(&mut self, client: ClientId, reason: GangRefusal) {
@@ -453,7 +528,14 @@ impl Node {
 
     fn follow_one(&mut self, name: &GangName, now: Time) {
         let Some(gang) = self.gangs.get_mut(name) else { return };
-        if gang.members.is_empty() && gang.stage == InRound::Out {
+        gang.refusal.take_if(|(_, until)| *until <= now);
+        let order = match gang.route {
+            Route::Here => self.arbiter.order(HERE, name),
+            Route::Controller => {
+                self.link.as_ref().and_then(Link::theirs).and_then(|all| all.get(name))
+            }
+        };
+        if gang.is_over(&self.config, order.is_some_and(|order| order.over)) {
             self.gangs.remove(name);
             self.line.retain(|waits| waits != name);
             self.arbiter.hear_one(HERE, name.clone(), None);
@@ -461,8 +543,7 @@ impl Node {
             return;
         }
         if gang.stage == InRound::Out {
-            let is_whole = gang.members.len() == gang.size as usize;
-            gang.route = if is_whole { Route::Here } else { Route::Controller };
+            gang.route = if gang.is_local() { Route::Here } else { Route::Controller };
         }
         let order = match gang.route {
             Route::Here => self.arbiter.order(HERE, name).cloned(),

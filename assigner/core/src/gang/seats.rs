@@ -18,11 +18,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{GangName, GangSnapshot, GangSpec, Newcomer, Node, NodeAction, NodeConfig, NodeEvent};
+use super::{
+    GangName, GangRefusal, GangSnapshot, GangSpec, Limit, LimitOf, Newcomer, Node, NodeAction,
+    NodeConfig, NodeEvent,
+};
 use crate::config::Config;
 use crate::event::{Action, Cause, Eligible, Refusal};
 use crate::ids::{ClientId, Gpu, Priority, Time};
-use crate::scheduler::{Lease, Scheduler, Ticket};
+use crate::queue::QueueId;
+use crate::scheduler::{Client, Lease, Scheduler, Ticket};
+use crate::tenant::TenantId;
 
 /// A client's part in its gang.
 #[derive(Clone, Debug)]
@@ -70,11 +75,18 @@ impl Gangs {
     pub(crate) fn new(config: &Config) -> Gangs {
         let node = Node::new(NodeConfig {
             gpus: u32::try_from(config.gpus.len()).unwrap_or(u32::MAX),
-            exclusive: config.policy.is_exclusive(),
+            // Also where a GPU has several holders, a gang needs a GPU for each of its members: a GPU is reserved for
+            // one client at a time.
+            exclusive: true,
             alone: config.gangs.alone,
             timing: config.gangs.timing,
         });
         Gangs { node, news: VecDeque::new(), open: BTreeMap::new() }
+    }
+
+    /// What members said of a gang.
+    pub(crate) fn spec(&self, gang: &GangName) -> Option<GangSpec> {
+        self.node.spec(gang)
     }
 }
 
@@ -97,21 +109,47 @@ impl Scheduler {
     }
 
     /// A new client that is a member tells its gang.
-    pub(crate) fn join_gang(&mut self, id: ClientId, spec: &GangSpec) {
+    pub(crate) fn join_gang(&mut self, id: ClientId, spec: &GangSpec, returns: bool) {
         let client = &self.clients[&id];
         let gpus: Vec<Gpu> = match (&client.bound[..], &client.eligible) {
             ([], Eligible::All) => (0..).map(Gpu).take(self.gpus.len()).collect(),
             ([], Eligible::Only(gpus)) => gpus.clone(),
             (bound, _) => bound.to_vec(),
         };
+        let tenant = self.tenants.of(client.tenant);
+        let queue = self.queues.of(client.queue);
+        let limit = |of, name: &str, most: Option<u32>| {
+            most.map(|most| Limit { of, name: name.into(), most })
+        };
+        let limits = [
+            limit(LimitOf::Tenant, &tenant.name, tenant.limit),
+            limit(LimitOf::Queue, &queue.name, queue.max_gpus),
+        ];
         self.gangs.news.push_back(NodeEvent::Join(Newcomer {
             client: id,
             gang: spec.clone(),
             width: client.width,
             gpus: gpus.into_iter().collect(),
             priority: client.level.own.number(),
+            limits: limits.into_iter().flatten().collect(),
+            returns,
             holds: client.lease.is_some(),
         }));
+    }
+
+    /// Who would have been a member was refused: the others would wait for it for ever.
+    pub(crate) fn refuse_gang(&mut self, spec: &GangSpec, reason: &Refusal) {
+        let can_come_again = matches!(
+            reason,
+            Refusal::HeldByAnother { .. }
+                | Refusal::HeldRoom { .. }
+                | Refusal::HeldEpoch(_)
+                | Refusal::HeldInvalid { .. }
+        );
+        if !can_come_again {
+            let reason = GangRefusal::Member(reason.to_string().into());
+            self.gangs.news.push_back(NodeEvent::Refused(spec.clone(), reason));
+        }
     }
 
     /// A member asks for a lease. True if that is all there is to do: its gang's round has a place for it.
@@ -185,12 +223,22 @@ impl Scheduler {
 
     /// What a gang has reached.
     fn reached(&mut self) -> Option<NodeEvent> {
+        let kept = self.gangs.open.iter().filter(|(_, open)| **open == Open::Kept);
+        for name in kept.map(|(name, _)| name.clone()).collect::<Vec<GangName>>() {
+            let members = self.members_of(&name);
+            if self.can_have(&members, Had::Free) {
+                self.make_room(&members);
+            }
+        }
         let (name, open) = self.gangs.open.iter().find_map(|(name, open)| {
             let members = self.members_of(name);
             let has = match open {
                 Open::Reachable => self.can_have(&members, Had::OrLent),
                 Open::Firm => false,
-                Open::Kept => self.can_have(&members, Had::Free),
+                Open::Kept => {
+                    self.can_have(&members, Had::Free)
+                        && self.gang_excess(&members).iter().all(|(_, excess)| *excess == 0)
+                }
                 Open::Freed => members.iter().all(|id| self.clients[id].lease.is_none()),
             };
             has.then(|| (name.clone(), *open))
@@ -231,6 +279,54 @@ impl Scheduler {
             };
             self.candidates(client).filter(is_there).count() == client.width as usize
         })
+    }
+
+    /// Tenants and queues of members that have limits: GPUs that would be held beyond them if all members held theirs.
+    fn gang_excess(&self, members: &[ClientId]) -> Vec<(Bounded, u32)> {
+        let mut wanted: Vec<(Bounded, u32)> = Vec::new();
+        for client in members.iter().map(|id| &self.clients[id]) {
+            for bounded in [Bounded::Tenant(client.tenant), Bounded::Queue(client.queue)] {
+                match wanted.iter_mut().find(|(it, _)| *it == bounded) {
+                    Some((_, width)) => *width += client.width,
+                    None => wanted.push((bounded, client.width)),
+                }
+            }
+        }
+        let excess = wanted.into_iter().filter_map(|(bounded, wanted)| {
+            let (held, most) = match bounded {
+                Bounded::Tenant(id) => (self.tenants.of(id).held, self.tenants.of(id).limit?),
+                Bounded::Queue(id) => (self.queues.of(id).held, self.queues.of(id).max_gpus?),
+            };
+            Some((bounded, (held + wanted).saturating_sub(most)))
+        });
+        excess.collect()
+    }
+
+    /// All GPUs are there for a gang, but a limit is reached by others: they give way to it, the latest first.
+    fn make_room(&mut self, members: &[ClientId]) {
+        for (bounded, excess) in self.gang_excess(members) {
+            let level = members.iter().map(|id| self.clients[id].level).max();
+            let mut excess = excess;
+            let mut holders = Vec::new();
+            for (id, client) in self.clients.iter() {
+                let Some(lease) = client.lease.as_ref().filter(|_| bounded.holds(client)) else {
+                    continue;
+                };
+                let is_kept = client.member.as_ref().is_some_and(|it| it.seat == Seat::Kept);
+                let is_protected = matches!(bounded, Bounded::Queue(_))
+                    && self.tenants.of(client.tenant).is_protected(client.width);
+                if lease.recalled.is_some() {
+                    excess = excess.saturating_sub(client.width);
+                } else if !is_kept && !is_protected && Some(client.level) <= level {
+                    holders.push((lease.epoch, *id, client.width));
+                }
+            }
+            holders.sort_unstable();
+            while let Some((_, id, width)) = holders.pop().filter(|_| excess > 0) {
+                excess = excess.saturating_sub(width);
+                self.recall(id, Cause::Gang);
+            }
+        }
     }
 
     /// Gives every member the lease that is kept for it, without telling anybody yet.
@@ -410,6 +506,22 @@ impl Scheduler {
         let Some(member) = &client.member else { return 0 };
         let bound = self.gpus[gpu.index()].bound.iter().filter_map(|id| self.clients.get(id));
         bound.filter(|other| other.member.as_ref().is_some_and(|it| it.gang == member.gang)).count()
+    }
+}
+
+/// What can have a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bounded {
+    Tenant(TenantId),
+    Queue(QueueId),
+}
+
+impl Bounded {
+    fn holds(self, client: &Client) -> bool {
+        match self {
+            Bounded::Tenant(tenant) => client.tenant == tenant,
+            Bounded::Queue(queue) => client.queue == queue,
+        }
     }
 }
 

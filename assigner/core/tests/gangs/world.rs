@@ -48,8 +48,8 @@ pub(crate) struct World {
     next_session: u64,
     next_client: u64,
     sizes: BTreeMap<GangName, u32>,
-    /// Nodes on which a round had all its GPUs, with the members there.
-    kept: BTreeMap<(GangName, Round), BTreeMap<usize, u32>>,
+    /// Nodes on which a round had all its GPUs, with the members there; and the number of the first client that came later.
+    kept: BTreeMap<(GangName, Round), (u64, BTreeMap<usize, u32>)>,
     pub(crate) served: BTreeSet<(usize, ClientId)>,
     configs: Vec<NodeConfig>,
 }
@@ -231,6 +231,7 @@ impl World {
         let Some((node, client)) = clients.get(which % clients.len().max(1)) else { return };
         let it = self.nodes[*node].clients[client].clone();
         self.nodes[*node].die(*client, self.now);
+        self.collect();
         self.join(*node, it.gpu, it.gang);
     }
 
@@ -337,14 +338,26 @@ impl World {
         }
         for (at, node) in self.nodes.iter_mut().enumerate() {
             for (gang, round, members) in node.kept.drain(..) {
-                self.kept.entry((gang, round)).or_default().insert(at, members);
+                let later = self.next_client;
+                let kept = self.kept.entry((gang, round)).or_insert((later, BTreeMap::new()));
+                kept.1.insert(at, members);
             }
         }
+        let here = |gang: &GangName, before: u64| {
+            let clients = self.nodes.iter().flat_map(|node| &node.clients);
+            let member = |(id, it): &(&ClientId, &crate::yard::Client)| {
+                it.gang.as_ref() == Some(gang) && id.0 < before
+            };
+            clients.filter(member).count()
+        };
+        for (gang, round) in self.nodes.iter().flat_map(|node| &node.granted) {
+            // Who has died is not waited for, and who has come since is in the next round.
+            let (later, members) = &self.kept[&(gang.clone(), *round)];
+            let members = members.values().sum::<u32>() as usize;
+            assert!(members >= here(gang, *later), "{gang} holds in part in {round:?}");
+        }
         for (at, node) in self.nodes.iter_mut().enumerate() {
-            for (gang, round) in node.granted.drain(..) {
-                let members: u32 = self.kept[&(gang.clone(), round)].values().sum();
-                assert_eq!(members, self.sizes[&gang], "{gang} holds in part in {round:?}");
-            }
+            node.granted.clear();
             let holds = |state: Claim| matches!(state, Claim::Holds { .. });
             let holding = node.clients.iter().filter(|(_, it)| holds(it.state));
             self.served.extend(holding.map(|(client, _)| (at, *client)));

@@ -88,7 +88,16 @@ impl Yard {
         if let Some(gang) = gang {
             let gpus = BTreeSet::from([Gpu(gpu as u32)]);
             let priority = 0;
-            let newcomer = Newcomer { client, gang, width: 1, gpus, priority, holds: false };
+            let newcomer = Newcomer {
+                client,
+                gang,
+                width: 1,
+                gpus,
+                priority,
+                limits: Vec::new(),
+                returns: false,
+                holds: false,
+            };
             self.tell(NodeEvent::Join(newcomer), now);
         }
     }

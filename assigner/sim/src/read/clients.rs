@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use acb_cluster_conf::fields::{Fault, Fields, boolean, choice, integer, kind, number, string};
 use acb_cluster_conf::nearest;
+use acb_core::gang::{GangName, GangSpec};
 use acb_core::{Eligible, Gpu, Policy, Priority};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::gangs::Gangs;
 use super::{PlacedNode, Reader, gibibytes, microseconds, milliseconds, or, seconds};
 use crate::random::{Family, Lengths, Random};
 use crate::scenario::{Client, Expectation, Release, Work};
@@ -24,6 +26,7 @@ impl Reader<'_> {
         stops: bool,
     ) -> (Vec<String>, Vec<Client>) {
         let (mut groups, mut clients) = (Vec::new(), Vec::new());
+        let mut gangs = Gangs::default();
         let sections = top.sections("client", self.problems);
         if sections.is_empty() && self.problems.is_empty() {
             self.say(0..0, "there is no client").help("add [[client]] with `cpu_s` and `gpu_s`");
@@ -50,6 +53,7 @@ impl Reader<'_> {
             let tenant = self.tenant_of(&mut fields, nodes);
             let queue = self.queue_of(&mut fields, nodes);
             let (memory, read_only) = self.memory(&mut fields, nodes, node, bound);
+            let gang = fields.read("gang", self.problems, string);
             let work = self.work(&mut fields, &place, stops);
             let expectation = fields.read("expects", self.problems, expectation);
             let release = self.release(&mut fields, bound);
@@ -66,6 +70,10 @@ impl Reader<'_> {
             fields.finish(self.problems);
             let kernel = or(kernel, Duration::ZERO);
             let priority = or(priority, Priority::default());
+            if let Some(gang) = &gang {
+                self.member(gang, &work, &mut gangs);
+            }
+            let gang = gang.map(|gang| GangName::from(gang.get_ref().as_str()));
             for (number, arrival) in arrivals.into_iter().enumerate() {
                 clients.push(Client {
                     name: if count == 1 { name.clone() } else { format!("{name}-{number}") },
@@ -77,6 +85,7 @@ impl Reader<'_> {
                     priority,
                     tenant: tenant.clone(),
                     queue: queue.clone(),
+                    gang: gang.clone().map(|name| GangSpec { name, size: 0 }),
                     memory,
                     read_only,
                     arrival,
@@ -90,6 +99,7 @@ impl Reader<'_> {
             }
             groups.push(name);
         }
+        self.gangs(&gangs, nodes, &mut clients);
         (groups, clients)
     }
 

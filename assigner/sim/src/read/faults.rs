@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use acb_cluster_conf::fields::{Fields, string};
+use acb_cluster_conf::fields::{Fields, boolean, string};
 use acb_cluster_conf::nearest;
 use toml::Spanned;
 
@@ -24,6 +24,9 @@ impl Reader<'_> {
             let kill = fields.read("kill", self.problems, string);
             let stop = fields.read("stop", self.problems, string);
             let restart = fields.read("restart", self.problems, string);
+            let cut = fields.read("cut", self.problems, string);
+            let crash = fields.read("crash", self.problems, string);
+            let controller = fields.read("controller", self.problems, boolean);
             fields.finish(self.problems);
             let at = match at {
                 Some(at) => at.into_inner(),
@@ -33,18 +36,25 @@ impl Reader<'_> {
                 }
             };
             let lasts = or(lasts, Duration::from_secs(1));
-            let given = kill.is_some() || stop.is_some() || restart.is_some();
+            let named = [&kill, &stop, &restart, &cut, &crash];
+            let given = controller.is_some() || named.iter().any(|name| name.is_some());
             let mut client = |name: Option<Spanned<String>>| {
                 let names = clients.iter().map(|client| client.name.as_str());
                 name.and_then(|name| self.named("client", &name, names))
             };
+            let (kill, stop) = (client(kill), client(stop));
+            let mut node = |name: Option<Spanned<String>>| {
+                let names = nodes.iter().map(|node| node.node.name.as_str());
+                name.and_then(|name| self.named("node", &name, names))
+            };
+            let controller = controller.filter(|dies| *dies.get_ref());
             let kinds = [
-                client(kill).map(FaultKind::Kill),
-                client(stop).map(|client| FaultKind::Stop(client, lasts)),
-                restart.and_then(|name| {
-                    let names = nodes.iter().map(|node| node.node.name.as_str());
-                    self.named("node", &name, names).map(|node| FaultKind::Restart(node, lasts))
-                }),
+                kill.map(FaultKind::Kill),
+                stop.map(|client| FaultKind::Stop(client, lasts)),
+                node(restart).map(|node| FaultKind::Restart(node, lasts)),
+                node(cut).map(|node| FaultKind::Cut(node, lasts)),
+                node(crash).map(|node| FaultKind::Crash(node, lasts)),
+                controller.map(|_| FaultKind::Controller(lasts)),
             ];
             let kinds: Vec<FaultKind> = kinds.into_iter().flatten().collect();
             match <[FaultKind; 1]>::try_from(kinds) {
@@ -57,8 +67,8 @@ impl Reader<'_> {
     }
 
     fn not_one(&mut self, place: Range<usize>, count: usize) {
-        let known =
-            "a fault is one of `kill`, `stop` (both name a client) and `restart` (names a node)";
+        let known = "a fault is one of `kill`, `stop` (they name a client), `restart`, `cut`, `crash` (they name a node) \
+                     and `controller = true`";
         match count {
             0 => drop(self.say(place, "this fault does nothing").help(known)),
             _ => drop(self.say(place, "several faults in one section").help(known)),

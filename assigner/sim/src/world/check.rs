@@ -28,16 +28,29 @@ impl World<'_, '_> {
         self.outcome.violations.push(Violation { at: self.now, what });
     }
 
-    fn name(&self, client: usize) -> &str {
+    pub(super) fn name(&self, client: usize) -> &str {
         &self.scenario.clients[client].name
     }
 
     /// A lease was granted: its epoch is new, and it is no later than promised.
     pub(super) fn check_grant(&mut self, node: usize, client: usize, epoch: Epoch, gpus: &[usize]) {
         self.check_guarantee(node, client);
-        let latest = self.nodes[node].latest_epoch.replace(epoch);
+        // A gang takes its leases before its members are told: others can be granted later ones meanwhile, elsewhere.
+        let exclusive = self.scenario.nodes[node].config.policy.is_exclusive();
+        let latest = match self.scenario.clients[client].gang {
+            None => self.nodes[node].latest_epoch,
+            Some(_) if exclusive => {
+                gpus.iter().filter_map(|gpu| self.nodes[node].gpus[*gpu].granted).max()
+            }
+            Some(_) => None,
+        };
         if latest.is_some_and(|latest| epoch <= latest) {
             self.violated(format!("{epoch} of {} is not new", self.name(client)));
+        }
+        let truth = &mut self.nodes[node];
+        truth.latest_epoch = truth.latest_epoch.max(Some(epoch));
+        for gpu in gpus {
+            truth.gpus[*gpu].granted = truth.gpus[*gpu].granted.max(Some(epoch));
         }
         let wanted = self.scenario.clients[client].gpus as usize;
         if gpus.len() != wanted {
@@ -140,6 +153,17 @@ impl World<'_, '_> {
         }
         for wrong in wrong {
             self.violated(wrong);
+        }
+    }
+
+    /// All should have been done by now.
+    pub(super) fn overdue(&mut self, due: Duration) {
+        let mut clients = self.clients.iter().zip(&self.scenario.clients);
+        let late =
+            clients.position(|(client, spec)| client.life != Life::Over && spec.arrival <= due);
+        if let Some(client) = late {
+            let name = self.name(client).to_owned();
+            self.violated(format!("{name} is not done after {} s", due.as_secs_f64()));
         }
     }
 

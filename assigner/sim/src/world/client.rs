@@ -57,6 +57,10 @@ pub(super) struct Client {
     left: Option<u64>,
     cpu: Duration,
     jobs: VecDeque<Job>,
+    /// Rounds done.
+    pub(super) done: u64,
+    /// It waits for the others of its gang to have done as many.
+    pub(super) pauses: bool,
     /// It has asked for a lease that has not come.
     pub(super) asked: bool,
     pub(super) lease: Option<Lease>,
@@ -98,6 +102,8 @@ impl Client {
             left,
             cpu: Duration::ZERO,
             jobs: VecDeque::new(),
+            done: 0,
+            pauses: false,
             asked: false,
             lease: None,
             running: None,
@@ -144,6 +150,7 @@ impl World<'_, '_> {
             priority: spec.priority,
             tenant: spec.tenant.clone(),
             queue: spec.queue.clone(),
+            gang: spec.gang.clone(),
             ..ClientSpec::default()
         };
         let node = &self.nodes[spec.node];
@@ -174,7 +181,7 @@ impl World<'_, '_> {
     }
 
     /// Plans the next round or request.
-    fn next_work(&mut self, index: usize) {
+    pub(super) fn next_work(&mut self, index: usize) {
         let work = &self.scenario.clients[index].work;
         let client = &mut self.clients[index];
         if client.left == Some(0) {
@@ -183,6 +190,11 @@ impl World<'_, '_> {
             }
             return;
         }
+        if !self.may_begin(index) {
+            self.clients[index].pauses = true;
+            return;
+        }
+        let client = &mut self.clients[index];
         client.left = client.left.map(|left| left - 1);
         match work {
             Work::Rounds { cpu, .. } => {
@@ -299,7 +311,11 @@ impl World<'_, '_> {
             return;
         }
         match self.spec(index).work {
-            Work::Rounds { .. } => self.next_work(index),
+            Work::Rounds { .. } => {
+                self.clients[index].done += 1;
+                self.next_work(index);
+                self.move_gang(index);
+            }
             Work::Requests { .. } => {
                 let client = &self.clients[index];
                 if client.left == Some(0) && client.jobs.is_empty() {
@@ -388,8 +404,8 @@ impl World<'_, '_> {
     pub(super) fn finish(&mut self, index: usize) {
         self.close(index);
         self.outcome.finished[index] = Some(self.now);
-        self.send(index, Event::Leave { client: super::node::number(index) });
         self.over(index);
+        self.send(index, Event::Leave { client: super::node::number(index) });
     }
 
     /// A client is no more.
@@ -400,6 +416,7 @@ impl World<'_, '_> {
         client.jobs.clear();
         client.memory.clear();
         self.unfinished -= 1;
+        self.move_gang(index);
     }
 
     /// What the assigner says.
@@ -443,6 +460,11 @@ impl World<'_, '_> {
                 self.outcome.refused[index] = Some(reason.to_string());
                 self.close(index);
                 self.over(index);
+                if self.spec(index).gang.is_some() {
+                    let node = self.spec(index).node;
+                    let after = self.scenario.nodes[node].config.gangs.timing.patience;
+                    self.plan(after, Happening::EndGang(index));
+                }
             }
         }
     }

@@ -16,6 +16,13 @@ impl World<'_, '_> {
             FaultKind::Kill(client) => self.kill(client),
             FaultKind::Stop(client, lasts) => self.stop(client, lasts),
             FaultKind::Restart(node, lasts) => self.restart(node, lasts),
+            FaultKind::Controller(lasts) => self.restart_controller(lasts),
+            FaultKind::Cut(node, lasts) if self.has_controller() => {
+                self.excuse_gangs(lasts);
+                self.cut(node, lasts);
+            }
+            FaultKind::Cut(..) => {}
+            FaultKind::Crash(node, ends) => self.crash(node, ends),
         }
     }
 
@@ -23,8 +30,7 @@ impl World<'_, '_> {
     fn kill(&mut self, index: usize) {
         match self.clients[index].life {
             Life::Absent => {
-                self.clients[index].life = Life::Over;
-                self.unfinished -= 1;
+                self.over(index);
             }
             Life::Here => {
                 self.log(|scenario| format!("{} is killed", scenario.clients[index].name));
@@ -45,6 +51,9 @@ impl World<'_, '_> {
 
     /// The process of a killed client is gone, and its assigner sees it.
     pub(super) fn gone(&mut self, index: usize) {
+        if self.clients[index].life != Life::Dying {
+            return; // its node went before
+        }
         self.halt(index);
         self.close(index);
         self.over(index);
@@ -91,6 +100,10 @@ impl World<'_, '_> {
         node.life += 1;
         self.log(|scenario| format!("{} is down", scenario.nodes[index].name));
         self.excuse(index, lasts);
+        self.gang_node_down(index, Duration::ZERO);
+        if index == 0 {
+            self.restart_controller(lasts); // it lives in that assigner
+        }
         for client in 0..self.clients.len() {
             if self.scenario.clients[client].node == index {
                 self.clients[client].connected = false;
@@ -106,10 +119,14 @@ impl World<'_, '_> {
     pub(super) fn back(&mut self, index: usize) {
         self.log(|scenario| format!("{} is back", scenario.nodes[index].name));
         let Some(written) = self.nodes[index].written.take() else { return };
-        let expected = written.survivors();
+        let (expected, departed) = (written.survivors(), written.departed.clone());
         let config = Config {
             first_epoch: written.next_epoch,
-            settle: Settle { until: self.now.after(self.scenario.costs.settle), expected },
+            settle: Settle {
+                until: self.now.after(self.scenario.costs.settle),
+                expected,
+                departed,
+            },
             ..self.scenario.nodes[index].config.clone()
         };
         match Scheduler::new(config) {
@@ -132,5 +149,67 @@ impl World<'_, '_> {
             }
         }
         self.tell(index, Event::Timer); // its deadline
+        if self.has_controller() {
+            self.gang_connect(index);
+        }
+    }
+
+    /// The controller dies, and is back after a while.
+    fn restart_controller(&mut self, lasts: Duration) {
+        if self.gangs.controller.is_some() {
+            self.excuse_gangs(lasts);
+            self.stop_controller();
+            self.plan(lasts, Happening::ControllerBack);
+        }
+    }
+
+    /// What is under way between nodes and controller may have to begin anew.
+    fn excuse_gangs(&mut self, lasts: Duration) {
+        let until = self.now.after(lasts);
+        self.gangs.watched.excused = self.gangs.watched.excused.max(until);
+    }
+
+    /// A node is gone with all that is on it; after a while gangs with members there are ended.
+    fn crash(&mut self, node: usize, ends: Duration) {
+        if self.nodes[node].is_dead {
+            return;
+        }
+        self.log(|scenario| format!("{} is gone", scenario.nodes[node].name));
+        self.nodes[node].is_dead = true;
+        self.nodes[node].scheduler = None;
+        self.nodes[node].written = None;
+        self.nodes[node].life += 1;
+        self.gang_node_down(node, self.scenario.costs.detect);
+        self.plan(ends, Happening::EndGangs(node));
+        for client in 0..self.clients.len() {
+            let life = self.clients[client].life;
+            if self.scenario.clients[client].node == node && life != Life::Over {
+                self.outcome.kills += u64::from(life == Life::Here);
+                self.halt(client);
+                self.close(client);
+                self.over(client);
+            }
+        }
+    }
+
+    /// A member was refused: those who have not heard the same by the time that the refusal is remembered end with it.
+    pub(super) fn end_gang_of(&mut self, index: usize) {
+        if let Some(gang) = &self.scenario.clients[index].gang {
+            for client in self.gangs.members[&gang.name].clone() {
+                self.kill(client);
+            }
+        }
+    }
+
+    pub(super) fn end_gangs(&mut self, node: usize) {
+        let clients = &self.scenario.clients;
+        let crippled = self
+            .gangs
+            .members
+            .values()
+            .filter(|members| members.iter().any(|client| clients[*client].node == node));
+        for client in crippled.flatten().copied().collect::<Vec<usize>>() {
+            self.kill(client);
+        }
     }
 }

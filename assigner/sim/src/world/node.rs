@@ -19,6 +19,8 @@ pub(super) struct GpuTruth {
     pub(super) running: Vec<usize>,
     /// Who did so last.
     pub(super) latest: Option<usize>,
+    /// The latest lease that was granted on it.
+    pub(super) granted: Option<Epoch>,
     /// The latest lease under which something ran.
     pub(super) epoch: Option<Epoch>,
 }
@@ -41,6 +43,8 @@ pub(super) struct Node {
     pub(super) excused: Time,
     /// The longest kernel of its clients.
     pub(super) kernel: Duration,
+    /// It is gone for good.
+    pub(super) is_dead: bool,
 }
 
 impl Node {
@@ -55,6 +59,7 @@ impl Node {
             written: None,
             excused: Time(0),
             kernel: Duration::ZERO,
+            is_dead: false,
         })
     }
 }
@@ -150,6 +155,7 @@ impl World<'_, '_> {
         {
             self.violated(error.to_string());
         }
+        self.watch_gangs(index_of_node);
         while let Some(action) = self.poll(index_of_node) {
             self.log(|scenario| format!("{} > {action:?}", scenario.nodes[index_of_node].name));
             self.answer(index_of_node, action);
@@ -174,14 +180,14 @@ impl World<'_, '_> {
                 self.outcome.grants += 1;
                 let gpus: Vec<usize> = gpus.iter().map(|gpu| gpu.0 as usize).collect();
                 self.check_grant(node, index(*client), *epoch, &gpus);
+                self.check_member_grant(node, index(*client));
                 *client
             }
             Action::Recall { client, .. } => {
                 self.outcome.recalls += 1;
                 *client
             }
-            // Without a connection to a controller there are none.
-            Action::GangReport(_) => return,
+            Action::GangReport(report) => return self.send_report(node, report.clone()),
             Action::Bound { client, .. }
             | Action::Refused { client, .. }
             | Action::Wanted { client, .. }

@@ -697,6 +697,12 @@ pub struct GangStanding {
     pub busy: bool,
     #[prost(bool, tag = "12")]
     pub wanted: bool,
+    /// Clients that were members here and have gone.
+    #[prost(uint32, tag = "13")]
+    pub left: u32,
+    /// Why the gang can never hold its leases, as this node knows.
+    #[prost(message, optional, tag = "14")]
+    pub refusal: ::core::option::Option<GangRefusal>,
 }
 /// What a node has to do with gangs; like GangReport, a whole state.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -732,8 +738,11 @@ pub struct GangOrder {
     pub most: ::core::option::Option<u32>,
     #[prost(message, optional, tag = "7")]
     pub refusal: ::core::option::Option<GangRefusal>,
+    /// All of its members have gone, on all nodes: it can be forgotten.
+    #[prost(bool, tag = "8")]
+    pub over: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GangRefusal {
     #[prost(enumeration = "GangRefusalCode", tag = "1")]
     pub code: i32,
@@ -743,6 +752,9 @@ pub struct GangRefusal {
     /// What there is: the others' size, or GPUs.
     #[prost(uint32, tag = "3")]
     pub there: u32,
+    /// Name of a tenant or a queue; with GANG_REFUSAL_CODE_MEMBER, why a member was refused.
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Joined {
@@ -1045,6 +1057,9 @@ pub enum GangRefusalCode {
     Full = 2,
     LargerThanNode = 3,
     LargerThanJob = 4,
+    BeyondTenant = 5,
+    BeyondQueue = 6,
+    Member = 7,
 }
 impl GangRefusalCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1058,6 +1073,9 @@ impl GangRefusalCode {
             Self::Full => "GANG_REFUSAL_CODE_FULL",
             Self::LargerThanNode => "GANG_REFUSAL_CODE_LARGER_THAN_NODE",
             Self::LargerThanJob => "GANG_REFUSAL_CODE_LARGER_THAN_JOB",
+            Self::BeyondTenant => "GANG_REFUSAL_CODE_BEYOND_TENANT",
+            Self::BeyondQueue => "GANG_REFUSAL_CODE_BEYOND_QUEUE",
+            Self::Member => "GANG_REFUSAL_CODE_MEMBER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1068,6 +1086,9 @@ impl GangRefusalCode {
             "GANG_REFUSAL_CODE_FULL" => Some(Self::Full),
             "GANG_REFUSAL_CODE_LARGER_THAN_NODE" => Some(Self::LargerThanNode),
             "GANG_REFUSAL_CODE_LARGER_THAN_JOB" => Some(Self::LargerThanJob),
+            "GANG_REFUSAL_CODE_BEYOND_TENANT" => Some(Self::BeyondTenant),
+            "GANG_REFUSAL_CODE_BEYOND_QUEUE" => Some(Self::BeyondQueue),
+            "GANG_REFUSAL_CODE_MEMBER" => Some(Self::Member),
             _ => None,
         }
     }

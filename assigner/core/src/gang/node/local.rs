@@ -7,6 +7,8 @@ impl Local {
         Local {
             size,
             members: BTreeMap::new(),
+            left: 0,
+            refusal: None,
             round: Round(0),
             stage: InRound::Out,
             route: Route::Controller,
@@ -30,8 +32,24 @@ impl Local {
         }
     }
 
+    /// All members have come to this node.
+    pub(super) fn is_local(&self) -> bool {
+        count(self.members.len()) + self.left >= self.size
+    }
+
+    /// Nothing of it is left here that anybody could want to know.
+    pub(super) fn is_over(&self, config: &NodeConfig, told: bool) -> bool {
+        let known = told || config.alone || self.left == 0;
+        self.members.is_empty()
+            && self.stage == InRound::Out
+            && (self.is_local() || known && self.refusal.is_none())
+    }
+
     /// When members have been apart for too long.
     pub(super) fn due(&self, timing: &Timing) -> Option<Time> {
+        if self.members.is_empty() {
+            return self.refusal.as_ref().map(|(_, until)| *until);
+        }
         let states = self.members.values().map(|member| member.state);
         match (self.stage, self.wanted) {
             (InRound::Out, _) if !self.urgent => states
@@ -62,6 +80,7 @@ impl Local {
         Standing {
             size: self.size,
             members: count(self.members.len()),
+            left: self.left,
             waiting: count(waiting),
             urgent: self.urgent,
             priority: members().map(|member| member.priority).max().unwrap_or(0),
@@ -69,11 +88,20 @@ impl Local {
             gpus: self.gpus(),
             round: self.round,
             stage: self.stage(),
+            refusal: self.refusal.as_ref().map(|(refusal, _)| refusal.clone()),
         }
     }
 
     /// Why the gang can never hold its leases, as far as this node knows.
     pub(super) fn impossible(&self, config: &NodeConfig) -> Option<GangRefusal> {
+        let limits = self.members.values().flat_map(|member| &member.limits);
+        for limit in limits.collect::<BTreeSet<&Limit>>() {
+            let under = self.members.values().filter(|member| member.limits.contains(limit));
+            let wanted: u32 = under.map(|member| member.width).sum();
+            if wanted > limit.most {
+                return Some(GangRefusal::BeyondLimit { wanted, limit: limit.clone() });
+            }
+        }
         if !config.exclusive {
             return None;
         }
@@ -82,7 +110,7 @@ impl Local {
         if gpus < wanted {
             return Some(GangRefusal::LargerThanNode { wanted, gpus });
         }
-        let missing = self.size.saturating_sub(count(self.members.len()));
+        let missing = self.size.saturating_sub(count(self.members.len()) + self.left);
         let wanted = wanted.saturating_add(missing);
         (config.alone && wanted > config.gpus)
             .then_some(GangRefusal::LargerThanJob { wanted, gpus: config.gpus })
