@@ -9,6 +9,9 @@ use crate::event::Eligible;
 use crate::ids::Gpu;
 use crate::scheduler::{Client, Scheduler};
 
+/// Bytes a second between a GPU and the host, until switches have been measured (PCIe 4.0, 16 lanes).
+const USUAL_RATE: f64 = 25e9;
+
 impl Scheduler {
     /// The GPUs that a client may run on: those it is bound to, else all that are eligible.
     pub(crate) fn candidates<'a>(
@@ -122,7 +125,8 @@ impl Scheduler {
         chosen.into_iter().map(|at| gpus[at]).collect()
     }
 
-    /// Chooses the GPUs that a client is bound to: the least loaded.
+    /// Chooses the GPUs that a client is bound to: the least loaded; where memory would have to move, those on which waiting and
+    /// moving together take the least.
     pub(crate) fn place(&self, client: &Client) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.candidates(client).collect();
         let width = client.width as usize;
@@ -131,13 +135,43 @@ impl Scheduler {
         if apart >= width {
             gpus.retain(|gpu| self.siblings(client, *gpu) == 0);
         }
-        gpus.sort_by_cached_key(|&gpu| (self.fellows(client, gpu), self.load(gpu)));
+        let moves = gpus.iter().any(|gpu| self.overflow(client, *gpu) > 0);
+        gpus.sort_by_cached_key(|&gpu| {
+            let cost = if moves { self.turn(client, gpu) } else { Duration::ZERO };
+            (self.fellows(client, gpu), cost, self.load(gpu))
+        });
         if width > 1 {
             gpus = self.close_together(&gpus, width, |gpu| self.load(gpu).0);
         }
         gpus.truncate(width);
         gpus.sort();
         gpus
+    }
+
+    /// Bytes that would not fit on a GPU beside what the clients bound to it are going to have.
+    fn overflow(&self, client: &Client, gpu: Gpu) -> u64 {
+        let bound = self.gpus[gpu.index()].bound.iter().filter_map(|id| self.clients.get(id));
+        let all = bound
+            .fold(self.peak(client, gpu), |sum, other| sum.saturating_add(self.peak(other, gpu)));
+        all.saturating_sub(self.config.gpus[gpu.index()].memory)
+    }
+
+    /// How long a client waits for its turn on a GPU when all who are bound to it want theirs, with what has to be moved
+    /// out and in for it. A phase of which nothing is known counts as a quantum: no more than that is waited for.
+    fn turn(&self, client: &Client, gpu: Gpu) -> Duration {
+        let state = &self.gpus[gpu.index()];
+        let bound = state.bound.iter().filter_map(|id| self.clients.get(id));
+        let quantum = self.config.quantum;
+        let phase = |other: &Client| other.estimator.estimate(&self.config.estimator);
+        let waiting = bound
+            .map(|other| phase(other).map_or(quantum, |phase| phase.min(quantum)))
+            .fold(Duration::ZERO, Duration::saturating_add);
+        let rate = match (state.moved, state.switching.as_secs_f64()) {
+            (moved @ 1.., took) if took > 0.0 => moved as f64 / took,
+            _ => USUAL_RATE,
+        };
+        let moving = 2.0 * self.overflow(client, gpu) as f64 / rate;
+        waiting.saturating_add(Duration::try_from_secs_f64(moving).unwrap_or(Duration::MAX))
     }
 
     /// Clients of the same tenant that are bound to a GPU: one with a guarantee uses it on several GPUs only if its

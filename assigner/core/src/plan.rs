@@ -70,6 +70,7 @@ impl Lease {
             gpus: gpus.into(),
             granted,
             is_ready: true,
+            lacked: 0,
             progress: granted,
             started: granted,
             least: std::time::Duration::ZERO,
@@ -342,6 +343,7 @@ impl Scheduler {
         self.next_epoch = epoch.next();
         let mut lease = Lease::new(epoch, &start.gpus, self.now);
         lease.is_ready = !self.memory.pages(client, &lease.gpus);
+        lease.lacked = self.memory.lack(client, &lease.gpus);
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
         lease.made_way = waiter.made_way;

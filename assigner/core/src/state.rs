@@ -79,6 +79,8 @@ pub(crate) struct Lease {
     pub(crate) granted: Time,
     /// All of the holder's memory is on the GPUs.
     pub(crate) is_ready: bool,
+    /// What of its memory was not there when it was granted.
+    pub(crate) lacked: u64,
     /// When the holder last got room for its memory.
     pub(crate) progress: Time,
     /// When its quantum began.
@@ -170,6 +172,8 @@ pub(crate) struct GpuState {
     pub(crate) grants: u64,
     /// Time that holders have spent on getting their memory onto it.
     pub(crate) switching: Duration,
+    /// Bytes that came in that time.
+    pub(crate) moved: u64,
 }
 
 impl Client {

@@ -86,8 +86,11 @@ impl Scheduler {
         }
         let switch = self.now.since(lease.granted);
         client.switch = switch;
+        let moved = lease.lacked / u64::from(lease.width());
         for gpu in &lease.gpus {
-            self.gpus[gpu.index()].switching += switch;
+            let state = &mut self.gpus[gpu.index()];
+            state.switching += switch;
+            state.moved += moved;
         }
         self.begin_quantum(id, epoch, switch);
     }

@@ -300,6 +300,15 @@ impl Memory {
         gpus.iter().any(|gpu| pages(*gpu))
     }
 
+    /// What of a client's claims is not on its GPUs.
+    pub(crate) fn lack(&self, client: ClientId, gpus: &[Gpu]) -> u64 {
+        let in_use = gpus.iter().filter(|gpu| self.in_use.contains(**gpu));
+        in_use
+            .filter_map(|gpu| self.ledger(*gpu).account(client))
+            .map(|account| account.lack())
+            .fold(0, u64::saturating_add)
+    }
+
     /// Whether somebody else than `client` lacks memory on `gpu` that holders have.
     pub(crate) fn presses(&self, client: ClientId, gpu: Gpu) -> bool {
         self.in_use.contains(gpu) && self.ledger(gpu).pressing.iter().any(|other| *other != client)
