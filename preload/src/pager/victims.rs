@@ -2,8 +2,8 @@
 //!
 //! Owns: the order. Does not own: what is known of a chunk (`table`), or finding it out (`mover::pass`).
 //!
-//! Unchanged chunks go first, for they need not be copied; they go as soon as they are known. A changed one is copied at once only
-//! if so much is asked for that it would have to go even if all those not yet known were unchanged.
+//! Unchanged chunks go first, for they need not be copied; they go as soon as they are known. A changed one is copied meanwhile only
+//! if so much is asked for that it will have to go, should those not yet known be like those that are.
 
 use super::table::{ChunkId, Fate};
 use std::collections::{BTreeMap, VecDeque};
@@ -14,6 +14,9 @@ pub(crate) struct Victims {
     unchanged: VecDeque<ChunkId>,
     changed: VecDeque<ChunkId>,
     unknown: BTreeMap<ChunkId, u64>,
+    /// Bytes that have become known, and how many of them were unchanged.
+    known: u64,
+    alike: u64,
 }
 
 /// What is to be done next.
@@ -42,11 +45,13 @@ impl Victims {
 
     /// One of those not known is known now.
     pub(crate) fn learn(&mut self, id: ChunkId, fate: Fate) {
-        if self.unknown.remove(&id).is_none() {
-            return;
-        }
+        let Some(bytes) = self.unknown.remove(&id) else { return };
+        self.known += bytes;
         match fate {
-            Fate::Untouched | Fate::Alike => self.unchanged.push_back(id),
+            Fate::Untouched | Fate::Alike => {
+                self.alike += bytes;
+                self.unchanged.push_back(id);
+            }
             Fate::Changed | Fate::Unknown => self.changed.push_back(id),
         }
     }
@@ -56,12 +61,21 @@ impl Victims {
         if let Some(id) = self.unchanged.pop_front() {
             return Next::Take(id);
         }
-        if missing > self.unknown.values().sum()
+        if missing > self.expected()
             && let Some(id) = self.changed.pop_front()
         {
             return Next::Take(id);
         }
         if self.unknown.is_empty() { Next::Nothing } else { Next::Wait }
+    }
+
+    /// Bytes that will be found unchanged, as far as one can tell.
+    fn expected(&self) -> u64 {
+        let unknown: u64 = self.unknown.values().sum();
+        match self.known {
+            0 => unknown,
+            known => (u128::from(unknown) * u128::from(self.alike) / u128::from(known)) as u64,
+        }
     }
 
     /// It cannot go yet: it is the next of those that are copied.
@@ -84,23 +98,26 @@ mod tests {
 
     #[test]
     fn what_is_found_unchanged_goes_before_what_must_be_copied() {
-        let [a, b, c, d] = ids();
+        let [a, b, c, d, e] = ids();
         let mut victims = Victims::new(vec![
             (Fate::Untouched, 10, a),
             (Fate::Changed, 10, b),
             (Fate::Unknown, 10, c),
             (Fate::Unknown, 10, d),
+            (Fate::Unknown, 10, e),
         ]);
-        assert_eq!(victims.next(20), Next::Take(a));
-        assert_eq!(victims.next(10), Next::Wait, "one of the two may be unchanged");
-        victims.learn(c, Fate::Changed);
-        assert_eq!(victims.next(10), Next::Wait);
-        victims.learn(d, Fate::Alike);
-        assert_eq!(victims.next(10), Next::Take(d));
-        assert_eq!(victims.next(10), Next::Take(b), "more is asked for");
-        victims.put_back(b);
-        assert_eq!(victims.next(10), Next::Take(b));
-        assert_eq!(victims.next(10), Next::Take(c));
+        assert_eq!(victims.next(40), Next::Take(a));
+        assert_eq!(victims.next(30), Next::Wait, "all three may be unchanged");
+        victims.learn(c, Fate::Alike);
+        assert_eq!(victims.next(30), Next::Take(c));
+        assert_eq!(victims.next(20), Next::Wait, "the other two will be");
+        victims.learn(d, Fate::Changed);
+        assert_eq!(victims.next(20), Next::Take(b), "at most one of the two will be");
+        assert_eq!(victims.next(10), Next::Take(d), "there is a better chance that it will not");
+        victims.put_back(d);
+        victims.learn(e, Fate::Alike);
+        assert_eq!(victims.next(10), Next::Take(e));
+        assert_eq!(victims.next(10), Next::Take(d), "more is asked for");
         assert_eq!(victims.next(10), Next::Nothing);
     }
 

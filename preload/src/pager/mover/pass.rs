@@ -10,8 +10,9 @@ use crate::pager::hashing::Hasher;
 use crate::pager::table::ChunkId;
 use std::collections::VecDeque;
 
-/// Chunks of a batch.
-const BATCH: usize = 16;
+/// Chunks of the first batch, and of the largest: the first results are to come at once, for the link waits for them.
+const FIRST: usize = 2;
+const LARGEST: usize = 64;
 
 pub(super) struct Pass {
     hasher: Hasher,
@@ -46,7 +47,8 @@ impl Pass {
             return false;
         }
         let from = self.launched;
-        let to = (from + BATCH).min(self.chunks.len());
+        let batch = from.clamp(FIRST, LARGEST);
+        let to = (from + batch).min(self.chunks.len());
         let stream = station.hashing();
         let places: Vec<Option<(u64, u64)>> = {
             let books = PAGER.books();
