@@ -1,7 +1,8 @@
 //! Paged memory: what clients claim and return, what has left the GPU, what the host must hold.
 //!
 //! A claim never waits. It is granted if the client could have all of its claims on the GPU at its
-//! turn, and if the host could hold what would have to leave meanwhile.
+//! turn, and if the host could hold what would have to leave meanwhile. What others cannot move at
+//! present is no reason to deny it: that passes.
 
 use super::Memory;
 use super::ledger::{Anchor, Ledger};
@@ -21,7 +22,7 @@ impl Memory {
         let denied = ledger
             .exceeds(client, bytes)
             .or_else(|| {
-                let others = ledger.immovable(client) - room.fixed;
+                let others = ledger.immovable_for_good(client);
                 let total = (room.fixed + room.claimed).saturating_add(bytes);
                 let (capacity, fits) = (ledger.capacity, total <= ledger.capacity - others);
                 (!fits).then_some(RoomDenied::OthersFixed { total, capacity, others })

@@ -243,6 +243,17 @@ impl Ledger {
         self.sums.fixed + self.sums.anchored - own
     }
 
+    /// What others than `client` have on the GPU that will stay there: their fixed memory, and what they say
+    /// must stay where it is.
+    pub(crate) fn immovable_for_good(&self, client: ClientId) -> u64 {
+        let others = self.accounts.iter().filter(|(other, _)| *other != client);
+        let stays = others.map(|(_, account)| {
+            let pinned = account.anchors.contains(Anchor::Pinned);
+            account.fixed + if pinned { account.resident } else { 0 }
+        });
+        stays.sum()
+    }
+
     /// True if the claims and the fixed memory, with so much more, exceed the GPU.
     pub(crate) fn would_oversubscribe(&self, more: u64) -> bool {
         let waiting = self.waiting.iter().fold(more, |sum, r| sum.saturating_add(r.bytes));
