@@ -301,14 +301,23 @@ fn map_one(device: u32, handle: u64, mapping: &Mapping) -> Answer<()> {
     opened
 }
 
-/// Unmap, release. What fails here has no remedy: a broken context keeps its memory until the process ends.
-pub(super) fn unmake(mappings: &[Mapping], handle: u64) {
+/// Unmap, release; false: the driver keeps the memory, which has no remedy. That of a broken context may stay until the process
+/// ends.
+pub(super) fn unmake(mappings: &[Mapping], handle: u64) -> bool {
+    // A chunk of a broken context may be there in name alone.
+    if handle == 0 {
+        return true;
+    }
+    let mut gone = true;
     for mapping in mappings {
         if let Err(result) = device::unmap(mapping.address, mapping.bytes) {
             debug!("cuMemUnmap failed: {}", device::name(result));
+            gone = false;
         }
     }
     if let Err(result) = device::release(handle) {
         debug!("cuMemRelease failed: {}", device::name(result));
+        gone = false;
     }
+    gone
 }

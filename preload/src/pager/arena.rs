@@ -142,7 +142,10 @@ impl Books {
         }
         // A program that allocates and frees in turns shall not pin each time.
         let slack = if wanted == 0 { 0 } else { (wanted / 8).max(2 * self.rules.chunk_bytes) };
-        let (id, region) = self.table.places.retire(wanted + slack)?;
+        let keep = wanted + slack;
+        // Copies of what is on the GPU are in the way of the regions' end.
+        self.table.shed(total.saturating_sub(keep));
+        let (id, region) = self.table.places.retire(keep)?;
         let (address, bytes) = (region.address, region.bytes);
         Some(Task::Shrink { id, address, bytes, carrier, pinned: region.pinned.is_some() })
     }

@@ -18,6 +18,14 @@ struct Context {
     /// Moves and calls of the pager's that are under way in it.
     users: u32,
     leaving: bool,
+    /// A kernel or a copy has failed in it: nothing can be done in it any more, and what was in its memory is lost.
+    broken: bool,
+}
+
+impl Context {
+    fn is_usable(&self) -> bool {
+        !self.leaving && !self.broken
+    }
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +47,7 @@ impl Contexts {
         let made = &mut self.made;
         let context = self.contexts.entry(handle).or_insert_with(|| {
             *made += 1;
-            Context { id: *made, device, users: 0, leaving: false }
+            Context { id: *made, device, users: 0, leaving: false, broken: false }
         });
         context.id
     }
@@ -58,8 +66,23 @@ impl Contexts {
 
     /// A context in which to work on a device's memory.
     pub(crate) fn carrier(&self, device: u32) -> Option<Carrier> {
-        let mut all = self.contexts.iter().filter(|(_, c)| c.device == device && !c.leaving);
+        let mut all = self.contexts.iter().filter(|(_, c)| c.device == device && c.is_usable());
         all.next().map(|(handle, context)| Carrier { handle: *handle, id: context.id })
+    }
+
+    /// Nothing can be done in it any more.
+    pub(crate) fn break_down(&mut self, carrier: Carrier) {
+        if let Some(context) = self.contexts.get_mut(&carrier.handle)
+            && context.id == carrier.id
+        {
+            context.broken = true;
+        }
+    }
+
+    /// Whether all contexts of a device are broken, and there are some.
+    pub(crate) fn is_bereft(&self, device: u32) -> bool {
+        let mut all = self.contexts.values().filter(|context| context.device == device).peekable();
+        all.peek().is_some() && all.all(|context| context.broken)
     }
 
     /// Work in a context begins; false: it is on its way out, or gone.
@@ -140,6 +163,23 @@ mod tests {
         assert!(!contexts.is_busy(0x10));
         contexts.restore(0x10);
         assert!(contexts.enter(carrier));
+    }
+
+    #[test]
+    fn a_broken_context_is_not_worked_in_while_there_is_another() {
+        let mut contexts = Contexts::new();
+        assert!(!contexts.is_bereft(0));
+        let first = Carrier { handle: 0x10, id: contexts.note(0x10, 0) };
+        let second = Carrier { handle: 0x20, id: contexts.note(0x20, 0) };
+        contexts.break_down(first);
+        assert_eq!(contexts.carrier(0), Some(second));
+        assert!(!contexts.is_bereft(0));
+        contexts.break_down(second);
+        assert_eq!(contexts.carrier(0), None);
+        assert!(contexts.is_bereft(0) && !contexts.is_bereft(1));
+        contexts.remove(0x20);
+        contexts.note(0x20, 0);
+        assert!(!contexts.is_bereft(0), "another context under the same handle");
     }
 
     #[test]

@@ -48,6 +48,15 @@ pub(crate) fn current_device() -> Option<u32> {
     result.is_success().then_some(device as u32)
 }
 
+/// Whether the context of a stream works.
+pub(crate) fn state(stream: usize) -> CuResult {
+    // SAFETY: a stream of the pager's; nothing is waited for.
+    match unsafe { real::cuStreamQuery(stream as sys::CUstream) } {
+        CuResult::NOT_READY => CuResult::SUCCESS,
+        result => result,
+    }
+}
+
 /// Waits for what is in a stream; only after a failure.
 pub(crate) fn drain(stream: usize) {
     // SAFETY: a stream of the pager's.
@@ -432,6 +441,13 @@ pub(crate) fn is_lost(result: CuResult) -> bool {
         E::CUDA_ERROR_DEINITIALIZED,
     ];
     lost.into_iter().any(|code| result == CuResult(code as u32))
+}
+
+/// Whether it means that a kernel or a copy has failed in the context, which answers the same for ever.
+pub(crate) fn is_fault(result: CuResult) -> bool {
+    use sys::cudaError_enum as E;
+    let gone = [E::CUDA_ERROR_CONTEXT_IS_DESTROYED, E::CUDA_ERROR_DEINITIALIZED];
+    is_lost(result) && gone.into_iter().all(|code| result != CuResult(code as u32))
 }
 
 /// NVIDIA's name of a code, or its number.

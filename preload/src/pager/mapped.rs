@@ -144,7 +144,9 @@ impl Pager {
             return Ok(());
         }
         let outcome = self.make_patiently(chunk).and_then(|handle| {
-            self.fill_unmapped(chunk, handle).inspect_err(|_| unmake(&[], handle))?;
+            self.fill_unmapped(chunk, handle).inspect_err(|_| {
+                unmake(&[], handle);
+            })?;
             Ok(handle)
         });
         let mut books = self.books();

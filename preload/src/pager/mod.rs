@@ -46,7 +46,8 @@ pub(crate) use ranges::GRANULE;
 
 use crate::gate::Gate;
 use crate::link::LINK;
-use crate::log::debug;
+use crate::log::{debug, info};
+use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
 use account::Word;
 use arena::ArenaState;
@@ -261,6 +262,10 @@ impl Pager {
         }
         books.table.account(device).owe(bytes);
         books.say();
+        // There may be host memory now.
+        if std::mem::take(&mut books.arena.exhausted) {
+            self.changed.notify_all();
+        }
     }
 
     // ------------------------------------------------------------ the gate
@@ -391,6 +396,15 @@ impl Pager {
         for device in closed {
             self.spread_quietly(device);
         }
+    }
+
+    /// A context has turned out to be broken.
+    fn break_down(&self, carrier: Carrier, result: CuResult) {
+        info!(
+            "a CUDA context is broken ({}): what its memory held is lost, and its room goes to who asks for it",
+            device::name(result)
+        );
+        self.books().contexts.break_down(carrier);
     }
 
     /// Begins driver calls in a context; false: it is going, or everything is.

@@ -170,6 +170,8 @@ pub(crate) enum Trust {
     Compare,
 }
 
+mod copies;
+
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) accounts: Vec<Account>,
@@ -477,51 +479,6 @@ impl Table {
             Outward { id, bytes: chunk.bytes, handle: chunk.handle, mappings, way }
         });
         out.ok_or(NotOut::Gone)
-    }
-
-    /// A place for a copy. Where there is none, copies of chunks that are on the GPU and have changed make way.
-    fn place(&mut self, bytes: u64, but: ChunkId) -> Option<Vec<Extent>> {
-        if let Some(extents) = self.places.take(bytes) {
-            return Some(extents);
-        }
-        let stale: Vec<ChunkId> = self
-            .chunks
-            .iter()
-            .filter(|(id, chunk)| {
-                **id != but
-                    && chunk.state == State::Resident
-                    && chunk.host.is_some()
-                    && self.is_touched(chunk)
-                    && !self.is_like_host(chunk)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in stale {
-            if let Some(host) = self
-                .change(id, |chunk| {
-                    chunk.opening = chunk.opening.wrapping_sub(1);
-                    chunk.host.take()
-                })
-                .flatten()
-            {
-                self.places.give(&host.extents);
-            }
-            if let Some(extents) = self.places.take(bytes) {
-                return Some(extents);
-            }
-        }
-        None
-    }
-
-    /// Comparing has shown that the hashes lie: it is copied after all.
-    pub(crate) fn differs(&mut self, id: ChunkId) {
-        self.change(id, |chunk| {
-            chunk.hash = None;
-            if let Some(host) = &mut chunk.host {
-                host.whole = false;
-                host.hash = None;
-            }
-        });
     }
 
     /// It is on the host, and its physical memory is gone.

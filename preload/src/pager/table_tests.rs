@@ -386,3 +386,34 @@ fn a_hash_from_before_the_gate_opened_says_nothing() {
     world.end_out(true);
     world.check();
 }
+
+#[test]
+fn copies_of_what_is_on_the_gpu_make_way_for_the_end_of_the_arena() {
+    let mut world = World::new(2 * UNIT);
+    for _ in 0..2 {
+        world.allocate(UNIT);
+    }
+    world.credit(2 * UNIT);
+    (0..2).for_each(|_| world.begin_in());
+    (0..2).for_each(|_| world.end_in(true));
+    world.open();
+    (0..2).for_each(|which| world.write(which));
+    world.open = false;
+    world.hash();
+    (0..2).for_each(|_| world.begin_out());
+    (0..2).for_each(|_| world.end_out(true));
+    world.listen();
+    world.table.shed(2 * UNIT);
+    assert_eq!(world.table.places.free(), 0, "the only copies stay");
+    world.credit(UNIT);
+    world.begin_in();
+    world.end_in(true);
+    world.table.shed(UNIT);
+    assert_eq!(world.table.places.free(), UNIT);
+    world.table.shed(UNIT);
+    world.check();
+    world.begin_out();
+    assert!(matches!(world.moving_out[0].way, Way::Copy(_)), "the host does not have it any more");
+    world.end_out(true);
+    world.check();
+}

@@ -6,18 +6,18 @@ use anyhow::{Result, ensure};
 use crate::stage::{MOST, MOST_BYTES, Stage, is_right, signal};
 
 /// The environment of the program that the fault is for.
-const BROKEN: (&str, &str) = ("BROKEN", "1");
+pub(crate) const BROKEN: (&str, &str) = ("BROKEN", "1");
 
 /// A fault that strikes it.
-fn fault(kind: &str, at: u32, times: u32) -> String {
+pub(crate) fn fault(kind: &str, at: u32, times: u32) -> String {
     format!("[[fault]]\nkind = \"{kind}\"\nenv = \"BROKEN=1\"\nat = {at}\ntimes = {times}\n")
 }
 
 /// A link so slow that a switch can be stopped in its middle.
-const SLOW: &str = "link_out = \"20MB\"\nlink_in = \"20MB\"\n";
+pub(crate) const SLOW: &str = "link_out = \"20MB\"\nlink_in = \"20MB\"\n";
 
 /// Waits until a program that was all on the GPU has left a part of it.
-fn wait_for_the_middle(stage: &Stage, victim: &OnRequest) -> Result<()> {
+pub(crate) fn wait_for_the_middle(stage: &Stage, victim: &OnRequest) -> Result<()> {
     let partly = |resident: u64| (1 << 20..MOST_BYTES - (4 << 20)).contains(&resident);
     stage
         .wait_for("the victim is partly moved out", victim, |client| partly(client.resident))

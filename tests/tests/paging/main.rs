@@ -4,6 +4,8 @@
 //! Owns: that not a byte is wrong, that what can be done is done, and that faults harm nobody else. Does not
 //! own: how fast any of it is (scripts/bench). Needs an installation with tests, named by ACB_PREFIX.
 
+mod arena;
+mod contexts;
 mod faults;
 mod kinds;
 mod limits;

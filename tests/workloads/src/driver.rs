@@ -97,6 +97,7 @@ functions! {
     device_name = "cuDeviceGetName"(*mut c_char, c_int, c_int);
     primary_retain = "cuDevicePrimaryCtxRetain"(*mut *mut c_void, c_int);
     primary_release = "cuDevicePrimaryCtxRelease_v2"(c_int);
+    primary_reset = "cuDevicePrimaryCtxReset_v2"(c_int);
     ctx_set = "cuCtxSetCurrent"(*mut c_void);
     ctx_synchronize = "cuCtxSynchronize"();
     module_load = "cuModuleLoadData"(*mut *mut c_void, *const c_void);
@@ -355,6 +356,11 @@ impl Driver {
     /// Gives a primary context back.
     pub fn release_primary(&self, context: &Context) -> Result<(), DriverError> {
         call!(self, primary_release(context.device))
+    }
+
+    /// Ends a primary context with everything in it, whoever retains it.
+    pub fn reset_primary(&self, context: &Context) -> Result<(), DriverError> {
+        call!(self, primary_reset(context.device))
     }
 
     /// `cuCtxSetCurrent`.

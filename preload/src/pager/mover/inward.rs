@@ -109,6 +109,34 @@ impl Inbound {
         Progress::More
     }
 
+    /// All contexts are broken: memory comes without its content, or in name alone, so that the program is told of its own error
+    /// and does not wait.
+    pub(super) fn pretend(&mut self, device: u32, retry: &mut Retry) -> Progress {
+        if !retry.is_due() {
+            return Progress::Waiting;
+        }
+        for _ in 0..AT_ONCE {
+            let mut books = PAGER.books();
+            let metered = books.metered;
+            let Some(inward) = books.table.begin_next_in(device, metered) else {
+                return Progress::Idle;
+            };
+            drop(books);
+            let handle = match PAGER.make(inward.id) {
+                Err(result) if !device::is_lost(result) => {
+                    PAGER.books().table.fail_in(inward.id);
+                    PAGER.changed.notify_all();
+                    retry.failed();
+                    return Progress::Waiting;
+                }
+                made => made.unwrap_or(0),
+            };
+            PAGER.books().table.end_in(inward.id, handle, true);
+            PAGER.changed.notify_all();
+        }
+        Progress::More
+    }
+
     fn bring(
         &mut self,
         inward: &Inward,
@@ -124,7 +152,9 @@ impl Inbound {
         }
         let device = PAGER.books().table.chunk(inward.id).map_or(0, |chunk| chunk.device);
         let window = Window::to(device, inward.bytes, handle, &inward.mappings)
-            .inspect_err(|_| unmake(&inward.mappings, handle))
+            .inspect_err(|_| {
+                unmake(&inward.mappings, handle);
+            })
             .map_err(|result| ("cuMemSetAccess", result))?;
         match self.copy(inward, window.address, station) {
             Ok(event) => {

@@ -11,8 +11,8 @@ mod outward;
 mod pass;
 mod station;
 
-use super::PAGER;
 use super::report::Reporter;
+use super::{PAGER, device};
 use crate::lease::Lease;
 use crate::work;
 use acb_cuda_abi::CuResult;
@@ -253,21 +253,31 @@ impl Lane {
         if !station.enter() {
             return false;
         }
-        let mut built = true;
-        let entered = work::with_context(carrier.handle, || {
-            built = station.build();
-            CuResult::SUCCESS
-        });
-        if !entered.is_success() || !built {
-            station.leave();
-            self.retry.failed();
-            return false;
+        let built = work::with_context(carrier.handle, || station.build());
+        if built.is_success() {
+            return true;
         }
-        true
+        station.leave();
+        if device::is_fault(built) {
+            PAGER.break_down(carrier, built);
+        } else {
+            self.retry.failed();
+        }
+        false
     }
 
-    /// Without any context there is nothing to copy in or out, but chunks without content can be mapped.
+    /// Without any context there is nothing to copy in or out, but chunks without content can be mapped. Where all contexts are
+    /// broken, no chunk has content any more.
     fn look_without_context(&mut self, leave: Leave) -> Progress {
+        if PAGER.books().contexts.is_bereft(self.device) {
+            if leave == Leave::May {
+                self.outbound.forsake(self.device);
+            }
+            return match self.inbound.pretend(self.device, &mut self.retry) {
+                Progress::Idle => Progress::Waiting,
+                other => other,
+            };
+        }
         if leave == Leave::May {
             self.outbound.refuse(self.device);
         }
@@ -285,6 +295,6 @@ fn has_space(queued: usize, bytes: u64, chunk: u64) -> bool {
 }
 
 /// Physical memory of a chunk that the caller moves goes.
-fn unmake(outward: &super::table::Outward) {
-    super::allocate::unmake(&outward.mappings, outward.handle);
+fn unmake(outward: &super::table::Outward) -> bool {
+    super::allocate::unmake(&outward.mappings, outward.handle)
 }

@@ -10,7 +10,7 @@ use crate::log::{error, info, warning};
 use crate::pager::device::Window;
 use crate::pager::hashing::Hasher;
 use crate::pager::places::Extent;
-use crate::pager::table::{ChunkId, NotOut, Outward, Way};
+use crate::pager::table::{ChunkId, NotOut, Outward, State, Way};
 use crate::pager::victims::{Next, Victims};
 use crate::pager::{Books, PAGER, device};
 use acb_cuda_abi::CuResult;
@@ -72,6 +72,41 @@ impl Outbound {
         }
         self.plan = None;
         PAGER.changed.notify_all();
+    }
+
+    /// All contexts are broken: what was in memory is lost, and the memory of use to others.
+    pub(super) fn forsake(&mut self, device: u32) {
+        self.plan = None;
+        let victims = PAGER.books().table.victims(device);
+        for (.., id) in victims {
+            let mut books = PAGER.books();
+            if books.table.account(device).owed() == 0 {
+                return;
+            }
+            match books.table.hold(id) {
+                Some(State::Resident) => {}
+                Some(state) => {
+                    books.table.release(id, state);
+                    continue;
+                }
+                None => continue,
+            }
+            let Some(chunk) = books.table.chunk(id) else { continue };
+            let (mappings, handle) = (chunk.mappings.clone(), chunk.handle);
+            drop(books);
+            let gone = crate::pager::allocate::unmake(&mappings, handle);
+            let mut books = PAGER.books();
+            match gone {
+                true => books.table.lose(id),
+                false => books.table.release(id, State::Resident),
+            }
+            books.say();
+            PAGER.changed.notify_all();
+        }
+        let mut books = PAGER.books();
+        if books.table.account(device).owed() > 0 {
+            books.refuse(device, "its CUDA context is broken, and the driver keeps the memory");
+        }
     }
 
     /// Nothing can be moved: says so.
@@ -420,12 +455,11 @@ impl Books {
 
     /// A copy has failed: of a broken context the chunk is lost and its memory free, else it stays.
     fn settle_failure(&mut self, outward: Outward, result: CuResult) -> Result<(), CuResult> {
-        if !device::is_lost(result) {
+        if !device::is_lost(result) || !unmake(&outward) {
             self.table.fail_out(outward.id);
             PAGER.changed.notify_all();
             return Err(result);
         }
-        unmake(&outward);
         self.table.lose(outward.id);
         self.say();
         PAGER.changed.notify_all();

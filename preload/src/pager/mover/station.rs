@@ -5,6 +5,7 @@
 use crate::pager::PAGER;
 use crate::pager::contexts::Carrier;
 use crate::pager::device::{self, Answer};
+use acb_cuda_abi::CuResult;
 
 pub(super) struct Station {
     pub(super) carrier: Carrier,
@@ -38,17 +39,24 @@ impl Station {
         }
     }
 
-    /// Makes the streams, in the current context; false: it cannot be done.
-    pub(super) fn build(&mut self) -> bool {
-        if self.streams.is_some() {
-            return true;
+    /// Makes the streams, in the current context, or says why it cannot be done.
+    pub(super) fn build(&mut self) -> CuResult {
+        if let Some(streams) = self.streams {
+            // The context may have broken since.
+            return device::state(streams.outward);
         }
         device::relax_capture();
-        let made = (device::stream(), device::stream(), device::stream());
-        if let (Ok(inward), Ok(outward), Ok(hashing)) = made {
-            self.streams = Some(Streams { inward, outward, hashing });
+        let made = || -> Answer<Streams> {
+            let (inward, outward) = (device::stream()?, device::stream()?);
+            Ok(Streams { inward, outward, hashing: device::stream()? })
+        };
+        match made() {
+            Ok(streams) => {
+                self.streams = Some(streams);
+                CuResult::SUCCESS
+            }
+            Err(result) => result,
         }
-        self.streams.is_some()
     }
 
     pub(super) fn inward(&self) -> usize {

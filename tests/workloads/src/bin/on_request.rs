@@ -19,11 +19,12 @@
 //! | `info` | asks how much memory there is |
 //! | `fork` | calls the driver in a forked child, which must fail |
 //! | `endless` | launches a kernel that never ends |
+//! | `reset` | resets the device, which ends the context with all memory in it, and begins anew |
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
-use acb_workloads::driver::{Driver, DriverError, Kernel, Stream};
+use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
 use acb_workloads::quantities::bytes;
 use acb_workloads::{clock, fork, kernels};
@@ -81,17 +82,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     let driver = Driver::open("libcuda.so.1")?;
     driver.init()?;
-    let context = driver.retain_primary(0)?;
-    let module = driver.load_kernels()?;
-    let mut client = Client {
-        driver: &driver,
-        nop: driver.kernel(&module, kernels::NOP)?,
-        spin: driver.kernel(&module, kernels::SPIN)?,
-        endless: driver.kernel(&module, kernels::ENDLESS)?,
-        memory: Memory::new(&driver, context, u64::from(std::process::id()))?,
-        unfilled: vec![],
-        replay: None,
-    };
+    let mut client = Client::new(&driver, 0)?;
     driver.launch(&client.nop, 1, 1, &[])?;
     driver.synchronize()?;
     answer(|| Ok(Outcome::default()))?;
@@ -100,7 +91,7 @@ fn run() -> anyhow::Result<()> {
         answer(|| client.serve(request))?;
     }
     client.memory.free_all()?;
-    driver.release_primary(&context)?;
+    driver.release_primary(&client.context)?;
     Ok(())
 }
 
@@ -119,6 +110,7 @@ enum Request {
     Info,
     Fork,
     Endless,
+    Reset,
 }
 
 impl Request {
@@ -148,6 +140,7 @@ impl Request {
             ["info"] => Self::Info,
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
+            ["reset"] => Self::Reset,
             _ => bail!("'{line}' is no request"),
         })
     }
@@ -155,6 +148,9 @@ impl Request {
 
 struct Client<'a> {
     driver: &'a Driver,
+    context: CudaContext,
+    /// Resets so far; each time the memory has other content.
+    resets: u64,
     nop: Kernel,
     spin: Kernel,
     endless: Kernel,
@@ -163,7 +159,24 @@ struct Client<'a> {
     replay: Option<Replay<'a>>,
 }
 
-impl Client<'_> {
+impl<'a> Client<'a> {
+    fn new(driver: &'a Driver, resets: u64) -> Result<Self, DriverError> {
+        let context = driver.retain_primary(0)?;
+        let module = driver.load_kernels()?;
+        let seed = u64::from(std::process::id()) | resets << 32;
+        Ok(Client {
+            driver,
+            context,
+            resets,
+            nop: driver.kernel(&module, kernels::NOP)?,
+            spin: driver.kernel(&module, kernels::SPIN)?,
+            endless: driver.kernel(&module, kernels::ENDLESS)?,
+            memory: Memory::new(driver, context, seed)?,
+            unfilled: vec![],
+            replay: None,
+        })
+    }
+
     fn serve(&mut self, request: Request) -> Result<Outcome, DriverError> {
         match request {
             Request::Nop => self.driver.launch(&self.nop, 1, 1, &[])?,
@@ -215,6 +228,10 @@ impl Client<'_> {
                 let flag = self.driver.alloc(8)?;
                 self.driver.copy_in(flag, &[0])?;
                 self.driver.launch(&self.endless, 1, 1, &[flag])?;
+            }
+            Request::Reset => {
+                self.driver.reset_primary(&self.context)?;
+                *self = Client::new(self.driver, self.resets + 1)?;
             }
         }
         Ok(Outcome::default())
