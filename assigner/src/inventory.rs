@@ -164,11 +164,13 @@ fn shown(library: &Path) -> Result<Vec<Shown>, InventoryError> {
     for index in 0..count {
         let gpu = nvml.device_by_index(index).map_err(failed(format!("open GPU {index}")))?;
         let read = |gpu: &nvml_wrapper::Device<'_>| -> Result<Device, NvmlError> {
+            let memory = gpu.memory_info()?;
             Ok(Device {
                 index,
                 uuid: gpu.uuid()?,
                 name: gpu.name()?,
-                memory: gpu.memory_info()?.total,
+                // What the driver and the firmware keep no program can have.
+                memory: memory.total.saturating_sub(memory.reserved),
             })
         };
         // Drivers and GPUs without these calls say NotSupported; what is not known is not used.

@@ -286,3 +286,12 @@ fn eighty_clients_have_a_slice_each() {
     }
     assert_eq!(home.status()["nodes"][0]["gpus"][0]["room"], 80 * 1024 * MIB);
 }
+
+#[test]
+fn what_the_driver_keeps_for_itself_no_client_can_have() {
+    let home = home(&[]);
+    let program = Program::start(&home);
+    let status = home.status();
+    assert_eq!(status["nodes"][0]["gpus"][0]["memory"], 1 << 30, "{status:#}");
+    drop(program);
+}

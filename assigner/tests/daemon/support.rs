@@ -28,7 +28,8 @@ impl Home {
         let folder = tempfile::Builder::new().prefix("acb").tempdir_in("/tmp").unwrap();
         // The GPUs' shared state has the folder's name, and goes with it.
         let state = folder.path().file_name().unwrap().to_string_lossy().into_owned();
-        let text = format!("state = \"{state}\"\ngpus = 2\nmemory = \"1GiB\"\n");
+        let text =
+            format!("state = \"{state}\"\ngpus = 2\nmemory = \"1GiB\"\nreserved = \"70MiB\"\n");
         std::fs::write(folder.path().join("sim.toml"), text).unwrap();
         Home { folder, port }
     }

@@ -35,6 +35,8 @@ pub struct GpuConfig {
     pub memory: u64,
     /// Bytes of device memory that each context takes.
     pub context_bytes: u64,
+    /// Bytes beside `memory` that NVML counts and no program can have.
+    pub reserved: u64,
     /// Bytes per second from the GPU to the host.
     pub link_out: u64,
     /// Bytes per second from the host to the GPU.
@@ -151,6 +153,7 @@ impl Default for GpuConfig {
             name: "Simulated GPU".to_owned(),
             memory: 16 << 30,
             context_bytes: 256 << 20,
+            reserved: 0,
             link_out: 24_000_000_000,
             link_in: 24_000_000_000,
             duplex: true,
@@ -180,6 +183,7 @@ struct ConfigFile {
     name: Option<String>,
     memory: Option<Bytes>,
     context_bytes: Option<Bytes>,
+    reserved: Option<Bytes>,
     link_out: Option<Bytes>,
     link_in: Option<Bytes>,
     duplex: Option<bool>,
@@ -208,6 +212,7 @@ struct GpuFile {
     name: Option<String>,
     memory: Option<Bytes>,
     context_bytes: Option<Bytes>,
+    reserved: Option<Bytes>,
     link_out: Option<Bytes>,
     link_in: Option<Bytes>,
     duplex: Option<bool>,
@@ -237,6 +242,7 @@ fn resolve(
         name: file.name.unwrap_or(usual.name),
         memory: bytes(file.memory, usual.memory),
         context_bytes: bytes(file.context_bytes, usual.context_bytes),
+        reserved: bytes(file.reserved, usual.reserved),
         link_out: bytes(file.link_out, usual.link_out),
         link_in: bytes(file.link_in, usual.link_in),
         duplex: file.duplex.unwrap_or(usual.duplex),
@@ -268,6 +274,7 @@ fn resolve(
             name: own.name.unwrap_or_else(|| usual.name.clone()),
             memory: bytes(own.memory, usual.memory),
             context_bytes: bytes(own.context_bytes, usual.context_bytes),
+            reserved: bytes(own.reserved, usual.reserved),
             link_out: bytes(own.link_out, usual.link_out),
             link_in: bytes(own.link_in, usual.link_in),
             duplex: own.duplex.unwrap_or(usual.duplex),

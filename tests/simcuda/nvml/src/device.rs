@@ -122,7 +122,9 @@ exports! {
             return Err(ARGUMENT_VERSION_MISMATCH);
         }
         let free = total.saturating_sub(used);
-        put(memory, MemoryV2 { version, total, reserved: 0, free, used })
+        let (session, index) = of(device)?;
+        let reserved = session.config.gpus[index].reserved;
+        put(memory, MemoryV2 { version, total, reserved, free, used: used - reserved })
     }
 
     fn nvmlDeviceGetPciInfo_v3(device: Handle, pci: *mut Pci) {
@@ -277,7 +279,8 @@ fn of(device: Handle) -> Outcome<(Arc<Session>, usize)> {
 
 fn memory_of(device: Handle) -> Outcome<(u64, u64)> {
     let (session, index) = of(device)?;
-    Ok((session.config.gpus[index].memory, session.state.used(index)))
+    let gpu = &session.config.gpus[index];
+    Ok((gpu.memory + gpu.reserved, session.state.used(index) + gpu.reserved))
 }
 
 fn bus_id(index: usize) -> String {
