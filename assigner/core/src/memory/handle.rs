@@ -97,7 +97,7 @@ impl Scheduler {
 
     fn reach(&mut self, id: ClientId, away: Holds) {
         let Some(client) = self.clients.get(&id) else { return };
-        for gpu in client.bound.to_vec() {
+        for gpu in client.bound.iter().copied() {
             self.memory.anchor(id, gpu, Anchor::Away, away);
             self.dirty.gpus.insert(gpu);
         }
