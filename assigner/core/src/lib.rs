@@ -46,7 +46,6 @@ mod tenant;
 mod topology;
 
 pub mod gang;
-pub mod sim;
 
 pub use config::{
     Backfill, Config, ConfigError, EstimatorConfig, Expected, GangConfig, GpuConfig, MemoryConfig,
