@@ -62,6 +62,9 @@ fn one(node: &NodeStatus, paint: Paint) -> String {
         text.push_str("no clients\n");
     } else {
         text.push_str(&format!("{}\n", clients(&node.clients, paint)));
+        if let Some(table) = rights(&node.clients, paint) {
+            text.push_str(&format!("{table}\n"));
+        }
         text.push_str(&pinned(&node.clients));
     }
     text
@@ -147,6 +150,35 @@ fn clients(clients: &[ClientStatus], paint: Paint) -> Table {
         table.add_row(row);
     }
     table
+}
+
+/// Priorities, queues and tenants: a table of its own, since the other one is as wide as a terminal; with the columns
+/// that some client uses, and the clients that use any.
+fn rights(clients: &[ClientStatus], paint: Paint) -> Option<Table> {
+    let has = |priority, queue: &str, tenant: &str| {
+        [priority != 0, !queue.is_empty(), !tenant.is_empty()]
+    };
+    let of = |client: &ClientStatus| has(client.priority, &client.queue, &client.tenant);
+    let used: Vec<bool> = (0..3).map(|at| clients.iter().any(|client| of(client)[at])).collect();
+    if !used.contains(&true) {
+        return None;
+    }
+    let columns = ["PRIORITY", "QUEUE", "TENANT"];
+    let shown = columns.iter().zip(&used).filter(|(_, used)| **used).map(|(head, _)| *head);
+    let heads: Vec<&str> = ["ID", "PROGRAM"].into_iter().chain(shown).collect();
+    let mut table = table(&heads, paint);
+    for client in clients.iter().filter(|client| of(client).contains(&true)) {
+        let cells = [
+            number(client.priority.to_string()),
+            Cell::new(or_dash(client.queue.clone())),
+            Cell::new(or_dash(client.tenant.clone())),
+        ];
+        let shown = cells.into_iter().zip(&used).filter(|(_, used)| **used).map(|(cell, _)| cell);
+        let program = Cell::new(format!("{} ({})", client.program, client.pid));
+        let first = [number(client.client.to_string()), program];
+        table.add_row(first.into_iter().chain(shown).collect::<Vec<Cell>>());
+    }
+    Some(table)
 }
 
 /// Why memory stays where it is, a line for each program of which it does.
@@ -257,6 +289,27 @@ mod tests {
             assert!(text.contains(word), "{word} is not in {text}");
         }
         assert!(nodes(&[node], Paint::Coloured).contains('\x1b'));
+    }
+
+    #[test]
+    fn priorities_queues_and_tenants_are_shown_where_they_are_used() {
+        let plain = ClientStatus { client: 1, program: "a".into(), ..ClientStatus::default() };
+        let shown = |clients: Vec<ClientStatus>| {
+            nodes(&[NodeStatus { clients, ..NodeStatus::default() }], Paint::Plain)
+        };
+        let text = shown(vec![plain.clone()]);
+        assert!(["PRIORITY", "QUEUE", "TENANT"].iter().all(|head| !text.contains(head)), "{text}");
+        let urgent = ClientStatus { client: 2, priority: -7, ..plain.clone() };
+        let text = shown(vec![plain.clone(), urgent.clone()]);
+        assert!(text.contains("PRIORITY") && text.contains("-7"), "{text}");
+        assert!(!text.contains("QUEUE") && !text.contains("TENANT"), "{text}");
+        let all = ClientStatus { queue: "fast".into(), tenant: "physics".into(), ..urgent };
+        let text = shown(vec![plain, all]);
+        for word in ["PRIORITY", "QUEUE", "fast", "TENANT", "physics"] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+        let width = text.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(width <= 102, "{width} columns:\n{text}");
     }
 
     #[test]

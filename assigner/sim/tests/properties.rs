@@ -97,8 +97,7 @@ fn clients(gpus: u32) -> impl Strategy<Value = Client> {
         3 => Just(Eligible::All),
         1 => prop::collection::vec((0..gpus).prop_map(Gpu), 1..4).prop_map(Eligible::Only),
     ];
-    let release =
-        prop_oneof![Just(Release::AfterPhase), Just(Release::WhenWanted(Duration::ZERO))];
+    let release = prop_oneof![Just(Release::AfterPhase), Just(Release::WhenWanted(Duration::ZERO))];
     let times = (lengths(0), lengths(1), 1..8u64, 0..500u64, 0..60u64);
     (1..=gpus, eligible, any::<bool>(), release, expectation, times).prop_map(
         |(wanted, eligible, bound, release, expectation, times)| {
