@@ -286,7 +286,7 @@ impl Outbound {
     // ------------------------------------------------------------ ending
 
     pub(super) fn finish(&mut self, device: u32, station: &mut Station) -> Progress {
-        let mut progress = self.finish_pass();
+        let mut progress = self.finish_pass(station);
         let mut done = 0;
         while let Some(flight) = self.flights.front() {
             let come = device::has_come(flight.event);
@@ -323,11 +323,11 @@ impl Outbound {
         progress
     }
 
-    fn finish_pass(&mut self) -> Progress {
+    fn finish_pass(&mut self, station: &Station) -> Progress {
         let Some(pass) = &mut self.pass else { return Progress::Idle };
         if self.plan.is_none() {
             // Enough has gone, or the context is to go.
-            pass.cut();
+            pass.cut(station);
             self.hashed = None;
         }
         let known = pass.land();

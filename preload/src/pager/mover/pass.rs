@@ -7,7 +7,7 @@ use super::Station;
 use crate::pager::PAGER;
 use crate::pager::device;
 use crate::pager::hashing::Hasher;
-use crate::pager::table::ChunkId;
+use crate::pager::table::{ChunkId, State};
 use std::collections::VecDeque;
 
 /// Chunks of the first batch, and of the largest: the first results are to come at once, for the link waits for them.
@@ -88,15 +88,19 @@ impl Pass {
         self.chunks[from..self.landed].to_vec()
     }
 
-    /// What has not been launched is not wanted any more.
-    pub(super) fn cut(&mut self) {
+    /// What has not been launched is not wanted any more, but for what is being copied: its hash goes with the copy.
+    pub(super) fn cut(&mut self, station: &Station) {
         let rest = self.chunks.split_off(self.launched);
         let mut books = PAGER.books();
         for id in rest {
-            books.table.end_hashing(id, None);
+            match books.table.chunk(id).is_some_and(|chunk| chunk.state == State::Moving) {
+                true => self.chunks.push(id),
+                false => books.table.end_hashing(id, None),
+            }
         }
         drop(books);
         PAGER.changed.notify_all();
+        while self.launch(station) {}
     }
 
     /// Its context is gone.
