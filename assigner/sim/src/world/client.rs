@@ -69,6 +69,8 @@ pub(super) struct Client {
     pub(super) waits: Option<(Time, bool)>,
     /// As its scheduler knows it: it holds a lease.
     pub(super) holds: bool,
+    /// And has been asked for it.
+    pub(super) leaves: bool,
     /// Counts what it ran and when it was idle: what was planned for an earlier one is void.
     number: u32,
     idle_since: Time,
@@ -109,6 +111,7 @@ impl Client {
             running: None,
             waits: None,
             holds: false,
+            leaves: false,
             number: 0,
             idle_since: Time(0),
             bound: Vec::new(),

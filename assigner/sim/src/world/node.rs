@@ -185,6 +185,7 @@ impl World<'_, '_> {
             }
             Action::Recall { client, .. } => {
                 self.outcome.recalls += 1;
+                self.check_recall(node, index(*client));
                 *client
             }
             Action::GangReport(report) => return self.send_report(node, report.clone()),
