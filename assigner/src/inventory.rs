@@ -12,6 +12,8 @@ use crate::selection::{GpuList, GpuName};
 
 /// What the loader looks for when nobody names the library.
 const NVML_NAME: &str = "libnvidia-ml.so.1";
+/// Where the kernel shows the devices on the PCI bus.
+const PCI: &str = "/sys/bus/pci/devices";
 
 /// A GPU, or a MIG slice of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub struct Device {
     pub name: String,
     /// Bytes.
     pub memory: u64,
+    /// The nearest NUMA node, where the system knows it.
+    #[serde(default)]
+    pub numa_node: Option<u32>,
 }
 
 /// A device that NVML shows, with what is needed to choose it.
@@ -163,9 +168,12 @@ fn shown(library: &Path) -> Result<Vec<Shown>, InventoryError> {
     let mut all = Vec::new();
     for index in 0..count {
         let gpu = nvml.device_by_index(index).map_err(failed(format!("open GPU {index}")))?;
+        // A MIG slice has no place of its own on the bus.
+        let numa_node = gpu.pci_info().ok().and_then(|pci| numa_node(Path::new(PCI), &pci.bus_id));
         let read = |gpu: &nvml_wrapper::Device<'_>| -> Result<Device, NvmlError> {
             let memory = gpu.memory_info()?;
             Ok(Device {
+                numa_node,
                 index,
                 uuid: gpu.uuid()?,
                 name: gpu.name()?,
@@ -195,6 +203,17 @@ fn shown(library: &Path) -> Result<Vec<Shown>, InventoryError> {
     Ok(all)
 }
 
+/// The NUMA node of a device on the bus, as the kernel says; on a machine with one node it says none.
+fn numa_node(devices: &Path, bus_id: &str) -> Option<u32> {
+    // NVML writes eight digits of the domain, the kernel four, and in small letters.
+    let (domain, rest) = bus_id.split_once(':')?;
+    let domain = u32::from_str_radix(domain, 16).ok()?;
+    let folder = format!("{domain:04x}:{}", rest.to_ascii_lowercase());
+    let text = std::fs::read_to_string(devices.join(folder).join("numa_node")).ok()?;
+    // -1 where the firmware does not tell.
+    text.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,7 +221,7 @@ mod tests {
     fn gpu(index: u32, minor: Option<u32>) -> Shown {
         let uuid = format!("GPU-{index}");
         Shown {
-            device: Device { index, uuid, name: "T".into(), memory: 1 << 30 },
+            device: Device { index, uuid, name: "T".into(), memory: 1 << 30, numa_node: None },
             minor,
             parent: None,
         }
@@ -238,6 +257,20 @@ mod tests {
         assert!(choose(all, &Wanted::Job(vec![5])).is_err());
         let constrained = vec![gpu(0, None), gpu(1, None)];
         assert_eq!(uuids(choose(constrained, &Wanted::Job(vec![2, 3]))), ["GPU-0", "GPU-1"]);
+    }
+
+    #[test]
+    fn the_kernel_says_which_numa_node_a_gpu_is_near() {
+        let devices = tempfile::tempdir().unwrap();
+        for (name, node) in [("0000:3b:00.0", "1\n"), ("10000:af:00.0", "-1\n")] {
+            std::fs::create_dir(devices.path().join(name)).unwrap();
+            std::fs::write(devices.path().join(name).join("numa_node"), node).unwrap();
+        }
+        let node = |bus_id| numa_node(devices.path(), bus_id);
+        assert_eq!(node("00000000:3B:00.0"), Some(1));
+        assert_eq!(node("00010000:AF:00.0"), None, "not told");
+        assert_eq!(node("00000000:5E:00.0"), None, "not there");
+        assert_eq!(node("3B"), None);
     }
 
     #[test]

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     fn gpu(uuid: &str) -> Device {
-        Device { index: 0, uuid: uuid.into(), name: "T".into(), memory: 1 }
+        Device { index: 0, uuid: uuid.into(), name: "T".into(), memory: 1, numa_node: None }
     }
 
     fn remembered(client: u64, process: ProcessId, bound: &[&str]) -> Remembered {

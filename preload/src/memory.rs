@@ -11,6 +11,8 @@
 
 use crate::link::LINK;
 use crate::log::warning;
+use crate::pager::PAGER;
+use crate::work::WORK;
 use acb_wire::v1::{
     RoomKind, RoomReply, RoomRequest, RoomReturn, RoomVerdict, client_message::Kind,
 };
@@ -44,6 +46,7 @@ pub(crate) enum Key {
 struct Holding {
     device: u32,
     bytes: u64,
+    kind: MemoryKind,
     /// Its end is the end of its memory; 0: bound to no context.
     context: usize,
     /// What keeps the memory: handles and mappings for physical memory, else the allocation itself.
@@ -101,6 +104,22 @@ pub(crate) struct Ledger {
 pub(crate) struct Promise {
     device: u32,
     bytes: u64,
+    kind: MemoryKind,
+}
+
+/// What memory is to the program, and so why it is not moved; as status calls it.
+type MemoryKind = &'static str;
+
+/// The kind of what a call allocates past the pager.
+fn kind_of(call: &str) -> MemoryKind {
+    match call {
+        "cuMemAllocManaged" => "managed",
+        _ if call.contains("Array") => "arrays",
+        // The pager leaves what is to be handed to others, and what a capture allocates, to the driver.
+        "cuMemCreate" if PAGER.is_active() => "exported",
+        _ if call.ends_with("Async") && WORK.is_capturing() => "graphs",
+        _ => "plain",
+    }
 }
 
 impl Ledger {
@@ -154,7 +173,7 @@ impl Ledger {
     pub(crate) fn reserve(&self, call: &str, device: i32, bytes: u64) -> Option<Promise> {
         let device = device as u32;
         match self.ask(device, bytes, RoomKind::Memory) {
-            Ok(()) => Some(Promise { device, bytes }),
+            Ok(()) => Some(Promise { device, bytes, kind: kind_of(call) }),
             Err(reason) => {
                 warning!(
                     "{call}: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
@@ -167,9 +186,9 @@ impl Ledger {
 
     /// The memory exists now.
     pub(crate) fn allocated(&self, promise: Promise, key: Key, context: usize) {
-        let Promise { device, bytes } = promise;
+        let Promise { device, bytes, kind } = promise;
         let mut books = self.books();
-        let holding = Holding { device, bytes, context, owners: 1 };
+        let holding = Holding { device, bytes, kind, context, owners: 1 };
         // What the driver gives out anew was freed before, on a way unknown here.
         if let Some(gone) = books.holdings.insert(key, holding) {
             self.give_back(&mut books, gone.device, gone.bytes);
@@ -244,20 +263,13 @@ impl Ledger {
         Some((device.capacity.saturating_sub(device.used), device.capacity))
     }
 
-    /// For each device what is held of each kind, in bytes; `pointers` is what plain pointers are called.
-    pub(crate) fn fixed(&self, pointers: &'static str) -> Vec<BTreeMap<&'static str, u64>> {
+    /// For each device what is held of each kind, in bytes.
+    pub(crate) fn fixed(&self) -> Vec<BTreeMap<&'static str, u64>> {
         let books = self.books();
         let mut devices = vec![BTreeMap::new(); books.devices.len()];
         let bytes = books.context_bytes;
         let contexts = books.contexts.values().map(|device| (*device, "contexts", bytes));
-        let holdings = books.holdings.iter().map(|(key, holding)| {
-            let kind = match key {
-                Key::Pointer(_) => pointers,
-                Key::Physical(_) => "exported",
-                Key::Array(_) | Key::Mipmap(_) => "arrays",
-            };
-            (holding.device, kind, holding.bytes)
-        });
+        let holdings = books.holdings.values().map(|it| (it.device, it.kind, it.bytes));
         for (device, kind, bytes) in contexts.chain(holdings).filter(|(_, _, bytes)| *bytes > 0) {
             if let Some(kinds) = devices.get_mut(device as usize) {
                 *kinds.entry(kind).or_insert(0) += bytes;
@@ -489,5 +501,21 @@ pub(crate) fn size(bytes: u64) -> String {
         0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
         _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_called_by_what_keeps_it_where_it_is() {
+        assert_eq!(kind_of("cuMemAllocManaged"), "managed");
+        assert_eq!(kind_of("cuArray3DCreate"), "arrays");
+        assert_eq!(kind_of("cuMipmappedArrayCreate"), "arrays");
+        // Nothing is paged in this process, nor captured.
+        assert_eq!(kind_of("cuMemCreate"), "plain");
+        assert_eq!(kind_of("cuMemAllocAsync"), "plain");
+        assert_eq!(kind_of("cuMemAlloc"), "plain");
     }
 }

@@ -211,6 +211,8 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
         if PAGER.is_active() {
             LEDGER.enlarge_contexts(OVERHEAD);
         }
+    } else {
+        PAGER.stay_off("ACB_PAGER=off");
     }
     nvml::bound(&bound);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.

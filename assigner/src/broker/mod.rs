@@ -285,7 +285,7 @@ impl Broker {
             index: device.index,
             uuid: device.uuid.clone(),
             memory: all.saturating_sub(self.settings.client.context),
-            ..v1::BoundGpu::default()
+            numa_node: device.numa_node.map_or(0, |node| node.saturating_add(1)),
         }
     }
 }

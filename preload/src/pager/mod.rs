@@ -89,6 +89,8 @@ pub(crate) struct Rules {
 
 struct Books {
     rules: Rules,
+    /// Why nothing is paged in this process; empty: it is.
+    off: &'static str,
     /// False: there is no assigner any more, and everything may be on the GPU.
     metered: bool,
     /// The process ends: no driver call is begun any more.
@@ -152,6 +154,7 @@ impl Pager {
             active: AtomicBool::new(false),
             books: Mutex::new(Books {
                 rules: Rules { chunk_bytes: 0, compare: false, numa_nodes: Vec::new() },
+                off: "",
                 metered: true,
                 ended: false,
                 table: Table::new(),
@@ -192,17 +195,22 @@ impl Pager {
     pub(crate) fn start(&self, rules: Rules) {
         let devices = rules.numa_nodes.len() as u32;
         if rules.chunk_bytes == 0 || devices == 0 {
-            return;
+            return self.stay_off("the GPU assigner pages nothing");
         }
         if let Some(device) = (0..devices).find(|device| !device::can_map(*device)) {
             debug!("GPU {device} cannot map memory piece by piece: allocations stay on the GPU");
-            return;
+            return self.stay_off("a GPU cannot map memory piece by piece");
         }
         let mut books = self.books();
         books.table.accounts = vec![account::Account::default(); devices as usize];
         books.rules = Rules { chunk_bytes: rules.chunk_bytes.next_multiple_of(GRANULE), ..rules };
         drop(books);
         self.active.store(true, Ordering::Release);
+    }
+
+    /// Nothing is paged in this process.
+    pub(crate) fn stay_off(&self, why: &'static str) {
+        self.books().off = why;
     }
 
     /// The client has not come into being after all.

@@ -79,15 +79,11 @@ impl Pager {
         }
         Ok(Pinned::NotYet)
     }
-
-    /// For each device what of its memory stays, in bytes by reason.
-    pub(crate) fn staying(&self) -> Vec<BTreeMap<Why, u64>> {
-        self.books().staying()
-    }
 }
 
 impl Books {
-    fn staying(&self) -> Vec<BTreeMap<Why, u64>> {
+    /// For each device what of its memory stays, in bytes by reason.
+    pub(super) fn staying(&self) -> Vec<BTreeMap<Why, u64>> {
         let mut devices = vec![BTreeMap::new(); self.table.accounts.len()];
         // Seldom is anything; then all of the chunks need not be looked at.
         if self.pins == 0 {
@@ -97,6 +93,10 @@ impl Books {
             *devices[device as usize].entry(why).or_insert(0) += bytes;
         }
         devices
+    }
+
+    pub(super) fn staying_bytes(&self, device: u32) -> u64 {
+        self.staying().swap_remove(device as usize).values().sum()
     }
 
     /// What of a device's memory stays, for people; empty: nothing.

@@ -62,6 +62,8 @@ pub struct ClientStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct MemoryStatus {
+    /// What is never moved, by kind.
+    pub fixed: Vec<FixedStatus>,
     /// Pinned host memory.
     pub arena: u64,
     /// Bytes copied to the host so far.
@@ -74,6 +76,15 @@ pub struct MemoryStatus {
     pub pin_in_switch_ns: u64,
     /// Why nothing can be moved.
     pub pinned: String,
+}
+
+/// Memory of one kind that is never moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct FixedStatus {
+    /// `contexts`, `managed`, `arrays`, `exported`, `graphs`, `plain`.
+    pub kind: String,
+    /// How much there is of it.
+    pub bytes: u64,
 }
 
 impl Status {
@@ -106,6 +117,7 @@ impl ClientStatus {
             sum.paged_in += memory.paged_in;
             sum.clean += memory.clean;
             sum.pin_in_switch_ns += memory.pin_in_switch_ns;
+            sum.fixed.extend(memory.fixed.iter().cloned());
             if sum.pinned.is_empty() {
                 sum.pinned.clone_from(&memory.pinned);
             }

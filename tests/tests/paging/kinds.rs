@@ -144,5 +144,16 @@ fn plain_memory_stays_and_others_move_for_it() -> Result<()> {
     })?;
     let client = status.client(plain.pid()).cloned().unwrap_or_default();
     ensure!(client.claimed == 0 && client.memory().paged_out == 0, "{status:#?}");
+    // What stays is told, with its reason.
+    stage.wait_for("plain memory is reported", &plain, |client| {
+        let memory = client.memory();
+        let plain = memory.fixed.iter().find(|fixed| fixed.kind == "plain");
+        plain.is_some_and(|fixed| fixed.bytes >= 12 << 20) && memory.pinned == "ACB_PAGER=off"
+    })?;
+    let paged = stage.status()?.client(paged[0].pid()).cloned().unwrap_or_default().memory();
+    ensure!(
+        paged.pinned.is_empty() && paged.fixed.iter().all(|it| it.kind == "contexts"),
+        "{paged:#?}"
+    );
     Ok(())
 }

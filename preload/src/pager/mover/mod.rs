@@ -100,6 +100,7 @@ impl Mover {
     /// Does what can be done now, and says when to look again; `None`: not before a message comes.
     pub(crate) fn look(&mut self, lease: Lease) -> Option<Duration> {
         if !PAGER.is_active() {
+            self.reporter.report();
             return None;
         }
         let leave = match lease {
