@@ -4,6 +4,7 @@
 //!
 //! Failing histories are kept in `proptest-regressions/`.
 
+mod fairness;
 mod history;
 mod memory;
 mod world;

@@ -1,0 +1,216 @@
+//! Fair share: tenants that always wait have used the same, but for what their latest leases took.
+//!
+//! The bound, for G GPUs, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, running
+//! leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
+//! G kernels that were still running when their leases were recalled, and for G starts that had been promised before.
+//! Of what is begun, G quanta may be still to come. Together: (2G + 1) · (q + k), by weight. What was used decays, and so
+//! does the difference.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use acb_core::{
+    Action, ClientId, ClientSpec, Config, Eligible, Epoch, Event, FairShare, Gpu, GpuConfig,
+    Policy, Scheduler, TenantConfig, Time,
+};
+use proptest::prelude::*;
+
+/// A node and who waits there, always.
+#[derive(Clone, Debug)]
+struct Setup {
+    gpus: u32,
+    quantum: Duration,
+    half_life: Duration,
+    /// Weight of each tenant, and the kernels of its clients: so many that one waits for every GPU while another holds
+    /// it, and a third is about to ask again.
+    tenants: Vec<(u32, Vec<Duration>)>,
+    places: Places,
+}
+
+/// Where a client can run.
+#[derive(Clone, Copy, Debug)]
+enum Places {
+    Anywhere,
+    /// Each on one GPU.
+    One,
+}
+
+fn setups() -> impl Strategy<Value = Setup> {
+    let places = prop_oneof![Just(Places::Anywhere), Just(Places::One)];
+    (1..5u32, 1..200u64, prop_oneof![1..100u64, 100..100_000u64], places).prop_flat_map(
+        |(gpus, quantum_ms, half_life_ms, places)| {
+            let kernel = (0..50u64).prop_map(Duration::from_millis);
+            let kernels = prop::collection::vec(kernel, 3 * gpus as usize);
+            prop::collection::vec((1..4u32, kernels), 2..5).prop_map(move |tenants| Setup {
+                gpus,
+                quantum: Duration::from_millis(quantum_ms),
+                half_life: Duration::from_millis(half_life_ms),
+                tenants,
+                places,
+            })
+        },
+    )
+}
+
+impl Setup {
+    fn config(&self) -> Config {
+        let gpus = vec![GpuConfig { memory: 1 }; self.gpus as usize];
+        let mut config = Config::new(gpus, Policy::GpuAffinity);
+        config.quantum = self.quantum;
+        let tenants = self.tenants.iter().enumerate().map(|(at, (weight, _))| TenantConfig {
+            weight: *weight,
+            ..TenantConfig::new(at.to_string())
+        });
+        config.tenants = tenants.collect();
+        config.fair_share = Some(FairShare { half_life: self.half_life, credit: Duration::ZERO });
+        config
+    }
+
+    /// In seconds.
+    fn bound(&self) -> f64 {
+        let kernel = self.tenants.iter().flat_map(|(_, kernels)| kernels).max();
+        let longest = self.quantum + kernel.copied().unwrap_or_default();
+        longest.as_secs_f64() * f64::from(2 * self.gpus + 1)
+    }
+}
+
+struct Client {
+    tenant: usize,
+    kernel: Duration,
+    lease: Option<(Epoch, Time)>,
+}
+
+struct Run<'s> {
+    setup: &'s Setup,
+    scheduler: Scheduler,
+    now: Time,
+    clients: Vec<Client>,
+    /// Who gives back when.
+    releases: BTreeSet<(Time, usize)>,
+    /// What each tenant has used in leases that are over, in seconds by weight, as of the present moment.
+    used: Vec<f64>,
+    grants: u32,
+}
+
+impl Run<'_> {
+    fn tell(&mut self, event: Event) {
+        self.scheduler.handle(event, self.now);
+        while let Some(action) = self.scheduler.poll_action() {
+            match action {
+                Action::Grant { client, epoch, .. } => {
+                    self.grants += 1;
+                    self.clients[client.0 as usize].lease = Some((epoch, self.now));
+                }
+                Action::Recall { client, .. } => {
+                    let client = client.0 as usize;
+                    let at = self.now.after(self.clients[client].kernel);
+                    self.releases.insert((at, client));
+                }
+                _ => {}
+            }
+        }
+        self.scheduler.sanity_check().expect("the invariants hold");
+    }
+
+    fn go_to(&mut self, at: Time) {
+        let half_lives = at.since(self.now).as_secs_f64() / self.setup.half_life.as_secs_f64();
+        for used in &mut self.used {
+            *used *= (-half_lives).exp2();
+        }
+        self.now = at;
+    }
+
+    fn release(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        let (epoch, since) = client.lease.take().expect("only holders are recalled");
+        let span = self.now.since(since).as_secs_f64();
+        self.used[client.tenant] += span / f64::from(self.setup.tenants[client.tenant].0);
+        let client = ClientId(index as u64);
+        self.tell(Event::Release { client, epoch, busy: None });
+        self.tell(Event::Acquire { client, expected: None });
+    }
+
+    /// By how much the tenant that has used most is before the one that has used least.
+    fn lag(&self) -> f64 {
+        let mut used = self.used.clone();
+        for client in &self.clients {
+            if let Some((_, since)) = client.lease {
+                let span = self.now.since(since).as_secs_f64();
+                used[client.tenant] += span / f64::from(self.setup.tenants[client.tenant].0);
+            }
+        }
+        let most = used.iter().copied().fold(0.0, f64::max);
+        most - used.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+proptest! {
+    #![proptest_config(super::at_least(300))]
+
+    #[test]
+    fn tenants_that_always_wait_use_the_same(setup in setups()) {
+        play(&setup, setup.config())?;
+    }
+}
+
+/// What the bound is good for: in order of arrival a tenant of weight 3 has no more than one of weight 1.
+#[test]
+fn without_fair_share_they_do_not() {
+    let kernels = vec![Duration::ZERO; 3];
+    let setup = Setup {
+        gpus: 1,
+        quantum: Duration::from_millis(10),
+        half_life: Duration::from_secs(100),
+        tenants: vec![(1, kernels.clone()), (3, kernels)],
+        places: Places::Anywhere,
+    };
+    play(&setup, setup.config()).expect("the lag is within the bound");
+    let config = Config { fair_share: None, ..setup.config() };
+    assert!(matches!(play(&setup, config), Err(TestCaseError::Fail(_))));
+}
+
+fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
+    let mut run = Run {
+        setup,
+        scheduler: Scheduler::new(config).expect("the configuration is valid"),
+        now: Time(0),
+        clients: Vec::new(),
+        releases: BTreeSet::new(),
+        used: vec![0.0; setup.tenants.len()],
+        grants: 0,
+    };
+    for (tenant, (_, kernels)) in setup.tenants.iter().enumerate() {
+        for (at, kernel) in kernels.iter().enumerate() {
+            let client = ClientId(run.clients.len() as u64);
+            run.clients.push(Client { tenant, kernel: *kernel, lease: None });
+            let eligible = match setup.places {
+                Places::Anywhere => Eligible::All,
+                Places::One => Eligible::Only(vec![Gpu(at as u32 % setup.gpus)]),
+            };
+            let tenant = tenant.to_string();
+            run.tell(Event::Join {
+                client,
+                spec: ClientSpec { eligible, tenant, ..ClientSpec::default() },
+            });
+            run.tell(Event::Acquire { client, expected: None });
+        }
+    }
+    for _ in 0..400 {
+        let deadline = run.scheduler.poll_deadline();
+        match run.releases.first().copied() {
+            Some((at, client)) if deadline.is_none_or(|deadline| at <= deadline) => {
+                run.releases.remove(&(at, client));
+                run.go_to(at);
+                run.release(client);
+            }
+            _ => {
+                run.go_to(deadline.expect("somebody waits, and somebody holds"));
+                run.tell(Event::Timer);
+            }
+        }
+        let (lag, bound) = (run.lag(), setup.bound());
+        prop_assert!(lag <= bound, "{lag} s apart at {:?}, but at most {bound} s", run.now);
+    }
+    prop_assert!(run.grants > 50, "leases changed hands: {}", run.grants);
+    Ok(())
+}
