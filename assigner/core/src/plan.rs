@@ -428,6 +428,14 @@ impl Scheduler {
 
     /// Recalls what is in the way of a client that may have all of it at once.
     fn recall_now(&mut self, who: &Claimant, kept: &[Gpu]) {
+        for (holder, cause) in self.takeable(who, kept) {
+            self.recall_for(who.client, holder, cause);
+        }
+    }
+
+    /// The leases in the way of a client that may have all of them recalled at once, and why; none if one of them must
+    /// be waited for.
+    pub(crate) fn takeable(&self, who: &Claimant, kept: &[Gpu]) -> Vec<(ClientId, Cause)> {
         let mut recalls: Vec<(ClientId, Cause)> = Vec::new();
         for holder in kept.iter().flat_map(|gpu| &self.gpus[gpu.index()].holders) {
             let lease = self.lease(*holder);
@@ -435,18 +443,16 @@ impl Scheduler {
                 continue;
             }
             if !lease.is_ready {
-                return; // not in the middle of its page-in
+                return Vec::new(); // not in the middle of its page-in
             }
             let taken: Vec<ClientId> = recalls.iter().map(|(id, _)| *id).collect();
             match self.claim(who, *holder, &taken) {
                 Claim::Now(cause) => recalls.push((*holder, cause)),
                 // Its tenant would fall below its guarantee by what else is taken from it.
-                Claim::AtQuantum | Claim::Never => return,
+                Claim::AtQuantum | Claim::Never => return Vec::new(),
             }
         }
-        for (holder, cause) in recalls {
-            self.recall_for(who.client, holder, cause);
-        }
+        recalls
     }
 
     /// The GPUs of a pool that come back first, and when.

@@ -41,6 +41,12 @@ pub enum SanityError {
     /// A client waits first in line, but holders in its way have not been told.
     #[error("{0} waits, but the holder of {1} has not been told")]
     Untold(ClientId, Gpu),
+    /// A guaranteed or higher request may have all that is in its way at once, but nobody has asked for it.
+    #[error("{0} may have the GPUs of {1} at once, but they are not recalled")]
+    Spared(ClientId, ClientId),
+    /// A request that has made way for another one twice: they could go on for ever.
+    #[error("one request has made way for that of {0} twice")]
+    Twice(ClientId),
     /// A GPU is kept for a lower level.
     #[error("{1} is kept for somebody of a lower level than {0}, which waits for it")]
     Outranked(ClientId, Gpu),
@@ -72,6 +78,7 @@ impl Scheduler {
         self.check_queue()?;
         self.check_counts()?;
         self.check_waiting()?;
+        self.check_made_way()?;
         match self.memory_fault() {
             Some((gpu, fault)) => Err(SanityError::Room(gpu, fault)),
             None => Ok(()),
@@ -280,7 +287,8 @@ impl Scheduler {
             if kept != 0 && kept != width {
                 return Err(SanityError::Queue(waiter.client));
             }
-            self.check_told(*ticket, kept_for(*ticket).map(|(gpu, _)| gpu))?;
+            let kept_gpus: Vec<Gpu> = kept_for(*ticket).map(|(gpu, _)| gpu).collect();
+            self.check_told(*ticket, &kept_gpus)?;
             if kept == 0 && !limited {
                 self.check_not_outranked(*ticket, &candidates)?;
             }
@@ -289,11 +297,7 @@ impl Scheduler {
     }
 
     /// Holders of GPUs that are kept have been told; those that can be recalled will be.
-    fn check_told(
-        &self,
-        ticket: Ticket,
-        kept: impl Iterator<Item = Gpu>,
-    ) -> Result<(), SanityError> {
+    fn check_told(&self, ticket: Ticket, kept: &[Gpu]) -> Result<(), SanityError> {
         let waiter = &self.queue[&ticket];
         let lane = self.clients[&waiter.client].lane();
         let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
@@ -304,7 +308,25 @@ impl Scheduler {
                 lease.wanted && (lease.timer.is_some() || lease.stuck || !recallable)
             };
             if !self.gpus[gpu.index()].holders.iter().all(told) {
-                return Err(SanityError::Untold(waiter.client, gpu));
+                return Err(SanityError::Untold(waiter.client, *gpu));
+            }
+        }
+        let returns = kept.iter().all(|gpu| self.gpus[gpu.index()].claimed.is_empty());
+        match self.takeable(&who, kept).first() {
+            Some((holder, _)) if returns => Err(SanityError::Spared(waiter.client, *holder)),
+            _ => Ok(()),
+        }
+    }
+
+    /// No request has made way for another one twice: what keeps them from taking GPUs from each other for ever.
+    fn check_made_way(&self) -> Result<(), SanityError> {
+        let waiting = self.queue.iter().map(|(_, waiter)| (waiter.client, &waiter.made_way));
+        let leases =
+            self.clients.iter().filter_map(|(id, client)| Some((*id, client.lease.as_ref()?)));
+        for (id, made_way) in waiting.chain(leases.map(|(id, lease)| (id, &lease.made_way))) {
+            let distinct: BTreeSet<&Ticket> = made_way.iter().collect();
+            if distinct.len() != made_way.len() {
+                return Err(SanityError::Twice(id));
             }
         }
         Ok(())
