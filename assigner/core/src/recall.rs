@@ -379,11 +379,14 @@ impl Scheduler {
     }
 
     /// Recalls the contended leases whose time is over, and gives up on those recalled long ago.
-    pub(crate) fn fire_timers(&mut self) {
+    /// True if there were some.
+    pub(crate) fn fire_timers(&mut self) -> bool {
+        let mut fired = false;
         while let Some(&(at, _, id)) = self.timers.first() {
             if at > self.now {
-                return;
+                break;
             }
+            fired = true;
             let lease = self.lease_mut(id);
             if lease.recalled.is_some() {
                 lease.stuck = true;
@@ -401,8 +404,20 @@ impl Scheduler {
                     Some(who) => self.recall_for(who, id, cause),
                     None => self.recall(id, cause),
                 }
+                self.mark_waited_for(id);
             }
         }
+        fired
+    }
+
+    /// Who waits for several GPUs may have the others recalled, too, when the last one that it had to wait for is.
+    fn mark_waited_for(&mut self, holder: ClientId) {
+        let kept = self.lease(holder).gpus.iter().copied().filter(|gpu| {
+            let first = self.gpus[gpu.index()].reserved.and_then(|ticket| self.queue.get(&ticket));
+            first.is_some_and(|waiter| self.clients[&waiter.client].width > 1)
+        });
+        let kept: Vec<Gpu> = kept.collect();
+        self.dirty.gpus.extend(&kept);
     }
 
     /// Why a lease is recalled whose timer has come, and for whom if that is more than that its time is over.

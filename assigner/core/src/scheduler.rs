@@ -136,7 +136,10 @@ impl Scheduler {
             self.plan();
             self.settle_memory();
         }
-        self.fire_timers(); // whoever came may have found a lease that was long over
+        while self.fire_timers() {
+            self.plan(); // whoever came had found a lease that was long over
+            self.settle_memory();
+        }
         while !self.gangs.news.is_empty() && self.follow_gangs() {
             self.plan();
             self.settle_memory();
