@@ -430,6 +430,7 @@ impl Scheduler {
     fn recall_now(&mut self, who: &Claimant, kept: &[Gpu]) {
         for (holder, cause) in self.takeable(who, kept) {
             self.recall_for(who.client, holder, cause);
+            self.mark_waited_for(holder, Some(who.client));
         }
     }
 
@@ -460,7 +461,13 @@ impl Scheduler {
         let client = &self.clients[&who.client];
         let width = client.width as usize;
         if !client.bound.is_empty() || pool.len() == width {
-            return pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &[]))).collect();
+            let mut taken = Vec::new();
+            let all = pool.iter().map(|gpu| {
+                let outlook = self.outlook(who, *gpu, &taken);
+                self.take(&mut taken, *gpu);
+                (*gpu, outlook)
+            });
+            return all.collect();
         }
         let mut chosen: Vec<(Gpu, Outlook)> = Vec::with_capacity(width);
         let mut taken: Vec<ClientId> = Vec::new();
@@ -490,9 +497,18 @@ impl Scheduler {
             let gpu = pool.swap_remove(best.expect("the pool is as large as what is wanted"));
             chosen.push((gpu, self.outlook(who, gpu, &taken)));
             excess = left(gpu);
-            taken.extend(&self.gpus[gpu.index()].holders);
+            self.take(&mut taken, gpu);
         }
         chosen
+    }
+
+    /// Adds the holders of a GPU to those from whom something is taken: each lease once, however many GPUs it covers.
+    fn take(&self, taken: &mut Vec<ClientId>, gpu: Gpu) {
+        for holder in &self.gpus[gpu.index()].holders {
+            if !taken.contains(holder) {
+                taken.push(*holder);
+            }
+        }
     }
 
     /// What is left of an excess when the holders of GPUs have given back; those of `taken` count already.

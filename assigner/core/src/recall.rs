@@ -404,17 +404,22 @@ impl Scheduler {
                     Some(who) => self.recall_for(who, id, cause),
                     None => self.recall(id, cause),
                 }
-                self.mark_waited_for(id);
+                self.mark_waited_for(id, who);
             }
         }
         fired
     }
 
-    /// Who waits for several GPUs may have the others recalled, too, when the last one that it had to wait for is.
-    fn mark_waited_for(&mut self, holder: ClientId) {
+    /// Who waits for several leases may have the others recalled, too, when the last one that it had to wait for is.
+    /// `who`: it was recalled for this one, which knows.
+    pub(crate) fn mark_waited_for(&mut self, holder: ClientId, who: Option<ClientId>) {
         let kept = self.lease(holder).gpus.iter().copied().filter(|gpu| {
             let first = self.gpus[gpu.index()].reserved.and_then(|ticket| self.queue.get(&ticket));
-            first.is_some_and(|waiter| self.clients[&waiter.client].width > 1)
+            let is_shared = self.gpus[gpu.index()].holders.len() > 1;
+            first.is_some_and(|waiter| {
+                let waits_for_more = is_shared || self.clients[&waiter.client].width > 1;
+                waits_for_more && Some(waiter.client) != who
+            })
         });
         let kept: Vec<Gpu> = kept.collect();
         self.dirty.gpus.extend(&kept);

@@ -211,6 +211,6 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
         let (lag, bound) = (run.lag(), setup.bound());
         prop_assert!(lag <= bound, "{lag} s apart at {:?}, but at most {bound} s", run.now);
     }
-    prop_assert!(run.grants > 50, "leases changed hands: {}", run.grants);
+    prop_assert!(run.grants > 20, "leases changed hands: {}", run.grants);
     Ok(())
 }
