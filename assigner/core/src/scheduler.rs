@@ -132,15 +132,8 @@ impl Scheduler {
         self.plan();
         self.settle_memory();
         self.ask_around();
-        while self.follow_gangs() {
-            self.plan();
-            self.settle_memory();
-        }
-        while self.fire_timers() {
-            self.plan(); // whoever came had found a lease that was long over
-            self.settle_memory();
-        }
-        while !self.gangs.news.is_empty() && self.follow_gangs() {
+        // Whoever came may have found a lease that was long over.
+        while self.follow_gangs() || self.fire_timers() {
             self.plan();
             self.settle_memory();
         }
