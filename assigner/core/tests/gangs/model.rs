@@ -36,6 +36,8 @@ struct Small {
     on_the_way: usize,
     timers: u32,
     crashes: u32,
+    /// Messages that get lost though no later one comes.
+    losses: u32,
 }
 
 /// To the controller from a node, or the other way.
@@ -57,6 +59,7 @@ struct State {
     is_partial: bool,
     timers: u32,
     crashes: u32,
+    losses: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +71,7 @@ enum Packet {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Step {
     Deliver(Way, usize),
+    Lose(Way, usize),
     Acquire(usize, ClientId),
     Release(usize, ClientId),
     Expire(usize, usize),
@@ -177,6 +181,7 @@ impl Model for Small {
             is_partial: false,
             timers: self.timers,
             crashes: self.crashes,
+            losses: self.losses,
             nodes,
         };
         state.collect(self);
@@ -186,6 +191,9 @@ impl Model for Small {
     fn actions(&self, state: &State, actions: &mut Vec<Step>) {
         for (way, sent) in &state.network {
             actions.extend((0..sent.len()).map(|which| Step::Deliver(*way, which)));
+            if state.losses > 0 {
+                actions.extend((0..sent.len()).map(|which| Step::Lose(*way, which)));
+            }
         }
         actions.extend(state.fresh.iter().map(|(node, client)| Step::Acquire(*node, *client)));
         for (at, node) in state.nodes.iter().enumerate() {
@@ -226,6 +234,14 @@ impl Model for Small {
                         state.nodes[node].tell(NodeEvent::Order(order), EARLY);
                     }
                     (way, packet) => unreachable!("{packet:?} on {way:?}"),
+                }
+            }
+            Step::Lose(way, which) => {
+                state.losses -= 1;
+                let sent = state.network.get_mut(&way)?;
+                sent.remove(which);
+                if sent.is_empty() {
+                    state.network.remove(&way);
                 }
             }
             Step::Acquire(node, client) => {
@@ -279,7 +295,10 @@ impl Model for Small {
                 let mut due = nodes.chain(state.controller.poll_deadline());
                 let mut actions = Vec::new();
                 model.actions(state, &mut actions);
-                !actions.is_empty() || due.any(|due| due <= LATE) || !state.is_waiting()
+                // What was lost is said again, also when that has been tried as often as the setup allows.
+                let says_again = model.losses > state.losses;
+                let is_due = due.any(|due| due <= LATE || says_again);
+                !actions.is_empty() || is_due || !state.is_waiting()
             }),
             Property::sometimes("all are done", |_, state: &State| {
                 state.fresh.is_empty() && !state.is_waiting()
@@ -299,7 +318,8 @@ fn check(model: Small) -> usize {
 fn a_gang_on_two_nodes_and_a_rival() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![(0, 0)]);
-    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0 });
+    let states =
+        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 });
     assert!(states > 10_000, "{states}");
 }
 
@@ -307,7 +327,8 @@ fn a_gang_on_two_nodes_and_a_rival() {
 fn two_gangs_that_want_the_same() {
     let gangs = vec![vec![(0, 0), (1, 0)], vec![(1, 0), (0, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0 });
+    let states =
+        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 });
     assert!(states > 10_000, "{states}");
 }
 
@@ -315,7 +336,8 @@ fn two_gangs_that_want_the_same() {
 fn a_gang_on_two_nodes_of_which_one_crashes() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states = check(Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 1 });
+    let states =
+        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 1, losses: 0 });
     assert!(states > 10_000, "{states}");
 }
 
@@ -323,6 +345,25 @@ fn a_gang_on_two_nodes_of_which_one_crashes() {
 fn messages_that_overtake_each_other() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states = check(Small { nodes, gangs, singles, on_the_way: 2, timers: 0, crashes: 0 });
+    let states =
+        check(Small { nodes, gangs, singles, on_the_way: 2, timers: 0, crashes: 0, losses: 0 });
     assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn messages_that_get_lost() {
+    let gangs = vec![vec![(0, 0), (1, 0)]];
+    let (nodes, singles) = (vec![1, 1], vec![]);
+    let model = Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 0, losses: 1 };
+    let states = check(model);
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn a_gang_on_three_nodes() {
+    let gangs = vec![vec![(0, 0), (1, 0), (2, 0)]];
+    let (nodes, singles) = (vec![1, 1, 1], vec![]);
+    let model = Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 };
+    let states = check(model);
+    assert!(states > 5_000, "{states}");
 }
