@@ -100,7 +100,13 @@ impl World<'_, '_> {
                 let client = &mut self.clients[index(*client)];
                 (client.holds, client.leaves) = (false, false);
             }
-            Event::Leave { client } | Event::Cancel { client } | Event::Join { client, .. } => {
+            // What it brings along from before a restart is its own, as far as can be seen from here.
+            Event::Join { client, spec } => {
+                let holds = spec.held.as_ref().is_some_and(|held| held.lease.is_some());
+                let client = &mut self.clients[index(*client)];
+                (client.waits, client.holds, client.leaves) = (None, holds, false);
+            }
+            Event::Leave { client } | Event::Cancel { client } => {
                 let client = &mut self.clients[index(*client)];
                 (client.waits, client.holds) = (None, client.holds && client.lease.is_some());
                 client.leaves &= client.holds;
