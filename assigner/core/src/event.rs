@@ -236,7 +236,7 @@ pub enum Action {
         epoch: Epoch,
         /// What it covers.
         gpus: Vec<Gpu>,
-        /// Whether all claimed memory is there: the quantum has begun, and [`MemoryEvent::Ready`] is not waited for.
+        /// Whether all claimed memory is there: the quantum has begun, and [`Event::Ready`] is not waited for.
         is_ready: bool,
     },
     /// Tell a holder that somebody waits: it should give the lease back once it is idle. At most once per lease.

@@ -6,7 +6,7 @@
 //!
 //! | modules | are |
 //! | --- | --- |
-//! | [`scenario`], [`read`] | what is simulated, and how it is read from TOML |
+//! | [`scenario`], [`mod@read`] | what is simulated, and how it is read from TOML |
 //! | [`random`] | phase times |
 //! | [`soak`] | scenarios made up from a seed |
 //! | [`world`] | the run: virtual time, nodes, clients, faults, and the invariants after every event |

@@ -1,6 +1,6 @@
 //! What is simulated: nodes, clients, and what goes wrong when.
 //!
-//! Owns: the types; a value of [`Scenario`] that [`read`](crate::read) made makes sense. Does not own: how a run goes.
+//! Owns: the types; a value of [`Scenario`] that [`read`](mod@crate::read) made makes sense. Does not own: how a run goes.
 
 use std::time::Duration;
 
