@@ -300,6 +300,8 @@ impl Scheduler {
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
             let promised = waiter.reservation.and_then(|reservation| reservation.promised);
+            // Whoever could start although a promise was broken did not break it, and has a quantum: nobody starts only to stop.
+            let promised = promised.filter(|promised| *promised > lease.granted);
             let end = lease.latest_recall(&self.config);
             match self.claim(&who, holder, &[]) {
                 Claim::Never => self.rotates(holder).then_some(end),

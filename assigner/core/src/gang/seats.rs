@@ -305,7 +305,9 @@ impl Scheduler {
     /// All GPUs are there for a gang, but a limit is reached by others: they give way to it, the latest first.
     fn make_room(&mut self, members: &[ClientId]) {
         for (bounded, excess) in self.gang_excess(members) {
-            let level = members.iter().map(|id| self.clients[id].level).max();
+            // Of the members that the limit is about: by theirs the others may have them recalled again.
+            let concerned = members.iter().map(|id| &self.clients[id]);
+            let level = concerned.filter(|it| bounded.holds(it)).map(|it| it.level).max();
             let mut excess = excess;
             let mut holders = Vec::new();
             for (id, client) in self.clients.iter() {
