@@ -110,7 +110,7 @@ fn the_death_of_a_rank_or_of_its_node_ends_the_round_everywhere() {
         }
     };
 
-    // A rank leaves: the other gives back, and waits for one in its place.
+    // A rank leaves: the other gives back, and goes on alone until one comes in its place.
     one.acquire();
     two.acquire();
     let first = one.granted();
@@ -125,9 +125,13 @@ fn the_death_of_a_rank_or_of_its_node_ends_the_round_everywhere() {
     recalled(&mut one, first);
     one.release(first);
     one.acquire();
+    let alone = one.granted();
     let mut two = member(&pair.executor);
     two.bind();
     two.acquire();
+    recalled(&mut one, alone);
+    one.release(alone);
+    one.acquire();
     let first = one.granted();
     two.granted();
 

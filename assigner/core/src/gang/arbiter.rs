@@ -314,8 +314,9 @@ impl Gang {
     /// Refuses what a node brings too many.
     fn judge(&mut self, node: NodeId, standing: &Standing) {
         self.refused.retain(|at, (most, _)| *at != node || *most < standing.members);
+        // What another node brings too many is on its way out: nobody here makes place for it.
         let others = self.standings.iter().filter(|(at, _)| **at != node);
-        let others: u32 = others.map(|(_, other)| other.members).sum();
+        let others: u32 = others.map(|(at, other)| self.staying(at, other)).sum();
         let most = self.size.saturating_sub(others);
         if standing.size != self.size {
             let refusal = GangRefusal::SizesDiffer { size: standing.size, others: self.size };
@@ -325,12 +326,18 @@ impl Gang {
         }
     }
 
+    /// The members of a node, those who are being refused left out.
+    fn staying(&self, node: &NodeId, standing: &Standing) -> u32 {
+        let most = self.refused.get(node).map_or(u32::MAX, |(most, _)| *most);
+        standing.members.min(most)
+    }
+
     /// All members have come, those who are being refused left out, and some are there still.
     fn is_whole(&self, scope: Scope) -> bool {
-        let counted = self.standings.iter().map(|(node, standing)| {
-            let most = self.refused.get(node).map_or(u32::MAX, |(most, _)| *most);
-            (standing.members.min(most), standing.left)
-        });
+        let counted = self
+            .standings
+            .iter()
+            .map(|(node, standing)| (self.staying(node, standing), standing.left));
         let counted: Vec<(u32, u32)> = counted.filter(|(here, left)| here + left > 0).collect();
         let here: u32 = counted.iter().map(|(here, _)| here).sum();
         let left: u32 = counted.iter().map(|(_, left)| left).sum();
