@@ -44,12 +44,33 @@ impl ArenaState {
     }
 }
 
+impl Books {
+    /// What came of pinning a region in a context.
+    fn pinned(&mut self, id: RegionId, carrier: Carrier, outcome: device::Answer<()>) {
+        let gone = self.contexts.handle(carrier.id).is_none();
+        if gone || outcome.is_err() && self.contexts.is_leaving(carrier) {
+            return; // it is pinned in the next one
+        }
+        if let Err(cause) = outcome
+            && !std::mem::replace(&mut self.arena.told, true)
+        {
+            warning!(
+                "cuMemHostRegister failed ({}): memory is moved to the host unpinned, which is slow; raise the limit of locked \
+                 memory (ulimit -l), or give the job more memory",
+                device::name(cause)
+            );
+        }
+        // What could not be pinned counts as pinned, or it would be tried for ever, and nothing else be done.
+        self.table.places.pinned(id, if outcome.is_ok() { carrier.id } else { 0 });
+    }
+}
+
 /// What the thread does next.
 enum Task {
     Load(Carrier),
-    Grow { bytes: u64, carrier: Option<Carrier>, node: u32 },
+    Grow { bytes: u64, carrier: Carrier, node: u32 },
     Repin { id: RegionId, address: usize, bytes: u64, carrier: Carrier },
-    Shrink { id: RegionId, address: usize, bytes: u64, carrier: Option<Carrier>, pinned: bool },
+    Shrink { id: RegionId, address: usize, bytes: u64, carrier: Carrier },
 }
 
 impl Pager {
@@ -120,8 +141,9 @@ impl Books {
     fn arena_task(&mut self) -> Option<Task> {
         let carriers: Vec<Carrier> =
             (0..self.devices()).filter_map(|device| self.contexts.carrier(device)).collect();
-        let carrier = carriers.first().copied();
-        if let (Some(carrier), Some((id, region))) = (carrier, self.table.places.unpinned()) {
+        // Everything needs a context; without one nothing is paged out either.
+        let carrier = *carriers.first()?;
+        if let Some((id, region)) = self.table.places.unpinned() {
             let (address, bytes) = (region.address, region.bytes);
             return Some(Task::Repin { id, address, bytes, carrier });
         }
@@ -130,8 +152,7 @@ impl Books {
         let wanted = (self.arena.wanted + scratch).max(self.arena.demanded);
         let wanted = wanted.next_multiple_of(GRANULE);
         let total = self.table.places.total();
-        // Pinning needs a context; before there is one nothing is paged out either.
-        if total < wanted && carrier.is_some() && !self.arena.exhausted {
+        if total < wanted && !self.arena.exhausted {
             let bytes = (wanted - total).min(self.rules.chunk_bytes);
             let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
             return Some(Task::Grow { bytes, carrier, node });
@@ -147,7 +168,7 @@ impl Books {
         self.table.shed(total.saturating_sub(keep));
         let (id, region) = self.table.places.retire(keep)?;
         let (address, bytes) = (region.address, region.bytes);
-        Some(Task::Shrink { id, address, bytes, carrier, pinned: region.pinned.is_some() })
+        Some(Task::Shrink { id, address, bytes, carrier })
     }
 }
 
@@ -166,16 +187,17 @@ fn perform(task: Task) -> bool {
             tried.is_ok()
         }
         Task::Grow { bytes, carrier, node } => grow(bytes, carrier, node),
-        Task::Repin { id, address, bytes, carrier } => {
-            let pinned = inside(carrier, || result(device::pin(address, bytes)));
-            if pinned.is_ok() {
-                PAGER.books().table.places.pinned(id, carrier.id);
-            }
-            pinned.is_ok()
-        }
-        Task::Shrink { id, address, bytes, carrier, pinned } => {
-            if let Some(carrier) = carrier.filter(|_| pinned) {
-                let _ = inside(carrier, || result(device::unpin(address)));
+        Task::Repin { id, address, bytes, carrier } => repin(id, address, bytes, carrier),
+        Task::Shrink { id, address, bytes, carrier } => {
+            // Whatever became of the context in which it was pinned, the driver may know it still, and would take other memory
+            // that comes to lie there for it.
+            let entered = inside(carrier, || {
+                let _ = device::unpin(address);
+                CuResult::SUCCESS
+            });
+            if entered.is_err() {
+                PAGER.books().table.places.keep(id);
+                return false;
             }
             PAGER.books().table.places.remove(id);
             give_back(address, bytes);
@@ -184,7 +206,27 @@ fn perform(task: Task) -> bool {
     }
 }
 
-fn grow(bytes: u64, carrier: Option<Carrier>, node: u32) -> bool {
+/// Pins a region anew whose context is gone.
+fn repin(id: RegionId, address: usize, bytes: u64, carrier: Carrier) -> bool {
+    let mut pinned = Ok(());
+    let entered = inside(carrier, || {
+        pinned = device::pin(address, bytes);
+        if pinned == Err(CuResult::HOST_MEMORY_ALREADY_REGISTERED) {
+            // The driver has kept it; as long as what, nobody says.
+            pinned = device::unpin(address).and_then(|()| device::pin(address, bytes));
+        }
+        CuResult::SUCCESS
+    });
+    if entered.is_err() {
+        return false;
+    }
+    let mut books = PAGER.books();
+    books.pinned(id, carrier, pinned);
+    PAGER.changed.notify_all();
+    true
+}
+
+fn grow(bytes: u64, carrier: Carrier, node: u32) -> bool {
     let Some(address) = host_memory(bytes, node) else {
         let mut books = PAGER.books();
         books.arena.exhausted = true;
@@ -197,32 +239,19 @@ fn grow(bytes: u64, carrier: Option<Carrier>, node: u32) -> bool {
         );
         return false;
     };
-    let pinned = match carrier {
-        Some(carrier) => inside(carrier, || result(device::pin(address, bytes))),
-        None => Err(CuResult::INVALID_CONTEXT),
-    };
+    let mut pinned = Err(CuResult::INVALID_CONTEXT);
+    let _ = inside(carrier, || {
+        pinned = device::pin(address, bytes);
+        CuResult::SUCCESS
+    });
     let mut books = PAGER.books();
-    if let Err(cause) = pinned
-        && !std::mem::replace(&mut books.arena.told, true)
-    {
-        warning!(
-            "cuMemHostRegister failed ({}): memory is moved to the host unpinned, which is slow; raise the limit of locked \
-             memory (ulimit -l), or give the job more memory",
-            device::name(cause)
-        );
-    }
-    let generation = carrier.filter(|_| pinned.is_ok()).map(|carrier| carrier.id);
-    // What could not be pinned counts as pinned, or it would be tried for ever.
-    books.table.places.add(address, bytes, generation.or(Some(0)));
+    let id = books.table.places.add(address, bytes, None);
+    books.pinned(id, carrier, pinned);
     let total = books.table.places.total();
     PAGER.changed.notify_all();
     drop(books);
     info!("{} of host memory are ready for what is moved from the GPU", size(total));
     true
-}
-
-fn result(answer: device::Answer<()>) -> CuResult {
-    answer.err().unwrap_or(CuResult::SUCCESS)
 }
 
 /// Calls `f` in a context, unless that is going.

@@ -107,6 +107,13 @@ impl Places {
         Some((*id, region.clone()))
     }
 
+    /// It could not go.
+    pub(crate) fn keep(&mut self, id: RegionId) {
+        if let Some(region) = self.regions.get_mut(&id) {
+            region.leaving = false;
+        }
+    }
+
     pub(crate) fn remove(&mut self, id: RegionId) {
         self.regions.remove(&id);
     }
@@ -162,6 +169,9 @@ mod tests {
         let (id, region) = places.retire(64).unwrap();
         assert_eq!(region.address, 0x2000);
         assert!(places.take(64).is_none(), "nothing goes there any more");
+        places.keep(id);
+        assert_eq!(places.free(), 64 + 54);
+        let (id, _) = places.retire(64).unwrap();
         places.remove(id);
         assert!(places.retire(0).is_none(), "the other is in use");
         places.give(&held);

@@ -100,7 +100,32 @@ impl Cuda {
         cuda
     }
 
-    fn launch_as(&self, symbol: &str, milliseconds: u32, stream: Handle) -> c_int {
+    /// With a grid and blocks of one dimension.
+    ///
+    /// # Safety
+    /// The kernel takes such parameters.
+    pub(crate) unsafe fn launch_kernel(
+        &self,
+        kernel: Handle,
+        (blocks, threads): (c_uint, c_uint),
+        stream: Handle,
+        parameters: *mut Handle,
+    ) -> c_int {
+        let shape = [blocks, 1, 1, threads, 1, 1, 0];
+        // SAFETY: the caller's.
+        unsafe { self.launch_as("cuLaunchKernel", kernel, shape, stream, (parameters, NULL)) }
+    }
+
+    /// # Safety
+    /// As the kernel and its parameters say; the driver for tests looks at numbers alone.
+    unsafe fn launch_as(
+        &self,
+        symbol: &str,
+        kernel: Handle,
+        [a, b, c, d, e, f, shared]: [c_uint; 7],
+        stream: Handle,
+        (parameters, extra): (*mut Handle, Handle),
+    ) -> c_int {
         let address = self.find(symbol);
         assert!(!address.is_null());
         type Launch = unsafe extern "C" fn(
@@ -113,18 +138,25 @@ impl Cuda {
             c_uint,
             c_uint,
             Handle,
-            Handle,
+            *mut Handle,
             Handle,
         ) -> c_int;
-        // SAFETY: the signature is that of the driver's header; the driver for tests looks at numbers alone.
+        // SAFETY: the signature is that of the driver's header; the rest is the caller's.
         unsafe {
             let call: Launch = std::mem::transmute(address);
-            call(10 as Handle, milliseconds, 2, 3, 4, 5, 6, 7, stream, 8 as Handle, 9 as Handle)
+            call(kernel, a, b, c, d, e, f, shared, stream, parameters, extra)
         }
     }
 
+    fn launch_numbers(&self, symbol: &str, milliseconds: u32, stream: Handle) -> c_int {
+        let shape = [milliseconds, 2, 3, 4, 5, 6, 7];
+        let rest = (std::ptr::without_provenance_mut(8), 9 as Handle);
+        // SAFETY: to the driver for tests.
+        unsafe { self.launch_as(symbol, 10 as Handle, shape, stream, rest) }
+    }
+
     pub(crate) fn launch(&self, milliseconds: u32, stream: Handle) -> c_int {
-        self.launch_as("cuLaunchKernel", milliseconds, stream)
+        self.launch_numbers("cuLaunchKernel", milliseconds, stream)
     }
 
     pub(crate) fn synchronize(&self) -> c_int {
@@ -184,7 +216,7 @@ fn launch(lengths: &str) {
 
 fn launch_per_thread() {
     let cuda = Cuda::start();
-    println!("launch={}", cuda.launch_as("cuLaunchKernel_ptsz", 300, NULL));
+    println!("launch={}", cuda.launch_numbers("cuLaunchKernel_ptsz", 300, NULL));
     pause();
 }
 

@@ -13,6 +13,7 @@ mod forks;
 mod leases;
 mod paging;
 mod paging_client;
+mod paging_contexts;
 mod paging_shared;
 mod rooms;
 

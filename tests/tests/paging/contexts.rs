@@ -58,7 +58,6 @@ fn a_reset_with_memory_on_the_host_gives_everything_back() -> Result<()> {
 }
 
 #[test]
-#[ignore = "known fault: in some runs (2 of 7) the other program waits for memory that never comes"]
 fn a_reset_in_mid_page_out_waits_for_what_is_moving() -> Result<()> {
     let stage = Stage::with(SLOW, &[])?;
     let mut next = stage.program("next")?;

@@ -225,6 +225,10 @@ impl Lane {
     fn work(&mut self, leave: Leave) -> Progress {
         let Some(station) = &mut self.station else { return Progress::Idle };
         let leaving = self.settling || PAGER.books().contexts.is_leaving(station.carrier);
+        if leaving {
+            // What has begun ends, and no more of it: somebody waits for that.
+            self.outbound.stop();
+        }
         let mut progress = self.inbound.finish(station);
         progress = progress.max(self.outbound.finish(self.device, station));
         if leaving {

@@ -1,0 +1,159 @@
+//! A CUDA program for the tests of paging: it does what a line of words says, and knows every byte of its memory.
+//!
+//! `a64` allocates 64 MiB (`a3k`: KiB), `A64` in a stream, `w0:7` writes pattern 7 into the first allocation, `c0:7` checks
+//! it, `f0` and `F0` free it (in a stream), `p0` prints where it is, `q0` asks the driver about it, `s` synchronises, `?` asks
+//! what is free, `[` and `]` begin and end a capture, `!` destroys the context, `+` makes another, `=0` goes back to the first, `t0:7` is
+//! `w0:7` on a thread of its own, `.` pauses. `m32` creates and maps 32 MiB,
+//! `u0` unmaps them, `n0` maps them anew, `x0` unmaps and releases them.
+//!
+//! `@1` goes on with device 1, `e1` lets its current context reach memory of that on device 1, `d1` ends that. `k0:7` has a kernel
+//! write pattern 7, `v0:7` checks it. `M0:1` copies the first allocation to the second between contexts, `Z0:1` likewise as rows
+//! and layers. `g0:1` opens mapped memory to device 1. `h32` is `m32` with a handle type and RDMA asked for; `X0` exports it,
+//! imports it again and compares. `i0` asks for a handle of the old way of sharing.
+//!
+//! `P` prints what the default pool has in use and reserved, `T` trims it. `L4` allocates 4 MiB in a stream of the current device
+//! from a pool on device 1 that device 0 may use too. `G0:1` makes a graph that copies the first allocation to the second, `R` runs
+//! it. `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
+
+mod content;
+mod contexts;
+mod devices;
+mod graphs;
+mod mapping;
+mod pools;
+
+use crate::client::{Cuda, NULL, pause};
+use content::{
+    allocate_in, ask, check, check_fill, free_bytes, free_in, synchronous, total_bytes, write,
+};
+use contexts::Contexts;
+use devices::Devices;
+use graphs::{capture, copying_graph, run_graph};
+use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
+use pools::{pool_levels, trim};
+use std::collections::BTreeMap;
+
+pub(crate) fn play(words: &str) {
+    let cuda = Cuda::start();
+    let stream = cuda.stream();
+    let mut held: Vec<(u64, usize)> = Vec::new();
+    let mut handles: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut devices = Devices::new(&cuda);
+    let mut graph = NULL;
+    let mut contexts = Contexts::new(&cuda);
+    for word in words.split(' ') {
+        let (what, rest) = word.split_at(1);
+        match what {
+            "a" | "A" => {
+                let bytes = size(rest);
+                let (result, address) = match what {
+                    "a" => cuda.allocate(bytes),
+                    _ => allocate_in(&cuda, bytes, stream),
+                };
+                println!("allocate={result}");
+                held.push((address, bytes));
+            }
+            "w" | "c" => {
+                let (index, seed) = rest.split_once(':').expect("which, and the pattern");
+                let (address, bytes) = held[index.parse::<usize>().expect("an index")];
+                let seed = seed.parse().expect("a number");
+                match what {
+                    "w" => write(&cuda, address, bytes, seed),
+                    _ => check(&cuda, address, bytes, seed),
+                }
+            }
+            "f" => println!("free={}", cuda.free(held[rest.parse::<usize>().unwrap()].0)),
+            "F" => {
+                let address = held[rest.parse::<usize>().unwrap()].0;
+                let result = free_in(&cuda, address, stream);
+                println!("free={result}");
+            }
+            "p" => println!("at={:#x}", held[rest.parse::<usize>().unwrap()].0),
+            "q" => ask(&cuda, held[rest.parse::<usize>().unwrap()].0),
+            "@" => devices.go(rest.parse().unwrap()),
+            "e" | "d" => devices.peer(what == "e", rest.parse().unwrap()),
+            "k" | "v" => {
+                let (index, seed) = rest.split_once(':').expect("which, and the pattern");
+                let (address, bytes) = held[index.parse::<usize>().expect("an index")];
+                let seed = seed.parse().expect("a number");
+                match what {
+                    "k" => println!("kernel={}", devices.fill(address, bytes, seed)),
+                    _ => check_fill(&cuda, address, bytes, seed),
+                }
+            }
+            "M" | "Z" => {
+                let (from, to) = rest.split_once(':').expect("from, and to");
+                let from = held[from.parse::<usize>().unwrap()];
+                let to = held[to.parse::<usize>().unwrap()];
+                println!("copied={}", devices.copy(what == "Z", from, to.0));
+            }
+            "g" => {
+                let (index, device) = rest.split_once(':').expect("which, and to whom");
+                let (address, bytes) = held[index.parse::<usize>().unwrap()];
+                println!("opened={}", open_to(&cuda, address, bytes, device.parse().unwrap()));
+            }
+            "X" => {
+                let index: usize = rest.parse().unwrap();
+                export(&cuda, held[index], handles[&index]);
+            }
+            "G" => {
+                let (from, to) = rest.split_once(':').expect("from, and to");
+                let from = held[from.parse::<usize>().unwrap()];
+                graph = copying_graph(&cuda, from, held[to.parse::<usize>().unwrap()].0);
+            }
+            "R" => println!("ran={}", run_graph(&cuda, graph)),
+            "D" => println!("total={}", total_bytes(&cuda) >> 20),
+            "P" => pool_levels(&cuda),
+            "T" => println!("trimmed={}", trim(&cuda)),
+            "L" => held.push((devices.allocate_in_pool(size(rest)), size(rest))),
+            "y" => {
+                let (index, on) = rest.split_once(':').expect("which, and whether");
+                synchronous(&cuda, held[index.parse::<usize>().unwrap()], on.parse().unwrap());
+            }
+            "i" => println!("ipc={}", ipc(&cuda, held[rest.parse::<usize>().unwrap()].0)),
+            "m" | "h" => {
+                let bytes = size(rest);
+                let flags = if what == "h" { (1, 1 << 8) } else { (0, 0) };
+                let (handle, address) = (create(&cuda, bytes, flags), reserve(&cuda, bytes));
+                map(&cuda, address, bytes, handle);
+                handles.insert(held.len(), handle);
+                held.push((address, bytes));
+            }
+            "u" | "n" | "x" => {
+                let index: usize = rest.parse().unwrap();
+                let (address, bytes) = held[index];
+                if what == "n" {
+                    map(&cuda, address, bytes, handles[&index]);
+                } else {
+                    println!("unmapped={}", unmap(&cuda, address, bytes));
+                }
+                if what == "x" {
+                    println!("released={}", release(&cuda, handles[&index]));
+                }
+            }
+            "[" => capture(&cuda, stream, true),
+            "]" => capture(&cuda, stream, false),
+            "!" => contexts.destroy(),
+            "+" => contexts.make(),
+            "=" => contexts.choose(rest.parse().unwrap()),
+            "t" => {
+                let (index, seed) = rest.split_once(':').expect("which, and the pattern");
+                let (address, bytes) = held[index.parse::<usize>().expect("an index")];
+                contexts.write_meanwhile(address, bytes, seed.parse().expect("a number"));
+            }
+            "s" => println!("synchronize={}", cuda.synchronize()),
+            "?" => println!("info={}", free_bytes(&cuda) >> 20),
+            "." => pause(),
+            other => panic!("no word {other}"),
+        }
+    }
+    contexts.end();
+    println!("end");
+}
+
+fn size(text: &str) -> usize {
+    match text.strip_suffix('k') {
+        Some(number) => number.parse::<usize>().expect("a size") << 10,
+        None => text.parse::<usize>().expect("a size") << 20,
+    }
+}
