@@ -10,7 +10,7 @@
 //!
 //! Owns: every exported symbol (`exports`, `table`), finding the real driver (`driver`), the start
 //! of a client (`process`), the gate, the link thread, device memory that moves (`pager`),
-//! the account of what does not (`memory`) and of what may still be running (`work`).
+//! the account of what does not (`memory`, `graphs`, `image`) and of what may still be running (`work`).
 //! Does not own: who gets which GPU, and for how long. That is the assigner's.
 //!
 //! Rules of this crate: nothing happens when the library is loaded; no thread before `cuInit`; no
@@ -21,7 +21,9 @@ mod driver;
 mod environment;
 mod exports;
 mod gate;
+mod graphs;
 mod hooks;
+mod image;
 mod lease;
 mod link;
 mod log;

@@ -40,6 +40,14 @@ pub(crate) enum Key {
     Physical(u64),
     Array(usize),
     Mipmap(usize),
+    /// Variables of a module.
+    Module(usize),
+    /// Variables of a library in a context.
+    Library(usize, usize),
+    /// What a context has for kernels, by the limit's number.
+    Limit(usize, u32),
+    /// What a graph allocates when it runs, by its number here and the device.
+    Graph(u64, u32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +115,14 @@ pub(crate) struct Promise {
     kind: MemoryKind,
 }
 
+/// How much is asked for at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Portion {
+    /// More than is needed now, so that the next need not be asked for.
+    Slab,
+    Exact,
+}
+
 /// What memory is to the program, and so why it is not moved; as status calls it.
 type MemoryKind = &'static str;
 
@@ -114,7 +130,10 @@ type MemoryKind = &'static str;
 fn kind_of(call: &str) -> MemoryKind {
     match call {
         "cuMemAllocManaged" => "managed",
+        "cuCtxSetLimit" => "heaps",
         _ if call.contains("Array") => "arrays",
+        _ if call.starts_with("cuModule") || call.starts_with("cuLibrary") => "modules",
+        _ if call.starts_with("cuGraph") => "graphs",
         // The pager leaves what is to be handed to others, and what a capture allocates, to the driver.
         "cuMemCreate" if PAGER.is_active() => "exported",
         _ if call.ends_with("Async") && WORK.is_capturing() => "graphs",
@@ -171,8 +190,17 @@ impl Ledger {
     /// Room for memory, waiting for it where others have it; `None`: the client alone would exceed
     /// the GPU, and the reason has been told.
     pub(crate) fn reserve(&self, call: &str, device: i32, bytes: u64) -> Option<Promise> {
+        self.reserve_in(call, device, bytes, Portion::Slab)
+    }
+
+    /// The same without a slab, for what is asked for seldom.
+    pub(crate) fn reserve_exactly(&self, call: &str, device: i32, bytes: u64) -> Option<Promise> {
+        self.reserve_in(call, device, bytes, Portion::Exact)
+    }
+
+    fn reserve_in(&self, call: &str, device: i32, bytes: u64, portion: Portion) -> Option<Promise> {
         let device = device as u32;
-        match self.ask(device, bytes, RoomKind::Memory) {
+        match self.ask(device, bytes, RoomKind::Memory, portion) {
             Ok(()) => Some(Promise { device, bytes, kind: kind_of(call) }),
             Err(reason) => {
                 warning!(
@@ -193,6 +221,27 @@ impl Ledger {
         if let Some(gone) = books.holdings.insert(key, holding) {
             self.give_back(&mut books, gone.device, gone.bytes);
         }
+    }
+
+    /// What is held under a key has become more, or is the first of it.
+    pub(crate) fn grown(&self, promise: Promise, key: Key, context: usize) {
+        let Promise { device, bytes, kind } = promise;
+        let mut books = self.books();
+        let first = Holding { device, bytes: 0, kind, context, owners: 1 };
+        books.holdings.entry(key).or_insert(first).bytes += bytes;
+    }
+
+    /// …and less.
+    pub(crate) fn shrunk(&self, key: Key, bytes: u64) {
+        let mut books = self.books();
+        let Some(holding) = books.holdings.get_mut(&key) else { return };
+        let bytes = bytes.min(holding.bytes);
+        holding.bytes -= bytes;
+        let (device, is_gone) = (holding.device, holding.bytes == 0);
+        if is_gone {
+            books.holdings.remove(&key);
+        }
+        self.give_back(&mut books, device, bytes);
     }
 
     /// It does not: the driver refused.
@@ -283,7 +332,7 @@ impl Ledger {
     /// Room for a context; false: there is none, and the reason has been told.
     pub(crate) fn reserve_context(&self, call: &str, device: i32) -> bool {
         let bytes = self.books().context_bytes;
-        match self.ask(device as u32, bytes, RoomKind::Context) {
+        match self.ask(device as u32, bytes, RoomKind::Context, Portion::Exact) {
             Ok(()) => true,
             Err(reason) => {
                 warning!(
@@ -316,6 +365,11 @@ impl Ledger {
         self.books().primaries.get(&(device as u32)).copied()
     }
 
+    /// All contexts that are counted, with their devices.
+    pub(crate) fn contexts(&self) -> Vec<(usize, i32)> {
+        self.books().contexts.iter().map(|(context, device)| (*context, *device as i32)).collect()
+    }
+
     /// A context is destroyed, and all memory that was allocated in it.
     pub(crate) fn context_gone(&self, context: usize) {
         let mut books = self.books();
@@ -338,9 +392,9 @@ impl Ledger {
 
     // ------------------------------------------------------------ room
 
-    fn ask(&self, device: u32, bytes: u64, kind: RoomKind) -> Result<(), String> {
+    fn ask(&self, device: u32, bytes: u64, kind: RoomKind, portion: Portion) -> Result<(), String> {
         let mut books = self.books();
-        let mut exact = kind == RoomKind::Context;
+        let mut exact = portion == Portion::Exact;
         let mut told = false;
         let mut withdrawn = None;
         loop {
@@ -513,6 +567,10 @@ mod tests {
         assert_eq!(kind_of("cuMemAllocManaged"), "managed");
         assert_eq!(kind_of("cuArray3DCreate"), "arrays");
         assert_eq!(kind_of("cuMipmappedArrayCreate"), "arrays");
+        assert_eq!(kind_of("cuGraphAddMemAllocNode"), "graphs");
+        assert_eq!(kind_of("cuModuleLoadData"), "modules");
+        assert_eq!(kind_of("cuLibraryLoadData"), "modules");
+        assert_eq!(kind_of("cuCtxSetLimit"), "heaps");
         // Nothing is paged in this process, nor captured.
         assert_eq!(kind_of("cuMemCreate"), "plain");
         assert_eq!(kind_of("cuMemAllocAsync"), "plain");

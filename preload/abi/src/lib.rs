@@ -27,6 +27,8 @@ pub enum Class {
     Resolve,
     /// Contexts come and go.
     Context,
+    /// Code is loaded and unloaded, with its variables.
+    Module,
     /// Streams come and go.
     Stream,
     /// Stream capture begins and ends.
@@ -39,6 +41,8 @@ pub enum Class {
     Mapping,
     /// Memory is handed to others.
     Share,
+    /// Graphs come and go, with memory of their own.
+    Graph,
     /// Questions about addresses.
     Query,
     /// Returns when the GPU has finished something.
@@ -95,6 +99,9 @@ macro_rules! class {
     (context) => {
         Class::Context
     };
+    (module) => {
+        Class::Module
+    };
     (stream) => {
         Class::Stream
     };
@@ -112,6 +119,9 @@ macro_rules! class {
     };
     (share) => {
         Class::Share
+    };
+    (graph) => {
+        Class::Graph
     };
     (query) => {
         Class::Query

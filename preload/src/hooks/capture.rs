@@ -28,10 +28,17 @@ macro_rules! begin {
 macro_rules! end {
     ($($symbol:ident $form:ident ($stream:ident $(, $parameter:ident: $kind:ty)*);)*) => {$(
         pub(crate) unsafe fn $symbol($stream: sys::CUstream $(, $parameter: $kind)*) -> CuResult {
+            let (stream, thread) = key($stream, StreamForm::$form);
+            let recorded = super::graph::captured(stream);
             // SAFETY: the program's own arguments.
             let result = unsafe { real::$symbol($stream $(, $parameter)*) };
-            let (stream, thread) = key($stream, StreamForm::$form);
             WORK.end_capture(stream, thread);
+            // What came of a capture that failed is gone.
+            if let Some(graph) = recorded
+                && !result.is_success()
+            {
+                super::graph::gone(graph);
+            }
             PAGER.capture_ended();
             result
         }

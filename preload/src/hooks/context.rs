@@ -1,8 +1,10 @@
-//! Contexts come and go: each takes memory of the GPU, and holds streams that must be drained.
+//! Contexts come and go: each takes memory of the GPU, more if the program wants, and holds streams that must be drained.
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
-use crate::memory::LEDGER;
+use super::memory::current_device;
+use super::module;
+use crate::memory::{Key, LEDGER};
 use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::{WORK, current_context};
@@ -15,12 +17,23 @@ macro_rules! create {
             if !LEDGER.reserve_context(stringify!($symbol), $device) {
                 return CuResult::OUT_OF_MEMORY;
             }
+            let Some(libraries) = module::for_context($device) else {
+                LEDGER.return_context($device);
+                return CuResult::OUT_OF_MEMORY;
+            };
             // SAFETY: the program's own arguments.
             let result = unsafe { real::$symbol(pctx $(, $parameter)*) };
             match result.is_success() {
-                // SAFETY: the driver has just written there.
-                true => made(unsafe { pctx.read() }, $device),
-                false => LEDGER.return_context($device),
+                true => {
+                    // SAFETY: the driver has just written there.
+                    let context = unsafe { pctx.read() };
+                    made(context, $device);
+                    libraries.count(context as usize);
+                }
+                false => {
+                    libraries.forget();
+                    LEDGER.return_context($device);
+                }
             }
             result
         }
@@ -95,19 +108,6 @@ fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult
     result
 }
 
-/// Functions go with their module.
-pub(crate) unsafe fn cuModuleUnload(hmod: sys::CUmodule) -> CuResult {
-    WORK.forget_kernel();
-    // SAFETY: the program's own argument.
-    unsafe { real::cuModuleUnload(hmod) }
-}
-
-pub(crate) unsafe fn cuLibraryUnload(library: sys::CUlibrary) -> CuResult {
-    WORK.forget_kernel();
-    // SAFETY: the program's own argument.
-    unsafe { real::cuLibraryUnload(library) }
-}
-
 macro_rules! adopt {
     ($($symbol:ident;)*) => {$(
         pub(crate) unsafe fn $symbol(ctx: sys::CUcontext) -> CuResult {
@@ -133,6 +133,16 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
     if !before && !LEDGER.reserve_context("cuDevicePrimaryCtxRetain", dev) {
         return CuResult::OUT_OF_MEMORY;
     }
+    let libraries = match before {
+        true => module::Libraries::default(),
+        false => match module::for_context(dev) {
+            Some(libraries) => libraries,
+            None => {
+                LEDGER.return_context(dev);
+                return CuResult::OUT_OF_MEMORY;
+            }
+        },
+    };
     // SAFETY: the program's own arguments.
     let result = unsafe { real::cuDevicePrimaryCtxRetain(pctx, dev) };
     if result.is_success() {
@@ -143,11 +153,67 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
         if !before && !LEDGER.primary_made(context, dev) {
             // Another thread was first: one context, counted once.
             LEDGER.return_context(dev);
+            libraries.forget();
+        } else {
+            libraries.count(context);
         }
     } else if !before {
         LEDGER.return_context(dev);
+        libraries.forget();
     }
     result
+}
+
+/// CU_LIMIT_STACK_SIZE, CU_LIMIT_PRINTF_FIFO_SIZE, CU_LIMIT_MALLOC_HEAP_SIZE
+const STACK: c_uint = 0;
+const PRINTF: c_uint = 1;
+const HEAP: c_uint = 2;
+/// CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, …_MAX_THREADS_PER_MULTIPROCESSOR
+const MULTIPROCESSORS: c_uint = 16;
+const THREADS: c_uint = 39;
+
+/// Memory that kernels find in their context. What a context begins with is part of the context's size.
+pub(crate) unsafe fn cuCtxSetLimit(limit: c_uint, value: usize) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real::cuCtxSetLimit(limit, value) };
+    let Some(device) = current_device() else { return call() };
+    let each = match limit {
+        // A stack for each thread that can be there at once.
+        STACK => attribute(MULTIPROCESSORS, device) * attribute(THREADS, device),
+        PRINTF | HEAP => 1,
+        _ => return call(),
+    };
+    let mut before = 0;
+    // SAFETY: a place on this stack.
+    if !unsafe { real::cuCtxGetLimit(&raw mut before, limit) }.is_success() {
+        return call();
+    }
+    let key = Key::Limit(current_context(), limit);
+    let bytes = |values: usize| (values as u64).saturating_mul(each);
+    if value <= before {
+        let result = call();
+        if result.is_success() {
+            LEDGER.shrunk(key, bytes(before - value));
+        }
+        return result;
+    }
+    let Some(promise) = LEDGER.reserve_exactly("cuCtxSetLimit", device, bytes(value - before))
+    else {
+        return CuResult::OUT_OF_MEMORY;
+    };
+    let result = call();
+    match result.is_success() {
+        true => LEDGER.grown(promise, key, current_context()),
+        false => LEDGER.forget(promise),
+    }
+    result
+}
+
+fn attribute(attribute: c_uint, device: c_int) -> u64 {
+    let mut value: c_int = 0;
+    // SAFETY: a place on this stack.
+    let result = unsafe { real::cuDeviceGetAttribute(&raw mut value, attribute, device) };
+    if result.is_success() { value.max(0) as u64 } else { 0 }
 }
 
 fn primary_active(device: c_int) -> bool {

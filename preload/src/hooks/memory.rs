@@ -8,6 +8,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use super::graph;
 use crate::memory::{Key, LEDGER};
 use crate::pager::{Freed, PAGER};
 use crate::table::real;
@@ -64,7 +65,7 @@ pub(super) fn rounded(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(unit).unwrap_or(bytes)
 }
 
-fn current_device() -> Option<c_int> {
+pub(super) fn current_device() -> Option<c_int> {
     let mut device: c_int = 0;
     // SAFETY: a place on this stack.
     unsafe { real::cuCtxGetDevice(&raw mut device) }.is_success().then_some(device)
@@ -171,7 +172,7 @@ unsafe fn paged(symbol: &str, bytes: u64, place: *mut u64) -> Option<CuResult> {
 }
 
 /// What a stream means in a call of this form: its handle, and the thread of a per-thread default stream.
-fn stream_of(stream: sys::CUstream, form: StreamForm) -> (usize, u64) {
+pub(super) fn stream_of(stream: sys::CUstream, form: StreamForm) -> (usize, u64) {
     match (stream as usize, form) {
         (PER_THREAD, _) | (0, StreamForm::PerThread) => {
             WORK.note_per_thread();
@@ -181,8 +182,8 @@ fn stream_of(stream: sys::CUstream, form: StreamForm) -> (usize, u64) {
     }
 }
 
-/// What is captured is the graph's, and its memory the driver's.
-fn is_captured(stream: usize) -> bool {
+/// What is captured is the graph's (`graph`), and its memory the driver's.
+pub(super) fn is_captured(stream: usize) -> bool {
     if !WORK.is_capturing() {
         return false;
     }
@@ -199,6 +200,11 @@ macro_rules! stream_ordered {
             unsafe {
                 if let Some(result) = in_stream($name, dptr, bytesize as u64, $pool, ($stream, StreamForm::$form)) {
                     return result;
+                }
+                if let Some(graph) = graph::captured(stream_of($stream, StreamForm::$form).0) {
+                    return graph::allocate($name, graph, bytesize as u64, dptr, || {
+                        real::$symbol(dptr, bytesize, $($parameter),*)
+                    });
                 }
                 allocate($name, bytesize as u64, dptr, Key::Pointer, || {
                     real::$symbol(dptr, bytesize, $($parameter),*)
@@ -266,7 +272,11 @@ pub(crate) unsafe fn cuMemFreeAsync(dptr: u64, hStream: sys::CUstream) -> CuResu
         return result;
     }
     // SAFETY: the program's own arguments.
-    free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync(dptr, hStream) })
+    let call = || unsafe { real::cuMemFreeAsync(dptr, hStream) };
+    match graph::captured(stream_of(hStream, StreamForm::Legacy).0) {
+        Some(graph) => graph::free(graph, dptr, call),
+        None => free(Key::Pointer(dptr), call),
+    }
 }
 
 pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> CuResult {
@@ -274,7 +284,11 @@ pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> C
         return result;
     }
     // SAFETY: the program's own arguments.
-    free(Key::Pointer(dptr), || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) })
+    let call = || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) };
+    match graph::captured(stream_of(hStream, StreamForm::PerThread).0) {
+        Some(graph) => graph::free(graph, dptr, call),
+        None => free(Key::Pointer(dptr), call),
+    }
 }
 
 // ---------------------------------------------------------------- arrays

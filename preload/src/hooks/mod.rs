@@ -4,8 +4,10 @@
 
 pub(crate) mod capture;
 pub(crate) mod context;
+pub(crate) mod graph;
 pub(crate) mod mapping;
 pub(crate) mod memory;
+pub(crate) mod module;
 pub(crate) mod pool;
 pub(crate) mod query;
 pub(crate) mod resolve;

@@ -9,6 +9,8 @@ mod setup;
 
 mod contact;
 mod exports;
+mod fixed;
+mod fixed_client;
 mod forks;
 mod leases;
 mod paging;

@@ -31,8 +31,17 @@ pub(crate) fn start_with(lab: Lab, words: &str, welcome: Welcome) -> Play {
 }
 
 pub(crate) fn start_on(lab: Lab, words: &str, welcome: Welcome, gpus: Vec<BoundGpu>) -> Play {
+    start_scenario(lab, &format!("paged {words}"), welcome, gpus)
+}
+
+pub(crate) fn start_scenario(
+    lab: Lab,
+    scenario: &str,
+    welcome: Welcome,
+    gpus: Vec<BoundGpu>,
+) -> Play {
     let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start(&format!("paged {words}"));
+    let client = lab.start(scenario);
     let mut peer = assigner.accept();
     peer.hello();
     peer.say(Say::Welcome(welcome));

@@ -199,7 +199,7 @@ pub struct MemoryReport {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FixedMemory {
-    /// "contexts", "managed", "arrays", "exported", "graphs", "plain".
+    /// "contexts", "managed", "arrays", "graphs", "modules", "heaps", "exported", "plain".
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]

@@ -26,6 +26,23 @@ struct Step {
     after: Vec<usize>,
 }
 
+/// Whether a step waits for an earlier one, be it through others.
+fn follows(steps: &[Step], step: usize, earlier: usize) -> bool {
+    let mut open = vec![step];
+    let mut seen = vec![false; steps.len()];
+    while let Some(at) = open.pop() {
+        for &before in &steps[at].after {
+            if before == earlier {
+                return true;
+            }
+            if before > earlier && !std::mem::replace(&mut seen[before], true) {
+                open.push(before);
+            }
+        }
+    }
+    false
+}
+
 impl Driver {
     /// Launches an instance into a stream; into one that captures, as a node.
     pub(crate) fn launch_graph(
@@ -163,16 +180,34 @@ impl Tables {
         last
     }
 
-    /// Makes sure that there is memory behind all that a run allocates.
+    /// Makes sure that there is memory behind all that a run allocates. What it has freed before an
+    /// allocation of the same size is used again for that.
     fn take_graph_memory(&mut self, handle: Handle<Executable>, steps: &[Step]) -> Outcome {
-        for step in steps {
-            let Task::Allocate(allocation) = &step.task else { continue };
+        let mut freed: Vec<(usize, Arc<Physical>)> = Vec::new();
+        for (at, step) in steps.iter().enumerate() {
             let executable = self.executables.get(handle).ok_or(INVALID_VALUE)?;
-            if executable.memory.contains_key(&allocation.address) {
+            let allocation = match &step.task {
+                Task::Run(Submission { work: Work::Free(address), .. }) => {
+                    let memory = executable.memory.get(address).map(Arc::clone);
+                    freed.extend(memory.map(|memory| (at, memory)));
+                    continue;
+                }
+                Task::Allocate(allocation) => allocation,
+                _ => continue,
+            };
+            let known = executable.memory.get(&allocation.address);
+            let (gpu, length) = (allocation.gpu, allocation.length());
+            let again = freed.iter().position(|(free, memory)| match known {
+                Some(known) => Arc::ptr_eq(memory, known),
+                None => {
+                    (memory.gpu(), memory.length()) == (gpu, length) && follows(steps, at, *free)
+                }
+            });
+            let again = again.map(|found| freed.swap_remove(found).1);
+            if known.is_some() {
                 continue;
             }
-            let (gpu, length) = (allocation.gpu, allocation.length());
-            let memory = match Physical::new(gpu, length) {
+            let memory = match again.map_or_else(|| Physical::new(gpu, length), Ok) {
                 Err(OUT_OF_MEMORY) => {
                     // What pools keep for others may make room.
                     for (pool, _) in self.device_pools.clone() {

@@ -106,6 +106,31 @@ pub(super) fn it_counts_until_it_is_trimmed(path: &Path) -> Result<(), String> {
     same("on the GPU", after >= before + SIZE, true)
 }
 
+pub(super) fn what_a_graph_has_freed_it_uses_again(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let plan = Plan::new(&gpu)?;
+    let stream = gpu.stream(NON_BLOCKING).map_err(why("stream"))?;
+    let sum = gpu.alloc(8).map_err(why("allocate"))?;
+    gpu.write(sum, &[0]).map_err(why("write"))?;
+    let mut last = Vec::new();
+    for seed in 1..4 {
+        let (node, pointer) = allocate(&plan, &last)?;
+        let fill = plan.kernel(&[node], "acb_fill", &[pointer, 1000, seed])?;
+        let add = plan.kernel(&[fill], "acb_sum", &[pointer, 1000, sum])?;
+        last = vec![free(&plan, add, pointer)?];
+    }
+    let executable = gpu.instantiate(plan.graph, 0).map_err(why("instantiate"))?;
+    for _ in 0..2 {
+        gpu.replay(executable, stream).map_err(why("run"))?;
+    }
+    gpu.wait(stream).map_err(why("wait"))?;
+    let (_, reserved) = attributes(&gpu)?;
+    same("less than for all at once", reserved < 2 * SIZE as u64, true)?;
+    let words = (1..4).flat_map(|seed| (0..1000).map(move |at| super::splitmix64(seed + at)));
+    let once = words.fold(0_u64, u64::wrapping_add);
+    same("twice", gpu.read(sum, 1), Ok(vec![once.wrapping_mul(2)]))
+}
+
 pub(super) fn what_a_run_leaves_is_the_programs(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
     let plan = Plan::new(&gpu)?;

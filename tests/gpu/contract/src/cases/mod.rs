@@ -128,6 +128,7 @@ cases! {
     graph_memory:
         it_is_there_while_its_graph_runs
         it_counts_until_it_is_trimmed
+        what_a_graph_has_freed_it_uses_again
         what_a_run_leaves_is_the_programs
         instances_can_free_what_was_left
         captured_allocations_become_nodes;

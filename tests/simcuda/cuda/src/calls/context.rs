@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_uint};
 
 use acb_cuda_abi::sys;
 
+use super::device::attribute_of;
 use super::{put, put_wanted};
 use crate::code::{
     INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome,
@@ -292,8 +293,18 @@ calls! {
 
     fn cuCtxSetLimit(limit: c_uint, value: usize) {
         let (driver, context) = or_current(std::ptr::null_mut())?;
-        usual_limit(limit)?;
-        if let Some(context) = driver.lock().contexts.get_mut(context) {
+        let usual = usual_limit(limit)?;
+        let mut tables = driver.lock();
+        let own = tables.context(context)?;
+        let (gpu, ordinal) = (own.gpu, own.ordinal);
+        let before = taken_by(limit, own.limits.get(&limit).copied().unwrap_or(usual), ordinal)?;
+        let after = taken_by(limit, value, ordinal)?;
+        if after > before {
+            driver.state.take(driver.charge, gpu, after - before).map_err(|_| OUT_OF_MEMORY)?;
+        } else {
+            driver.state.give_back(driver.charge, gpu, before - after);
+        }
+        if let Some(context) = tables.contexts.get_mut(context) {
             context.limits.insert(limit, value);
         }
         Ok(())
@@ -375,6 +386,22 @@ fn usual_limit(limit: c_uint) -> Outcome<usize> {
     }
 }
 
+/// Memory beyond the context's own that a limit takes: stacks for all threads that fit on the
+/// GPU, the queue of printf, the heap.
+fn taken_by(limit: c_uint, value: usize, ordinal: usize) -> Outcome<u64> {
+    const MULTIPROCESSORS: c_uint = 16;
+    const THREADS: c_uint = 39;
+    let more = value.saturating_sub(usual_limit(limit)?) as u64;
+    Ok(match limit {
+        0 => {
+            let each = |attribute| attribute_of(attribute, ordinal).map(|value| value as u64);
+            more.saturating_mul(each(MULTIPROCESSORS)? * each(THREADS)?)
+        }
+        1 | 2 => more,
+        _ => 0,
+    })
+}
+
 fn create(
     driver: &Driver,
     tables: &mut Tables,
@@ -454,7 +481,10 @@ fn destroy(driver: &Driver, tables: Locked<'_>, handle: Handle<Context>) {
     for start in regions {
         tables.space.remove(start);
     }
-    let cost = driver.config.gpus[context.gpu].context_bytes;
+    let limits = context.limits.iter();
+    let limits: u64 =
+        limits.filter_map(|(limit, value)| taken_by(*limit, *value, context.ordinal).ok()).sum();
+    let cost = driver.config.gpus[context.gpu].context_bytes + limits;
     driver.state.give_back(driver.charge, context.gpu, cost);
     note(driver, &tables, context.gpu);
 }

@@ -144,7 +144,7 @@ unsafe fn put_text(to: *mut c_char, length: c_int, text: &str) -> Outcome {
 
 /// The attributes of a GPU of compute capability 9.0; what it cannot do here (no
 /// textures, no managed memory that moves, no IPC) it says it cannot.
-fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
+pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
     Ok(match attribute {
         // threads in a block; block dimensions; grid dimensions
         1..=3 => 1024,

@@ -1,0 +1,190 @@
+//! Memory that stays where it is: asked for before it is there, told by its kind, given back.
+
+use crate::assigner::Peer;
+use crate::paging::{MIB, Play, gpu, paged_welcome, start_scenario};
+use crate::setup::Lab;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{RoomKind, RoomVerdict};
+
+fn start(words: &str) -> Play {
+    let lab = Lab::on_software_gpu("");
+    start_scenario(lab, &format!("fixed {words}"), paged_welcome(), vec![gpu()])
+}
+
+/// The program asks for so many bytes, and has them.
+#[track_caller]
+fn room(play: &mut Play, bytes: u64) {
+    let request = play.peer.room_request();
+    assert_eq!((request.device, request.bytes, request.kind()), (0, bytes, RoomKind::Memory));
+    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+}
+
+/// …or has not.
+#[track_caller]
+fn no_room(play: &mut Play, bytes: u64) {
+    let request = play.peer.room_request();
+    assert_eq!((request.bytes, request.kind()), (bytes, RoomKind::Memory));
+    play.peer.room_reply(request.seq, RoomVerdict::Denied, "held by 77 (python3)");
+}
+
+/// The program gives so many bytes back.
+#[track_caller]
+fn returned(play: &mut Play, bytes: u64) {
+    match play.peer.hear() {
+        Hear::RoomReturn(back) => assert_eq!((back.device, back.bytes), (0, bytes)),
+        other => panic!("RoomReturn expected: {other:?}"),
+    }
+}
+
+/// What status shows; an empty list: nothing.
+#[track_caller]
+fn shows(peer: &mut Peer, kinds: &[(&str, u64)]) {
+    peer.wait_for_moves(|report| {
+        let told = report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes));
+        told.eq(kinds.iter().copied())
+    });
+}
+
+/// Lets the program go on, through the gate if that is closed.
+#[track_caller]
+fn go_on_with_a_lease(play: &mut Play, epoch: u64) {
+    play.client.tell("on");
+    play.peer.grant(epoch);
+}
+
+#[track_caller]
+fn ends(mut play: Play, all: usize) {
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    let good = ended.stdout().lines().filter(|line| line.ends_with("=0")).count();
+    assert_eq!(good, all, "{}", ended.text());
+}
+
+#[test]
+fn a_graphs_memory_counts_from_its_node_to_its_end() {
+    for (allocate, free) in [("a", "f"), ("n", "N")] {
+        let mut play = start(&format!("{allocate}200 {free}0 . i r . d . x ."));
+        room(&mut play, 200 * MIB);
+        shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+        go_on_with_a_lease(&mut play, 1);
+        play.client.tell("on");
+        // What can still run still has it.
+        play.peer.hears_nothing();
+        play.client.tell("on");
+        returned(&mut play, 200 * MIB);
+        shows(&mut play.peer, &[]);
+        ends(play, 6);
+    }
+}
+
+#[test]
+fn what_a_graph_frees_is_not_asked_for_again() {
+    let mut play = start("a200 f0 a200 f1 a250 . d .");
+    room(&mut play, 200 * MIB);
+    room(&mut play, 50 * MIB);
+    shows(&mut play.peer, &[("graphs", 250 * MIB)]);
+    play.client.tell("on");
+    returned(&mut play, 250 * MIB);
+    ends(play, 6);
+}
+
+#[test]
+fn memory_allocated_in_a_capture_is_the_graphs() {
+    let mut play = start("[ A200 F0 A100 ] . i . d x .");
+    room(&mut play, 200 * MIB);
+    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    go_on_with_a_lease(&mut play, 1);
+    play.ready(1);
+    play.client.tell("on");
+    returned(&mut play, 200 * MIB);
+    shows(&mut play.peer, &[]);
+    ends(play, 8);
+}
+
+#[test]
+fn a_graph_for_which_there_is_no_room_gets_no_node() {
+    let mut play = start("a200 .");
+    no_room(&mut play, 200 * MIB);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("a=2");
+    ended.says("cuGraphAddMemAllocNode: 200.0 MiB on GPU 0 refused").says("held by 77 (python3)");
+}
+
+#[test]
+fn variables_of_code_count_while_it_is_loaded() {
+    let mut play = start("m128 . M . l128 . L .");
+    for _ in 0..2 {
+        room(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[("modules", 128 * MIB)]);
+        play.client.tell("on");
+        returned(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[]);
+        play.client.tell("on");
+    }
+    play.client.end().succeeded().prints("m=0").prints("M=0").prints("l=0").prints("L=0");
+}
+
+#[test]
+fn a_librarys_variables_count_in_each_context() {
+    let mut play = start("l100 c . C . L .");
+    room(&mut play, 100 * MIB);
+    room(&mut play, 100 * MIB);
+    shows(&mut play.peer, &[("modules", 200 * MIB)]);
+    play.client.tell("on");
+    // A slab is kept, as something is held still.
+    returned(&mut play, 68 * MIB);
+    shows(&mut play.peer, &[("modules", 100 * MIB)]);
+    play.client.tell("on");
+    returned(&mut play, 132 * MIB);
+    shows(&mut play.peer, &[]);
+    ends(play, 4);
+}
+
+#[test]
+fn code_with_small_variables_is_part_of_its_context() {
+    let mut play = start("m900k l900k .");
+    play.peer.hears_nothing();
+    ends(play, 2);
+}
+
+#[test]
+fn variables_without_room_are_not_loaded() {
+    let mut play = start("m128 .");
+    no_room(&mut play, 128 * MIB);
+    play.client.tell("on");
+    play.client
+        .end()
+        .succeeded()
+        .prints("m=2")
+        .says("cuModuleLoadData: 128.0 MiB on GPU 0 refused");
+}
+
+#[test]
+fn heaps_and_stacks_count_with_what_they_exceed_the_usual() {
+    let mut play = start("h264 q72 . h136 . h8 . q1 . s2048 .");
+    // 8 MiB of each are the context's own.
+    room(&mut play, 256 * MIB);
+    room(&mut play, 64 * MIB);
+    shows(&mut play.peer, &[("heaps", 320 * MIB)]);
+    play.client.tell("on");
+    returned(&mut play, 96 * MIB);
+    shows(&mut play.peer, &[("heaps", 192 * MIB)]);
+    play.client.tell("on");
+    returned(&mut play, 128 * MIB);
+    play.client.tell("on");
+    returned(&mut play, 96 * MIB);
+    shows(&mut play.peer, &[]);
+    play.client.tell("on");
+    // 132 multiprocessors of 2048 threads, a KiB more for each.
+    room(&mut play, 132 * 2048 * 1024);
+    shows(&mut play.peer, &[("heaps", 132 * 2048 * 1024)]);
+    ends(play, 6);
+}
+
+#[test]
+fn a_heap_without_room_stays_as_it_was() {
+    let mut play = start("h264 .");
+    no_room(&mut play, 256 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("h=2").says("cuCtxSetLimit: 256.0 MiB on GPU 0 refused");
+}

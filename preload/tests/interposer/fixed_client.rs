@@ -1,0 +1,289 @@
+//! A CUDA program for the tests of memory that stays where it is: graphs' own, variables of code, heaps.
+//!
+//! It does what a line of words says, and prints the driver's answers. `[` and `]` begin and end a capture into the graph, `A64`
+//! allocates 64 MiB in between, `F0` frees the first allocation of the graph's there. `a64` adds such a node by hand (`n64` by
+//! the call for nodes of any kind), `f0` and `N0` likewise; each stands behind the one before. `i` makes the graph executable, `r`
+//! runs it and waits, `d` destroys the graph, `x` the executable one. `m8` loads a module with 8 MiB of variables (`m8k`: KiB), `M` unloads
+//! it; `l8` and `L` likewise a library; `c` makes another context on the device, `C` destroys it. `h64` sets the heap to 64 MiB,
+//! `q2` the queue of printf, `s8192` the stacks to 8192 bytes. `.` pauses.
+#![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
+
+use crate::client::{Cuda, Handle, NULL, function, pause};
+use std::ffi::{c_int, c_uint, c_void};
+
+pub(crate) fn play(words: &str) {
+    let cuda = Cuda::start();
+    let stream = cuda.stream();
+    let mut program = Program {
+        cuda,
+        stream,
+        graph: NULL,
+        executable: NULL,
+        last: NULL,
+        allocations: Vec::new(),
+        module: NULL,
+        library: NULL,
+        context: NULL,
+    };
+    for word in words.split(' ') {
+        let (what, rest) = word.split_at(1);
+        if what == "." {
+            pause();
+        } else {
+            println!("{what}={}", program.step(what, rest));
+        }
+    }
+    println!("end");
+}
+
+struct Program {
+    cuda: Cuda,
+    stream: Handle,
+    graph: Handle,
+    executable: Handle,
+    /// The graph's latest node.
+    last: Handle,
+    allocations: Vec<u64>,
+    module: Handle,
+    library: Handle,
+    context: Handle,
+}
+
+impl Program {
+    fn step(&mut self, what: &str, rest: &str) -> c_int {
+        let number = || rest.parse::<usize>().expect("a number");
+        let bytes = || match rest.strip_suffix('k') {
+            Some(number) => number.parse::<usize>().expect("a number") << 10,
+            None => number() << 20,
+        };
+        match what {
+            "[" => self.capture(true),
+            "]" => self.capture(false),
+            "A" => self.allocate_captured(bytes()),
+            "F" => self.free_captured(number()),
+            "a" => self.allocate(bytes(), false),
+            "n" => self.allocate(bytes(), true),
+            "f" => self.free(number(), false),
+            "N" => self.free(number(), true),
+            "i" => self.instantiate(),
+            "r" => self.run(),
+            "d" => self.destroy(),
+            "x" => self.destroy_executable(),
+            "m" | "l" => self.load(what == "l", bytes()),
+            "M" | "L" => self.unload(what == "L"),
+            "c" => self.make_context(),
+            "C" => self.destroy_context(),
+            "h" => self.limit(2, bytes()),
+            "q" => self.limit(1, bytes()),
+            "s" => self.limit(0, number()),
+            other => panic!("no word {other}"),
+        }
+    }
+
+    fn capture(&mut self, begin: bool) -> c_int {
+        let (cuda, stream) = (&self.cuda, self.stream);
+        // SAFETY: as declared; 2 is the relaxed mode.
+        unsafe {
+            match begin {
+                true => function!(cuda, "cuStreamBeginCapture_v2", fn(Handle, c_uint))(stream, 2),
+                false => {
+                    let end = function!(cuda, "cuStreamEndCapture", fn(Handle, *mut Handle));
+                    end(stream, &raw mut self.graph)
+                }
+            }
+        }
+    }
+
+    fn allocate_captured(&mut self, bytes: usize) -> c_int {
+        let (cuda, mut address) = (&self.cuda, 0);
+        // SAFETY: as declared.
+        let result = unsafe {
+            let allocate = function!(cuda, "cuMemAllocAsync", fn(*mut u64, usize, Handle));
+            allocate(&raw mut address, bytes, self.stream)
+        };
+        self.allocations.push(address);
+        result
+    }
+
+    fn free_captured(&self, index: usize) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe {
+            function!(cuda, "cuMemFreeAsync", fn(u64, Handle))(self.allocations[index], self.stream)
+        }
+    }
+
+    fn allocate(&mut self, bytes: usize, of_any_kind: bool) -> c_int {
+        // CUgraphNodeParams: kind, 12 bytes; then CUDA_MEM_ALLOC_NODE_PARAMS: pinned memory of device 0, 88 bytes of properties,
+        // who may use it, how many, bytes, address.
+        let mut parameters = [0_u64; 32];
+        parameters[0] = 10;
+        (parameters[2], parameters[3]) = (1, 1);
+        parameters[2 + 13] = bytes as u64;
+        let place = 2 + 14;
+        let result = self.add(of_any_kind, &mut parameters, |cuda, node, graph, after, inner| {
+            // SAFETY: as declared.
+            unsafe {
+                let add = function!(
+                    cuda,
+                    "cuGraphAddMemAllocNode",
+                    fn(*mut Handle, Handle, *const Handle, usize, *mut u64)
+                );
+                add(node, graph, after.as_ptr(), after.len(), inner)
+            }
+        });
+        self.allocations.push(parameters[place]);
+        result
+    }
+
+    fn free(&mut self, index: usize, of_any_kind: bool) -> c_int {
+        let mut parameters = [0_u64; 32];
+        let address = self.allocations[index];
+        (parameters[0], parameters[2]) = (11, address);
+        self.add(of_any_kind, &mut parameters, |cuda, node, graph, after, _| {
+            // SAFETY: as declared.
+            unsafe {
+                let add = function!(
+                    cuda,
+                    "cuGraphAddMemFreeNode",
+                    fn(*mut Handle, Handle, *const Handle, usize, u64)
+                );
+                add(node, graph, after.as_ptr(), after.len(), address)
+            }
+        })
+    }
+
+    /// A node behind the latest one; `own` adds it by the call for its kind.
+    fn add(
+        &mut self,
+        of_any_kind: bool,
+        parameters: &mut [u64; 32],
+        own: impl Fn(&Cuda, *mut Handle, Handle, &[Handle], *mut u64) -> c_int,
+    ) -> c_int {
+        let cuda = &self.cuda;
+        let after: Vec<Handle> = [self.last].into_iter().filter(|node| !node.is_null()).collect();
+        let mut node = NULL;
+        // SAFETY: as declared; the parameters are those of a node, behind its kind.
+        let result = unsafe {
+            if self.graph.is_null() {
+                let make = function!(cuda, "cuGraphCreate", fn(*mut Handle, c_uint));
+                assert_eq!(make(&raw mut self.graph, 0), 0);
+            }
+            match of_any_kind {
+                true => {
+                    let add = function!(
+                        cuda,
+                        "cuGraphAddNode",
+                        fn(*mut Handle, Handle, *const Handle, usize, *mut u64)
+                    );
+                    let (list, count) = (after.as_ptr(), after.len());
+                    add(&raw mut node, self.graph, list, count, parameters.as_mut_ptr())
+                }
+                false => {
+                    own(cuda, &raw mut node, self.graph, &after, parameters.as_mut_ptr().add(2))
+                }
+            }
+        };
+        if result == 0 {
+            self.last = node;
+        }
+        result
+    }
+
+    fn instantiate(&mut self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe {
+            let make = function!(cuda, "cuGraphInstantiateWithFlags", fn(*mut Handle, Handle, u64));
+            make(&raw mut self.executable, self.graph, 0)
+        }
+    }
+
+    fn run(&self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        let result = unsafe {
+            function!(cuda, "cuGraphLaunch", fn(Handle, Handle))(self.executable, self.stream)
+        };
+        if result == 0 { cuda.synchronize() } else { result }
+    }
+
+    fn destroy(&mut self) -> c_int {
+        let (cuda, graph) = (&self.cuda, std::mem::replace(&mut self.graph, NULL));
+        self.last = NULL;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuGraphDestroy", fn(Handle))(graph) }
+    }
+
+    fn destroy_executable(&self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuGraphExecDestroy", fn(Handle))(self.executable) }
+    }
+
+    fn load(&mut self, as_library: bool, bytes: usize) -> c_int {
+        let text = format!(
+            ".version 6.4\n.target sm_52\n.address_size 64\n.visible .global .align 8 .b8 table[{bytes}];\n\
+             .visible .entry acb_nop() {{ ret; }}\n\0"
+        );
+        let (cuda, image) = (&self.cuda, text.as_ptr().cast::<c_void>());
+        // SAFETY: as declared; the text ends with a zero.
+        unsafe {
+            match as_library {
+                false => {
+                    let load = function!(cuda, "cuModuleLoadData", fn(*mut Handle, *const c_void));
+                    load(&raw mut self.module, image)
+                }
+                true => {
+                    let load = function!(
+                        cuda,
+                        "cuLibraryLoadData",
+                        fn(
+                            *mut Handle,
+                            *const c_void,
+                            Handle,
+                            Handle,
+                            c_uint,
+                            Handle,
+                            Handle,
+                            c_uint,
+                        )
+                    );
+                    load(&raw mut self.library, image, NULL, NULL, 0, NULL, NULL, 0)
+                }
+            }
+        }
+    }
+
+    fn unload(&self, library: bool) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe {
+            match library {
+                false => function!(cuda, "cuModuleUnload", fn(Handle))(self.module),
+                true => function!(cuda, "cuLibraryUnload", fn(Handle))(self.library),
+            }
+        }
+    }
+
+    fn make_context(&mut self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe {
+            let make = function!(cuda, "cuCtxCreate_v2", fn(*mut Handle, c_uint, c_int));
+            make(&raw mut self.context, 0, 0)
+        }
+    }
+
+    fn destroy_context(&self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuCtxDestroy_v2", fn(Handle))(self.context) }
+    }
+
+    fn limit(&self, limit: c_uint, value: usize) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuCtxSetLimit", fn(c_uint, usize))(limit, value) }
+    }
+}
