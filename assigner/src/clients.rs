@@ -6,11 +6,12 @@
 //! ```text
 //!  accepted ──Hello──► member ──end of stream, garbage, never reads──► lost ──comes back──► member
 //!     │                  │                                              │
-//!     └── refused        └───────────── its process is gone ────────────┴──► left
+//!     └── refused        └──────── its process, or program, is gone ────┴──► left
 //! ```
 //! A lease outlives the connection, because kernels run until the process is really gone: the
-//! broker hears of that from a pidfd. A process that lives on without a connection has
-//! `COME_BACK` to make a new one.
+//! broker hears of that from a pidfd, or of another program in the same process (exec), in which
+//! the driver of the first one is as gone as its connection. A process that lives on without a connection
+//! has `COME_BACK` to make a new one.
 
 use std::cell::RefCell;
 use std::io;
@@ -26,7 +27,7 @@ use tokio::time::{sleep, timeout};
 use crate::broker::{Broker, Newcomer, Refused};
 use crate::channel::Channel;
 use crate::outbox::{End, Outbox};
-use crate::process::{ProcessId, ProcessWatch};
+use crate::process::{ProcessId, ProcessWatch, Program};
 
 /// How long a process may live without a connection before it has left.
 const COME_BACK: Duration = Duration::from_secs(2);
@@ -90,7 +91,14 @@ async fn connection(broker: Rc<RefCell<Broker>>, stream: UnixStream) {
         Err(error) => return tracing::warn!("a client could not be accepted: {error}"),
     };
     let outbox = Rc::new(Outbox::new(Rc::clone(&channel)));
-    let mut peer = Peer { channel, outbox, decoder: Decoder::new(), process: None, watch: None };
+    let mut peer = Peer {
+        channel,
+        outbox,
+        decoder: Decoder::new(),
+        process: None,
+        watch: None,
+        program: None,
+    };
     let client = match peer.introduce(&broker, credentials).await {
         Ok(client) => client,
         Err(ending) => {
@@ -107,25 +115,31 @@ async fn connection(broker: Rc<RefCell<Broker>>, stream: UnixStream) {
         broker.borrow_mut().disconnect(client);
         peer.say_goodbye().await;
     }
-    let Peer { watch, process, .. } = peer;
-    wait_for_end(&broker, client, watch, process).await;
+    wait_for_end(&broker, client, peer).await;
 }
 
 /// After the connection: the client is there until its process is gone, or does not come back.
-async fn wait_for_end(
-    broker: &Rc<RefCell<Broker>>,
-    client: ClientId,
-    watch: Option<ProcessWatch>,
-    process: Option<ProcessId>,
-) {
+async fn wait_for_end(broker: &Rc<RefCell<Broker>>, client: ClientId, peer: Peer) {
+    let Peer { watch, process, program, .. } = peer;
     if let (Some(watch), Some(process)) = (watch, process)
         && process.is_alive()
-        && timeout(COME_BACK, watch.gone()).await.is_err()
     {
-        if !broker.borrow().is_lost(client) {
+        let end = async {
+            tokio::select! {
+                () = watch.gone() => false,
+                () = ProcessWatch::replaced(process, program) => true,
+            }
+        };
+        let ended = timeout(COME_BACK, end).await;
+        if ended.is_err() && !broker.borrow().is_lost(client) {
             return; // it is back, on another connection
         }
-        tracing::warn!("{client} (pid {}) lives on without a connection", process.pid);
+        let pid = process.pid;
+        match ended {
+            Ok(true) => tracing::info!("{client} (pid {pid}) runs another program now"),
+            Ok(false) => {}
+            Err(_) => tracing::warn!("{client} (pid {pid}) lives on without a connection"),
+        }
     }
     let mut broker = broker.borrow_mut();
     // Only if the process is gone, or nobody came back, is this connection the client's last.
@@ -140,6 +154,7 @@ struct Peer {
     decoder: Decoder,
     process: Option<ProcessId>,
     watch: Option<ProcessWatch>,
+    program: Option<Program>,
 }
 
 impl Peer {
@@ -168,6 +183,7 @@ impl Peer {
             Some(Err(error)) => return Err(error.into()),
             None => None,
         };
+        self.program = self.process.and_then(ProcessId::program);
         let first = match timeout(HELLO_LIMIT, self.next()).await {
             Ok(message) => message?,
             Err(_) => {

@@ -42,6 +42,20 @@ impl ProcessId {
         let start = stat_field(&stat, 22).and_then(|field| field.parse().ok());
         start == Some(self.start_time) && !matches!(stat_field(&stat, 3), Some("Z" | "X"))
     }
+
+    /// What it runs, as far as that can be seen: exec leaves pid and start time as they are, but not where the stack begins.
+    /// `None`: it cannot be seen, or an exec is under way.
+    pub fn program(self) -> Option<Program> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let start_of_stack = stat_field(&stat, 28)?.parse().ok()?;
+        (start_of_stack != 0).then_some(Program { start_of_stack })
+    }
+}
+
+/// A program that a process runs; another one differs, unless addresses are not randomised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    start_of_stack: u64,
 }
 
 /// Field of `/proc/PID/stat`, counted from 1; not the first two, for the second may hold spaces.
@@ -69,6 +83,9 @@ pub enum ProcessWatch {
     Poll(ProcessId),
 }
 
+/// How often a process that has closed its connection is asked whether that was exec, which is quick.
+const EXEC_INTERVAL: Duration = Duration::from_millis(2);
+
 /// How often a kernel without pidfds is asked.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -89,6 +106,14 @@ impl ProcessWatch {
         };
         // The pid may have come again between the look at its start time and the pidfd.
         if process.is_alive() { Ok(watch) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Returns when the process runs another program than that; never, if it is not known what it ran.
+    pub async fn replaced(process: ProcessId, program: Option<Program>) {
+        let Some(program) = program else { return std::future::pending().await };
+        while process.program().is_none_or(|now| now == program) {
+            tokio::time::sleep(EXEC_INTERVAL).await;
+        }
     }
 
     /// Returns when the process is gone. Can be dropped and called again.

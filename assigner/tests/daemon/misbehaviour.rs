@@ -142,6 +142,46 @@ fn the_lease_of_a_killed_client_goes_to_the_next() {
     assert_eq!(clients, 1);
 }
 
+#[test]
+fn the_lease_of_a_program_that_runs_another_in_its_place_goes_to_the_next() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0"]);
+    let socket = home.socket();
+    let (mut next, _) = Client::join(&socket, None);
+    next.bind();
+    let mut holder = home.command("python3");
+    holder.args(["-c", REPLACED, socket.to_str().unwrap()]).stdin(std::process::Stdio::piped());
+    let Ok(mut holder) = holder.spawn() else {
+        eprintln!("skipped: needs python3");
+        return;
+    };
+    eventually("the other one holds", || {
+        let status = home.status();
+        let clients = status["nodes"][0]["clients"].as_array().unwrap().clone();
+        clients.iter().any(|client| client["state"] == "holding").then_some(())
+    });
+    next.acquire();
+    // It execs, and lives on.
+    drop(holder.stdin.take());
+    next.granted();
+    assert!(holder.try_wait().unwrap().is_none());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    // The 2 s that a lost connection has were not waited for.
+    let log = std::fs::read_to_string(home.path(".acb/gpu-assigner.log")).unwrap();
+    assert!(log.contains("runs another program now") && !log.contains("lives on"), "{log}");
+}
+
+/// Says Hello, Bind and Acquire, and runs another program once its input ends.
+const REPLACED: &str = "
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(bytes([6, 0x0a, 4, 0x08, 1, 0x28, 1, 2, 0x12, 0, 2, 0x1a, 0]))
+sys.stdin.read()
+os.execvp('sleep', ['sleep', '1000'])
+";
+
 /// Says Hello, Bind and Acquire, and then nothing, in the bytes of the wire; a child that outlives
 /// it keeps the connection open.
 const HOLDER: &str = "

@@ -6,6 +6,7 @@
 
 mod arena;
 mod contexts;
+mod endings;
 mod faults;
 mod kinds;
 mod limits;

@@ -20,9 +20,13 @@
 //! | `fork` | calls the driver in a forked child, which must fail |
 //! | `endless` | launches a kernel that never ends |
 //! | `reset` | resets the device, which ends the context with all memory in it, and begins anew |
+//! | `exit`, `exit in thread` | ends in the midst of it, by exit on this thread or on another |
+//! | `exec` | becomes another program, which does nothing for long |
 
 use std::io::{self, BufRead, Write};
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command, ExitCode};
+use std::thread;
 
 use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
@@ -111,6 +115,9 @@ enum Request {
     Fork,
     Endless,
     Reset,
+    Exit,
+    ExitInThread,
+    Exec,
 }
 
 impl Request {
@@ -141,6 +148,9 @@ impl Request {
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
             ["reset"] => Self::Reset,
+            ["exit"] => Self::Exit,
+            ["exit", "in", "thread"] => Self::ExitInThread,
+            ["exec"] => Self::Exec,
             _ => bail!("'{line}' is no request"),
         })
     }
@@ -232,6 +242,16 @@ impl<'a> Client<'a> {
             Request::Reset => {
                 self.driver.reset_primary(&self.context)?;
                 *self = Client::new(self.driver, self.resets + 1)?;
+            }
+            Request::Exit => process::exit(0),
+            Request::ExitInThread => {
+                let exit = thread::spawn(|| process::exit(0));
+                // It does not come back.
+                let _ = exit.join();
+            }
+            Request::Exec => {
+                let error = Command::new("sleep").arg("1000").exec().to_string();
+                return Ok(Outcome { error: Some(error), ..Outcome::default() });
             }
         }
         Ok(Outcome::default())
