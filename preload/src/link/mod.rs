@@ -7,6 +7,7 @@
 
 mod connection;
 mod socket;
+mod starving;
 mod switch;
 mod thread;
 mod turn;

@@ -3,6 +3,7 @@
 //! Owns: how often to look, how long to be idle, what to do about a GPU that does not drain.
 //! Does not own: looking itself (`work`). Nothing is watched while nobody else wants the lease.
 
+use super::starving::Threads;
 use super::{LINK, Link};
 use crate::gate::Snapshot;
 use crate::lease::{Lease, Reason};
@@ -24,6 +25,8 @@ const MOMENT: Duration = Duration::from_millis(500);
 const STARVED: Duration = Duration::from_secs(1);
 /// Idleness must last for such a part of what the switch to this lease took: the next one may take as long.
 const SWITCH_PART: u32 = 20;
+/// While threads of the program wait for a processor, it is waited for them, for such a part at most.
+const STARVING_PART: u32 = 4;
 /// How often a gate that is open for a capture is looked at.
 const CAPTURE: Duration = Duration::from_millis(1);
 /// Counters are sent no more often than this.
@@ -37,6 +40,8 @@ pub(super) struct Watch {
     seen: Option<Snapshot>,
     /// Since when nothing has come and all is drained.
     quiet_since: Option<Instant>,
+    /// The program's threads at that moment; looked at only if memory came in for this lease.
+    threads: Threads,
     pause: Duration,
     /// When the gate was closed for a recall.
     closed_at: Option<Instant>,
@@ -68,6 +73,7 @@ impl Watch {
             idle,
             seen: None,
             quiet_since: None,
+            threads: Threads::default(),
             pause: SHORTEST,
             closed_at: None,
             close_again: None,
@@ -139,11 +145,22 @@ impl Watch {
                 self.seen_busy = true;
                 return Some(self.longer_pause());
             }
-            None => *self.quiet_since.insert(now),
+            None => {
+                if self.idle < self.switch / STARVING_PART {
+                    self.threads = Threads::now();
+                }
+                *self.quiet_since.insert(now)
+            }
         };
-        let left = self.idle.max(self.switch / SWITCH_PART).saturating_sub(since.elapsed());
+        let passed = since.elapsed();
+        let left = self.idle.max(self.switch / SWITCH_PART).saturating_sub(passed);
         if !left.is_zero() {
             return Some(left);
+        }
+        // To give the lease back now would cost a switch, and the same to come back.
+        if passed < self.switch / STARVING_PART && Threads::now().is_starving(&self.threads, passed)
+        {
+            return Some(LONGEST);
         }
         // Drained when nobody had come since `seen`, and if nobody has come until now, drained still.
         let mut lease = LINK.lease();
