@@ -1,7 +1,7 @@
 //! Paged memory, on the software GPU: claims, credits, what is where and when, and that no byte is wrong.
 
 use crate::assigner::{Assigner, Peer, welcome};
-use crate::setup::{Client, Lab};
+use crate::setup::{Client, Ended, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{
@@ -142,6 +142,28 @@ impl Play {
         self.ready(epoch)
     }
 
+    /// The lease comes back, then memory is asked back and comes; the program goes on.
+    #[track_caller]
+    pub(crate) fn swap_out(&mut self, epoch: u64, bytes: u64) {
+        self.swap_out_on(epoch, 0, bytes);
+    }
+
+    /// The same on another device.
+    #[track_caller]
+    pub(crate) fn swap_out_on(&mut self, epoch: u64, device: u32, bytes: u64) {
+        self.take_back(epoch);
+        self.evict_on(device, bytes);
+        self.evicted(bytes);
+        self.client.tell("on");
+    }
+
+    /// The program comes to its end.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> Ended {
+        self.client.tell("on");
+        self.client.end().succeeded()
+    }
+
     /// The lease comes back.
     #[track_caller]
     pub(crate) fn take_back(&mut self, epoch: u64) {
@@ -184,8 +206,7 @@ fn a_grant_that_is_wrong_about_memory_opens_no_gate() {
     play.peer.hears_nothing();
     play.credit(8 * MIB);
     play.ready(1);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -198,8 +219,7 @@ fn memory_without_a_lease_is_a_claim_and_comes_before_the_gate_opens() {
     play.peer.hears_nothing();
     play.credit(8 * MIB);
     assert_eq!(play.ready(1).bytes_in, 0, "there was nothing to copy");
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -213,8 +233,7 @@ fn content_survives_the_way_to_the_host_and_back_at_the_same_address() {
     assert_eq!(play.evicted(42 * MIB), 4, "16, 16, 8 and 2 MiB, each at once");
     play.client.tell("on");
     assert_eq!(play.turn(2, 42 * MIB).bytes_in, 42 * MIB);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
     let places: Vec<String> =
         ended.stdout().lines().filter(|l| l.contains("at=")).map(str::to_owned).collect();
@@ -238,8 +257,7 @@ fn what_was_paged_in_and_not_used_is_not_copied_out_again() {
     assert_eq!((moves.paged_out, moves.clean), (32 * MIB, 32 * MIB));
     play.client.tell("on");
     play.turn(2, 32 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -256,8 +274,7 @@ fn unused_credit_goes_first() {
     play.evicted(8 * MIB);
     play.client.tell("on");
     play.turn(2, 32 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded();
+    play.end();
 }
 
 #[test]
@@ -271,8 +288,7 @@ fn only_as_much_leaves_as_is_asked_for() {
     play.peer.hears_nothing();
     play.client.tell("on");
     assert_eq!(play.turn(2, 16 * MIB).bytes_in, 16 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -282,8 +298,7 @@ fn many_small_allocations_are_one_claim() {
     );
     play.claim(2 * MIB);
     play.turn(1, 2 * MIB);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     assert_eq!(ended.stdout().matches("wrong=0").count(), 6, "{}", ended.text());
 }
 
@@ -298,8 +313,7 @@ fn memory_claimed_under_a_lease_is_there_at_once() {
     play.credit(24 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident, back.kind()), (40 * MIB, 40 * MIB, RoomKind::Paged));
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
 }
 
@@ -314,8 +328,7 @@ fn a_recall_ends_the_wait_for_credit() {
     // The allocation has returned, and the program stands at the gate again.
     play.peer.release();
     play.turn(2, 40 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -324,10 +337,7 @@ fn a_denied_claim_is_out_of_memory() {
     let request = play.peer.room_request();
     play.peer.room_reply(request.seq, RoomVerdict::Denied, "the host budget of 1 GiB is used up");
     play.claim(2 * MIB);
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
+    play.end()
         .prints("allocate=2")
         .prints("allocate=0")
         .says("the host budget of 1 GiB is used up");
@@ -360,8 +370,7 @@ fn memory_freed_in_a_stream_is_used_again_there() {
     let back = play.returned();
     assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
     play.client.tell("on");
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("wrong=0");
+    let ended = play.end().prints("wrong=0");
     let out = ended.stdout();
     let places: Vec<&str> = out.lines().filter(|line| line.contains("at=")).collect();
     assert_eq!(places[0], places[1]);
@@ -391,8 +400,7 @@ fn a_grant_in_mid_eviction_waits_for_its_end_and_then_for_memory() {
     assert_eq!(sum, 64 * MIB);
     play.credit(64 * MIB);
     assert_eq!(play.ready(2).bytes_in, 64 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -412,8 +420,7 @@ fn a_reconnecting_client_states_what_is_claimed_and_what_is_there() {
     client.tell("on");
     let mut play = Play { lab, assigner, client, peer };
     play.turn(2, 16 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -448,8 +455,7 @@ fn the_arena_is_ready_before_it_is_needed_and_shrinks_on_demand() {
     assert_eq!(moves.pin_in_switch_ns, 0);
     play.client.tell("on");
     play.turn(2, 48 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -460,8 +466,7 @@ fn with_the_pager_off_memory_is_plain() {
     assert_eq!(request.kind(), RoomKind::Memory);
     play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
     play.turn(1, 0);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 #[test]
@@ -503,15 +508,11 @@ fn a_programs_own_mappings_come_and_go_with_their_content() {
     play.turn(1, 32 * MIB);
     play.claim(2 * MIB);
     play.credit(2 * MIB);
-    play.take_back(1);
-    play.evict(34 * MIB);
-    play.evicted(34 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 34 * MIB);
     assert_eq!(play.turn(2, 34 * MIB).bytes_in, 34 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident), (32 * MIB, 32 * MIB));
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("unmapped=0").prints("released=0");
+    let ended = play.end().prints("unmapped=0").prints("released=0");
     assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
 }
 
@@ -520,18 +521,10 @@ fn memory_that_is_mapped_nowhere_keeps_its_content_and_its_bytes() {
     let mut play = start("m32 w0:1 u0 . n0 c0:1 q0 x0 .");
     play.claim(32 * MIB);
     play.turn(1, 32 * MIB);
-    play.take_back(1);
-    play.evict(32 * MIB);
-    play.evicted(32 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 32 * MIB);
     play.turn(2, 32 * MIB);
     play.returned();
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
-        .prints("read=0 wrong=0")
-        .prints("size=33554432 kind=2 device=0 same=true");
+    play.end().prints("read=0 wrong=0").prints("size=33554432 kind=2 device=0 same=true");
 }
 
 #[test]
@@ -539,10 +532,7 @@ fn questions_about_absent_and_small_memory_are_answered() {
     let mut play = start("a40 q0 a3k q1 .");
     play.claim(40 * MIB);
     play.claim(2 * MIB);
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
+    play.end()
         .prints("size=41943040 kind=2 device=0 same=true")
         .prints("size=3072 kind=2 device=0 same=true");
 }
@@ -554,8 +544,7 @@ fn memory_freed_in_a_capture_goes_when_it_ends() {
     play.turn(1, 40 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     let out = ended.stdout();
     assert!(out.find("free=0") < out.find("captured=0"), "{}", ended.text());
 }
@@ -566,12 +555,7 @@ fn a_gpu_that_is_full_of_others_is_waited_for() {
     let mut play = start_in(lab, "a48 w0:1 c0:1 .");
     play.claim(48 * MIB);
     play.turn(1, 48 * MIB);
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
-        .prints("read=0 wrong=0")
-        .says("programs outside of slurm-acb may hold its memory");
+    play.end().prints("read=0 wrong=0").says("programs outside of slurm-acb may hold its memory");
 }
 
 #[test]
@@ -586,6 +570,5 @@ fn a_destroyed_context_takes_its_memory_along() {
         let returned = play.returned();
         back = (back.0 + returned.bytes, back.1 + returned.resident);
     }
-    play.client.tell("on");
-    play.client.end().succeeded().prints("destroyed=0");
+    play.end().prints("destroyed=0");
 }

@@ -45,13 +45,9 @@ fn the_arena_outlives_the_context_in_which_it_was_pinned() {
     play.credit(64 * MIB);
     // It is pinned anew, and more of it.
     play.arena(64 * MIB);
-    play.take_back(1);
-    play.evict(64 * MIB);
-    play.evicted(64 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 64 * MIB);
     play.turn(2, 64 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 /// What lies at addresses of the arena is not to be taken for what lay there before.
@@ -69,13 +65,9 @@ fn an_arena_that_has_shrunk_without_a_context_leaves_nothing_pinned() {
     play.credit(64 * MIB);
     play.peer.wait_for_moves(|moves| moves.arena <= 32 * MIB);
     play.arena(64 * MIB);
-    play.take_back(1);
-    play.evict(64 * MIB);
-    play.evicted(64 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 64 * MIB);
     play.turn(2, 64 * MIB);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("read=0 wrong=0");
+    let ended = play.end().prints("read=0 wrong=0");
     assert!(!ended.stderr().contains("unpinned"), "{}", ended.text());
 }
 
@@ -112,8 +104,7 @@ fn a_context_that_goes_in_mid_page_out_leaves_the_others_memory_whole() {
         play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
         play.credit(64 * MIB);
         play.ready(2);
-        play.client.tell("on");
-        play.client.end().succeeded().prints("destroyed=0").prints("read=0 wrong=0");
+        play.end().prints("destroyed=0").prints("read=0 wrong=0");
     }
 }
 
@@ -122,10 +113,7 @@ fn a_context_that_goes_in_mid_page_in_takes_what_has_come_along() {
     let mut play = slow("a64 w0:1 s . t0:2 . ! . + a48 w1:3 c1:3 .");
     play.claim(64 * MIB);
     play.turn(1, 64 * MIB);
-    play.take_back(1);
-    play.evict(64 * MIB);
-    play.evicted(64 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 64 * MIB);
     // The thread waits for memory of which a part comes.
     play.peer.acquire();
     play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
@@ -138,6 +126,5 @@ fn a_context_that_goes_in_mid_page_in_takes_what_has_come_along() {
     play.client.tell("on");
     play.claim(48 * MIB);
     play.credit(48 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("destroyed=0").prints("read=0 wrong=0");
+    play.end().prints("destroyed=0").prints("read=0 wrong=0");
 }

@@ -32,10 +32,7 @@ fn memory_is_open_to_the_peers_that_the_program_has_enabled() {
     play.claim_on(1, 4 * MIB);
     // Enabled before there is anything to be opened.
     turn(&mut play, 1, [4 * MIB, 4 * MIB]);
-    play.take_back(1);
-    play.evict_on(1, 4 * MIB);
-    play.evicted(4 * MIB);
-    play.client.tell("on");
+    play.swap_out_on(1, 1, 4 * MIB);
     // Mapped anew, and open anew.
     turn(&mut play, 2, [0, 4 * MIB]);
     // Made under a lease, later.
@@ -46,8 +43,7 @@ fn memory_is_open_to_the_peers_that_the_program_has_enabled() {
     play.take_back(2);
     play.client.tell("on");
     turn(&mut play, 3, [0, 0]);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     let out = ended.stdout();
     assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
     assert_eq!(out.matches("kernel=0").count(), 4, "{}", ended.text());
@@ -60,8 +56,7 @@ fn what_is_resident_is_opened_when_peer_access_is_enabled() {
     let mut play = on_two("@1 a4 w0:1 @0 e1 k0:5 v0:5 .");
     play.claim_on(1, 4 * MIB);
     turn(&mut play, 1, [0, 4 * MIB]);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("kernel=0").prints("filled=0 wrong=0");
+    play.end().prints("kernel=0").prints("filled=0 wrong=0");
 }
 
 #[test]
@@ -69,8 +64,7 @@ fn without_peer_access_another_gpu_does_not_reach_memory() {
     let mut play = on_two("@1 a4 w0:1 @0 k0:5 .");
     play.claim_on(1, 4 * MIB);
     turn(&mut play, 1, [0, 4 * MIB]);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("kernel=700");
+    play.end().prints("kernel=700");
 }
 
 #[test]
@@ -78,13 +72,9 @@ fn a_programs_own_mappings_stay_open_to_peers_over_swaps() {
     let mut play = on_two("m4 @1 g0:1 k0:5 v0:5 . k0:6 v0:6 .");
     play.claim_on(0, 4 * MIB);
     turn(&mut play, 1, [4 * MIB, 0]);
-    play.take_back(1);
-    play.evict_on(0, 4 * MIB);
-    play.evicted(4 * MIB);
-    play.client.tell("on");
+    play.swap_out_on(1, 0, 4 * MIB);
     turn(&mut play, 2, [4 * MIB, 0]);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
 }
 
@@ -120,10 +110,7 @@ fn memory_that_could_be_exported_is_moved_until_it_is() {
     play.claim(16 * MIB);
     play.claim(8 * MIB);
     play.turn(1, 24 * MIB);
-    play.take_back(1);
-    play.evict(24 * MIB);
-    play.evicted(24 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 24 * MIB);
     play.turn(2, 24 * MIB);
     play.take_back(2);
     // All of it is asked back; what was exported stays, and that is said.
@@ -144,11 +131,8 @@ fn memory_that_could_be_exported_is_moved_until_it_is() {
     assert_eq!(fixed, [("exported", 16 * MIB)]);
     play.client.tell("on");
     play.turn(3, 8 * MIB);
-    play.client.tell("on");
     let ended = play
-        .client
         .end()
-        .succeeded()
         .prints("exported=0")
         .prints("same=true")
         .says("16.0 MiB of memory stays on GPU 0 from now on");
@@ -159,16 +143,14 @@ fn memory_that_could_be_exported_is_moved_until_it_is() {
 fn memory_made_without_a_handle_type_is_not_exported() {
     let mut play = start_in(Lab::on_software_gpu(""), "m4 X0 .");
     play.claim(4 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("exported=1");
+    play.end().prints("exported=1");
 }
 
 #[test]
 fn the_old_way_of_sharing_is_refused_with_a_remedy() {
     let mut play = start_in(Lab::on_software_gpu(""), "a4 i0 .");
     play.claim(4 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("ipc=801").says("ACB_PAGER=off");
+    play.end().prints("ipc=801").says("ACB_PAGER=off");
 }
 
 #[test]
@@ -181,8 +163,7 @@ fn a_pool_tells_of_the_pagers_memory() {
         let back = play.returned();
         assert_eq!((back.bytes, back.resident), (bytes * MIB, bytes * MIB));
     }
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     let out = ended.stdout();
     let levels: Vec<&str> = out.lines().filter(|line| line.starts_with("used=")).collect();
     assert_eq!(
@@ -204,13 +185,9 @@ fn memory_of_a_pool_is_on_the_pools_device_and_open_to_whom_the_pool_is() {
     let mut play = on_two("@1 @0 L4 k0:5 v0:5 . k0:6 v0:6 .");
     play.claim_on(1, 4 * MIB);
     turn(&mut play, 1, [0, 4 * MIB]);
-    play.take_back(1);
-    play.evict_on(1, 4 * MIB);
-    play.evicted(4 * MIB);
-    play.client.tell("on");
+    play.swap_out_on(1, 1, 4 * MIB);
     turn(&mut play, 2, [0, 4 * MIB]);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("allocate=0");
+    let ended = play.end().prints("allocate=0");
     assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
 }
 
@@ -220,8 +197,7 @@ fn copies_and_fills_are_waited_for_where_the_program_wants_that_of_its_memory() 
     let mut play = start_in(lab, "a8 y0:0 y0:1 y0:0 .");
     play.claim(8 * MIB);
     play.turn(1, 8 * MIB);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    let ended = play.end();
     let out = ended.stdout();
     let said: Vec<&str> = out.lines().filter(|line| line.starts_with("synchronous=")).collect();
     // CUDA_ERROR_NOT_READY: it was not waited for.
@@ -235,25 +211,12 @@ fn nodes_of_graphs_may_name_memory_that_is_absent() {
     play.claim(4 * MIB);
     play.claim(4 * MIB);
     play.turn(1, 8 * MIB);
-    play.take_back(1);
-    play.evict(8 * MIB);
-    play.evicted(8 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 8 * MIB);
     // The node waits for the memory, the graph's run for it again.
     play.turn(2, 8 * MIB);
-    play.take_back(2);
-    play.evict(8 * MIB);
-    play.evicted(8 * MIB);
-    play.client.tell("on");
+    play.swap_out(2, 8 * MIB);
     play.turn(3, 8 * MIB);
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
-        .prints("node=0")
-        .prints("instantiated=0")
-        .prints("ran=0")
-        .prints("read=0 wrong=0");
+    play.end().prints("node=0").prints("instantiated=0").prints("ran=0").prints("read=0 wrong=0");
 }
 
 #[test]

@@ -24,26 +24,18 @@ pub(crate) fn wait_for_the_middle(stage: &Stage, victim: &OnRequest) -> Result<(
         .map(drop)
 }
 
-#[test]
-fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
-    // The first 24 and some mappings are the allocation's own.
-    let stage = Stage::with(&fault("map_fails", 32, 3), &[])?;
-    let mut broken = stage.large_with("broken", &[BROKEN])?;
-    let mut other = stage.large("other")?;
-    for _ in 0..3 {
-        is_right(&mut broken)?;
-        broken.ask("step")?;
-        is_right(&mut other)?;
-        other.ask("step")?;
-    }
-    is_right(&mut broken)?;
-    ensure!(stage.log_of("broken")?.contains("cuMemMap"), "{}", stage.log_of("broken")?);
-    Ok(())
+/// One program in the middle of its page-out, which `next` waits for with that request. Both have data of their own.
+fn in_mid_switch(request: &str) -> Result<(Stage, OnRequest, OnRequest)> {
+    let stage = Stage::with(SLOW, &[])?;
+    let mut next = stage.large("next")?;
+    let victim = stage.large("victim")?;
+    next.request(request)?;
+    wait_for_the_middle(&stage, &victim)?;
+    Ok((stage, next, victim))
 }
 
-#[test]
-fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
-    let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
+/// Two programs that take turns over and over, of which one meets a fault; no byte of either is wrong.
+fn take_turns(stage: &Stage) -> Result<()> {
     let mut broken = stage.large_with("broken", &[BROKEN])?;
     let mut other = stage.large("other")?;
     for _ in 0..3 {
@@ -53,6 +45,21 @@ fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
         other.ask("step")?;
     }
     is_right(&mut broken)
+}
+
+#[test]
+fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
+    // The first 24 and some mappings are the allocation's own.
+    let stage = Stage::with(&fault("map_fails", 32, 3), &[])?;
+    take_turns(&stage)?;
+    ensure!(stage.log_of("broken")?.contains("cuMemMap"), "{}", stage.log_of("broken")?);
+    Ok(())
+}
+
+#[test]
+fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
+    let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
+    take_turns(&stage)
 }
 
 #[test]
@@ -96,11 +103,7 @@ fn a_victim_that_is_killed_in_mid_page_out_leaves_its_room() -> Result<()> {
 
 #[test]
 fn a_program_that_is_killed_in_mid_page_in_leaves_its_room() -> Result<()> {
-    let stage = Stage::with(SLOW, &[])?;
-    let mut next = stage.large("next")?;
-    let mut victim = stage.large("victim")?;
-    next.request("nop")?;
-    wait_for_the_middle(&stage, &victim)?;
+    let (stage, mut next, mut victim) = in_mid_switch("nop")?;
     next.kill()?;
     is_right(&mut victim)?;
     let mut another = stage.large("another")?;
@@ -110,11 +113,7 @@ fn a_program_that_is_killed_in_mid_page_in_leaves_its_room() -> Result<()> {
 
 #[test]
 fn an_assigner_that_is_killed_in_mid_switch_comes_back_and_the_switch_goes_on() -> Result<()> {
-    let stage = Stage::with(SLOW, &[])?;
-    let mut next = stage.large("next")?;
-    let mut victim = stage.large("victim")?;
-    next.request("check")?;
-    wait_for_the_middle(&stage, &victim)?;
+    let (stage, mut next, mut victim) = in_mid_switch("check")?;
     stage.kill_assigner()?;
     next.answer()?;
     is_right(&mut next)?;
