@@ -158,7 +158,7 @@ pub fn pair_90_10(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
 /// # Errors
 /// A program fails, or finds wrong data.
 pub fn b2_coarse(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
-    let gpu = Scaled::of_16_gb(128, 16.0);
+    let gpu = Scaled::of_16_gb(128, 32.0);
     let programs = Programs {
         clients: 8,
         bytes: gpu.share(10.0 / 16.0, BLOCKS),
