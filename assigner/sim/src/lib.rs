@@ -10,11 +10,13 @@
 //! | [`random`] | phase times |
 //! | [`soak`] | scenarios made up from a seed |
 //! | [`world`] | the run: virtual time, nodes, clients, faults, and the invariants after every event |
+//! | [`load`] | many nodes without checks, to see what decisions cost |
 //! | [`report`], [`bound`] | what came of it, and what could have come at best |
 //! | [`timeline`], [`svg`] | the picture of a run |
 #![forbid(unsafe_code)]
 
 pub mod bound;
+pub mod load;
 pub mod random;
 pub mod read;
 pub mod report;

@@ -4,6 +4,7 @@
 //! their picture ([`timeline`]). Does not own: the cluster that they run on ([`crate::lab`]).
 
 pub mod analysis;
+pub mod apart;
 pub mod b1;
 pub mod clock;
 pub mod figure;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use acb_tests::bench::analysis::Comparison;
+use acb_tests::bench::apart;
 use acb_tests::bench::b1::{B1, Interrupted};
 use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
@@ -37,6 +38,9 @@ struct Arguments {
     /// Where slurm-acb is installed (scripts/install --with-tests)
     #[arg(long, value_name = "DIR", env = "ACB_PREFIX", hide_env_values = true)]
     prefix: Option<PathBuf>,
+    /// Make the measurement of this figure in this process, and tell the one that asked
+    #[arg(long, value_name = "NAME", hide = true)]
+    apart: Option<String>,
 }
 
 /// How figures come about.
@@ -44,11 +48,13 @@ struct Arguments {
 enum Measurement {
     /// In this process: the scheduler alone.
     Alone(fn(Effort) -> Result<Vec<Figure>>),
+    /// The same in a process that does nothing else: its memory is a figure.
+    Apart(fn(Effort) -> Result<Vec<Figure>>),
     /// With what is installed.
     Installed(fn(&Prefix, Effort) -> Result<Vec<Figure>>),
 }
 
-use Measurement::{Alone, Installed};
+use Measurement::{Alone, Apart, Installed};
 
 /// What is measured: the figures' names, and how they come about.
 const MEASUREMENTS: [(&[&str], Measurement); 21] = [
@@ -59,7 +65,7 @@ const MEASUREMENTS: [(&[&str], Measurement); 21] = [
     (&["b8_reclaim_over_bound_ms", "b8_kills"], Alone(|_| simulated::b8())),
     (&["promise_late_ms"], Alone(|_| simulated::promise())),
     (&["seeds_violations"], Alone(simulated::seeds)),
-    (&["decisions_per_s", "decision_cost_growth", "core_mb"], Alone(scale::scale)),
+    (&["decisions_per_s", "decision_cost_growth", "core_mb"], Apart(scale::scale)),
     (&["launch_added_ns"], Installed(measure::launch)),
     (&["grant_p50_us", "grant_p99_us"], Installed(measure::grant)),
     (&["exec_added_ms"], Installed(measure::exec)),
@@ -93,6 +99,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
+    if let Some(name) = &arguments.apart {
+        let mut all = MEASUREMENTS.into_iter();
+        let found = all.find(|(names, _)| names.contains(&name.as_str()));
+        let Some((_, Apart(measure))) = found else { bail!("--apart {name}") };
+        return apart::tell(measure(effort)?);
+    }
     let known: Vec<&str> = MEASUREMENTS.iter().flat_map(|(names, _)| *names).copied().collect();
     if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("--only {unknown}: there is no such figure; there are {}", known.join(", "));
@@ -109,13 +122,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(file) = &arguments.json {
         quickstart::check_output(file)?;
     }
-    let effort = if arguments.quick { Effort::Quick } else { Effort::Full };
     interrupt::watch();
     let mut figures = vec![];
     for (names, measurement) in chosen {
         eprintln!("{} …", names.join(", "));
         let measured = match (measurement, &prefix) {
             (Alone(measure), _) => measure(effort),
+            (Apart(_), _) => apart::measure(names, effort),
             (Installed(measure), Some(prefix)) => measure(prefix, effort),
             (Installed(_), None) => unreachable!("the prefix was looked for"),
         };
