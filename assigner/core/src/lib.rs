@@ -26,7 +26,8 @@
 mod config;
 mod estimator;
 mod event;
-mod gpu_list;
+mod few;
+
 mod gpu_set;
 mod ids;
 mod memory;
@@ -40,6 +41,7 @@ mod sanity;
 mod scheduler;
 mod snapshot;
 mod sorted;
+mod span;
 mod state;
 mod table;
 mod tenant;

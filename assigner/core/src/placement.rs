@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::event::Eligible;
 use crate::ids::Gpu;
 use crate::scheduler::{Client, Scheduler};
+use crate::span::Span;
 
 /// Bytes a second between a GPU and the host, until switches have been measured (PCIe 4.0, 16 lanes).
 const USUAL_RATE: f64 = 25e9;
@@ -166,7 +167,7 @@ impl Scheduler {
         let waiting = bound
             .map(|other| phase(other).map_or(quantum, |phase| phase.min(quantum)))
             .fold(Duration::ZERO, Duration::saturating_add);
-        let rate = match (state.moved, state.switching.as_secs_f64()) {
+        let rate = match (state.moved, Duration::from(state.switching).as_secs_f64()) {
             (moved @ 1.., took) if took > 0.0 => moved as f64 / took,
             _ => USUAL_RATE,
         };
@@ -186,7 +187,7 @@ impl Scheduler {
 
     /// How loaded a GPU is: clients that are bound to it or hold it, and those on GPUs that share its link, over which
     /// they would move their memory; time the bound ones have used it, room; the number breaks ties.
-    fn load(&self, gpu: Gpu) -> (usize, usize, Duration, u64, Gpu) {
+    fn load(&self, gpu: Gpu) -> (usize, usize, Span, u64, Gpu) {
         let state = &self.gpus[gpu.index()];
         let visitors = state.holders.iter().filter(|holder| !state.bound.contains(holder)).count();
         let on_link = self.link_mates(gpu).map(|mate| self.gpus[mate.index()].bound.len()).sum();

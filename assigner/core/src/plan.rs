@@ -28,7 +28,8 @@ use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Excess, Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
-use crate::scheduler::{Client, Lease, Reservation, Scheduler, Ticket, Waiter};
+use crate::scheduler::{Client, Lease, Reservation, Scheduler, Ticket, Tickets, Waiter};
+use crate::span::Span;
 
 /// So many clients are tried on GPUs that are kept for earlier ones; beyond it stand those who would hardly fit.
 const BACKFILL_DEPTH: u32 = 64;
@@ -44,7 +45,7 @@ struct Ahead {
 struct Start {
     gpus: Vec<Gpu>,
     /// The earlier clients that it passes.
-    passes: Vec<Ticket>,
+    passes: Tickets,
 }
 
 /// What is left to give out in a plan.
@@ -73,13 +74,13 @@ impl Lease {
             lacked: 0,
             progress: granted,
             started: granted,
-            least: std::time::Duration::ZERO,
-            spent: std::time::Duration::ZERO,
-            made_way: Vec::new(),
+            least: Span::default(),
+            spent: Span::default(),
+            made_way: Tickets::default(),
             ticket: None,
             ends: None,
             yields: None,
-            passed: Vec::new(),
+            passed: Tickets::default(),
             promised: None,
             is_told: true,
             wanted: false,
@@ -301,7 +302,7 @@ impl Scheduler {
             }
             client.bound.to_vec()
         };
-        let mut passes: Vec<Ticket> = Vec::new();
+        let mut passes = Tickets::default();
         for earlier in gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved) {
             if !passes.contains(&earlier) {
                 passes.push(earlier);

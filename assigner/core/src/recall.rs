@@ -91,7 +91,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 impl Lease {
     /// How long it lasts when it is contended: the quantum, or as long as its switch is worth.
     fn span(&self, quantum: Duration) -> Duration {
-        quantum.max(self.least).saturating_sub(self.spent)
+        quantum.max(self.least.into()).saturating_sub(self.spent.into())
     }
 
     /// When it is recalled if somebody waits for it.
@@ -455,7 +455,7 @@ impl Scheduler {
         };
         let share = self.config.switch_share;
         lease.started = self.now;
-        lease.least = switch.mul_f64((1.0 - share) / share);
+        lease.least = switch.mul_f64((1.0 - share) / share).into();
         self.dirty.gpus.extend(lease.gpus.iter().copied());
     }
 }

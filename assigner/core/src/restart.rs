@@ -24,8 +24,8 @@ impl Scheduler {
                 return Err(ConfigError::ExpectedGpu { client, gpu });
             };
             state.bound.insert(client);
-            if held.lease.is_some() {
-                state.claimed.insert(client);
+            if held.lease.is_some() && !state.claimed.contains(&client) {
+                state.claimed.push(client);
             }
             self.memory.guess(client, gpu, room);
         }
@@ -141,7 +141,7 @@ impl Scheduler {
         if self.policy_of(&self.clients[&client]).is_exclusive() {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {
-                for other in self.gpus[gpu.index()].claimed.clone() {
+                for other in self.gpus[gpu.index()].claimed.to_vec() {
                     let (theirs, _) = self.expected.get_mut(&other).expect("claims are expected");
                     theirs.lease = None;
                     let theirs: Vec<Gpu> = theirs.bound.iter().map(|(gpu, _)| *gpu).collect();

@@ -4,7 +4,6 @@
 //! bypass, liveness, epochs that grow); the tests follow that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::event::Eligible;
 use crate::gang::Member;
@@ -13,6 +12,7 @@ use crate::memory::RoomFault;
 use crate::order::{Given, Line};
 use crate::recall::{Claim, Claimant};
 use crate::scheduler::{Scheduler, Ticket};
+use crate::span::Span;
 
 /// What is wrong with the state; each is a fault in the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,7 +115,7 @@ impl Scheduler {
     fn check_gpus(&self) -> Result<(), SanityError> {
         let mut holders: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
         let mut bound: BTreeMap<Gpu, BTreeSet<ClientId>> = BTreeMap::new();
-        let mut loads: BTreeMap<Gpu, Duration> = BTreeMap::new();
+        let mut loads: BTreeMap<Gpu, Span> = BTreeMap::new();
         for (id, client) in self.clients.iter() {
             for gpu in client.lease.iter().flat_map(|lease| lease.gpus.iter()) {
                 holders.entry(*gpu).or_default().insert(*id);
@@ -136,7 +136,8 @@ impl Scheduler {
             return Err(SanityError::Holders(Gpu(0)));
         }
         for (gpu, state) in (0..).map(Gpu).zip(&self.gpus) {
-            if state.claimed != claimed.remove(&gpu).unwrap_or_default() {
+            let known: BTreeSet<ClientId> = state.claimed.iter().copied().collect();
+            if known != claimed.remove(&gpu).unwrap_or_default() {
                 return Err(SanityError::Claims(gpu));
             }
             let claims = state.claimed.len();

@@ -19,48 +19,55 @@ use std::time::Duration;
 use crate::config::{Config, ConfigError, Policy};
 use crate::estimator::Estimator;
 use crate::event::{Action, Cause, ClientSpec, Eligible, Event, Held, Recalls, Refusal};
+use crate::few::GpuList;
 use crate::gang::{GangSpec, Gangs, Member, NodeEvent};
-use crate::gpu_list::GpuList;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
 use crate::order::{Level, Line, Place};
 use crate::queue::Queues;
 use crate::sorted::Sorted;
+use crate::span::Span;
 use crate::table::Table;
 use crate::tenant::{Shares, Tenants, Used};
 
 pub(crate) use crate::state::{
-    Client, Dirty, GaveWay, GpuState, Lease, Reservation, Ticket, Waiter,
+    Client, Dirty, GaveWay, GpuState, Lease, Reservation, Ticket, Tickets, Waiter,
 };
 
 /// The scheduler of one node. See the crate's documentation for how to drive it.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))] // see `state`
 pub struct Scheduler {
-    pub(crate) config: Config,
     pub(crate) now: Time,
-    pub(crate) clients: Table<ClientId, Client>,
-    pub(crate) gpus: Vec<GpuState>,
+    pub(crate) next_epoch: Epoch,
+    next_ticket: Ticket,
     /// GPUs that nobody holds.
     pub(crate) unheld: usize,
+    /// Gangs have been heard of.
+    has_gangs: bool,
+    pub(crate) gpus: Vec<GpuState>,
+    pub(crate) dirty: Dirty,
+    pub(crate) actions: VecDeque<Action>,
+    /// By time, then by lease, so that names decide nothing.
+    pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
+    /// Clients that wait for any GPU, by when they ask all holders.
+    pub(crate) askers: Sorted<(Time, Ticket)>,
+    pub(crate) clients: Table<ClientId, Client>,
     pub(crate) queue: Table<Ticket, Waiter>,
     /// Waiting clients that are not bound: any eligible GPU will do.
     pub(crate) floating: Line,
     pub(crate) tenants: Tenants,
     pub(crate) queues: Queues,
-    pub(crate) shares: Option<Shares>,
-    pub(crate) recalls: Recalls,
-    pub(crate) memory: Memory,
-    pub(crate) gangs: Gangs,
     /// Clients of an earlier life that have not come back.
     pub(crate) expected: BTreeMap<ClientId, (Held, Option<GangSpec>)>,
-    /// By time, then by lease, so that names decide nothing.
-    pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
-    /// Clients that wait for any GPU, by when they ask all holders.
-    pub(crate) askers: Sorted<(Time, Ticket)>,
-    pub(crate) next_epoch: Epoch,
-    next_ticket: Ticket,
-    pub(crate) dirty: Dirty,
-    pub(crate) actions: VecDeque<Action>,
+    /// Leases that are over: their memory is the next ones'.
+    #[allow(clippy::vec_box)]
+    spare: Vec<Box<Lease>>,
+    pub(crate) shares: Option<Shares>,
+    pub(crate) recalls: Recalls,
+    pub(crate) config: Config,
+    pub(crate) memory: Memory,
+    pub(crate) gangs: Gangs,
 }
 
 impl Scheduler {
@@ -74,6 +81,8 @@ impl Scheduler {
             clients: Table::default(),
             gpus: vec![GpuState::default(); config.gpus.len()],
             unheld: config.gpus.len(),
+            has_gangs: false,
+            spare: Vec::new(),
             queue: Table::default(),
             floating: Line::default(),
             tenants: Tenants::new(&config.tenants),
@@ -86,16 +95,18 @@ impl Scheduler {
             timers: Sorted::default(),
             askers: Sorted::default(),
             next_epoch: config.first_epoch,
-            next_ticket: Ticket(0),
+            next_ticket: Ticket::default(),
             dirty: Dirty::default(),
             actions: VecDeque::new(),
             config,
         };
         for expected in std::mem::take(&mut scheduler.config.settle.expected) {
+            scheduler.has_gangs |= expected.gang.is_some();
             scheduler.expect_back(expected)?;
         }
         for (gang, left) in std::mem::take(&mut scheduler.config.settle.departed) {
             scheduler.gangs.node.restore(&gang, left);
+            scheduler.has_gangs = true;
         }
         Ok(scheduler)
     }
@@ -117,11 +128,9 @@ impl Scheduler {
                 }
             }
             Event::Release { client, epoch, busy } => self.release(client, epoch, busy),
-            Event::GangConnected(session) => {
-                self.gangs.news.push_back(NodeEvent::Connected(session));
-            }
-            Event::GangDisconnected => self.gangs.news.push_back(NodeEvent::Disconnected),
-            Event::GangOrder(order) => self.gangs.news.push_back(NodeEvent::Order(order)),
+            Event::GangConnected(session) => self.tell_gangs(NodeEvent::Connected(session)),
+            Event::GangDisconnected => self.tell_gangs(NodeEvent::Disconnected),
+            Event::GangOrder(order) => self.tell_gangs(NodeEvent::Order(order)),
             Event::Leave { client } => self.leave(client),
             Event::Timer => {}
             event => self.handle_memory(event),
@@ -133,7 +142,7 @@ impl Scheduler {
         self.settle_memory();
         self.ask_around();
         // Whoever came may have found a lease that was long over.
-        while self.follow_gangs() || self.fire_timers() {
+        while self.goes_on() || self.fire_timers() {
             self.plan();
             self.settle_memory();
         }
@@ -149,12 +158,24 @@ impl Scheduler {
     pub fn poll_deadline(&self) -> Option<Time> {
         let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
-        let (memory, gangs) = (self.memory.late_at(), self.gang_deadline());
+        let memory = self.memory.late_at();
+        let gangs = self.has_gangs.then(|| self.gang_deadline()).flatten();
         let asks = self.askers.first().map(|(at, _)| *at);
         settle.into_iter().chain(recall).chain(asks).chain(memory).chain(gangs).min()
     }
 
+    /// True if something has to be planned again.
+    fn goes_on(&mut self) -> bool {
+        if self.has_gangs { self.follow_gangs() } else { !self.dirty.is_empty() }
+    }
+
+    fn tell_gangs(&mut self, event: NodeEvent) {
+        self.has_gangs = true;
+        self.gangs.news.push_back(event);
+    }
+
     fn join(&mut self, client: ClientId, spec: ClientSpec) {
+        self.has_gangs |= spec.gang.is_some();
         if self.clients.contains_key(&client) {
             return; // a number names one client; the first one keeps it
         }
@@ -163,7 +184,7 @@ impl Scheduler {
         match self.admit(client, &spec) {
             Ok(state) => {
                 self.queues.of_mut(state.queue).clients += 1;
-                self.clients.insert(client, state);
+                self.clients.insert(state);
                 if let Some(held) = spec.held.filter(holds) {
                     self.adopt(client, held);
                 }
@@ -249,10 +270,10 @@ impl Scheduler {
             peaks: None,
             since: self.now,
             grants: 0,
-            waited: Duration::ZERO,
-            held: Duration::ZERO,
+            waited: Span::default(),
+            held: Span::default(),
             memory_limit: spec.memory_limit,
-            switch: Duration::ZERO,
+            switch: Span::default(),
         })
     }
 
@@ -331,11 +352,11 @@ impl Scheduler {
         let gave_way = gave_way.filter(|request| self.now.since(request.at) < quantum);
         let (ticket, spent, made_way) = match (gave_way, earlier) {
             (Some(request), _) => (request.ticket, request.spent, request.made_way),
-            (None, Some(earlier)) => (earlier, Duration::ZERO, Vec::new()),
+            (None, Some(earlier)) => (earlier, Span::default(), Tickets::default()),
             (None, None) => {
                 let ticket = self.next_ticket;
-                self.next_ticket = Ticket(ticket.0 + 1);
-                (ticket, Duration::ZERO, Vec::new())
+                self.next_ticket = ticket.next();
+                (ticket, Span::default(), Tickets::default())
             }
         };
         let used = self.come_back(id);
@@ -357,7 +378,7 @@ impl Scheduler {
             made_way,
             entitled: false,
         };
-        self.queue.insert(ticket, waiter);
+        self.queue.insert(waiter);
         self.step_in(id);
         if self.changes_nothing(id) {
             self.memory.note_turns(self.clients[&id].bound.iter().copied());
@@ -485,16 +506,17 @@ impl Scheduler {
         if client.lease.as_ref().is_none_or(|lease| lease.epoch != epoch) {
             return;
         }
-        let lease = client.lease.take().expect("it was just compared");
+        let mut lease = client.lease.take().expect("it was just compared");
         for gpu in &client.bound {
             self.memory.end(id, *gpu);
         }
         let span = self.now.since(lease.granted);
         if let (Some(Cause::Priority | Cause::Quota), Some(ticket)) = (lease.cause, lease.ticket) {
-            let spent = lease.spent + self.now.since(lease.started);
+            let mut spent = lease.spent;
+            spent += self.now.since(lease.started);
             let made_way = lease.made_way.clone();
             let request = GaveWay { ticket, at: self.now, spent, made_way };
-            client.gave_way = (spent < self.config.quantum).then_some(request);
+            client.gave_way = (spent < self.config.quantum.into()).then(|| Box::new(request));
         }
         client.held += span;
         client.since = self.now;
@@ -512,7 +534,7 @@ impl Scheduler {
         client.last.clone_from(&lease.gpus);
         for gpu in &lease.gpus {
             let state = &mut self.gpus[gpu.index()];
-            state.holders.retain(|holder| *holder != id);
+            state.holders.remove(&id);
             if is_bound {
                 state.load += span;
             }
@@ -544,6 +566,8 @@ impl Scheduler {
         if lease.is_told {
             self.reseat(id, &lease);
         }
+        (lease.passed, lease.made_way) = Default::default();
+        self.spare.push(lease);
     }
 
     /// Gives a client a lease on GPUs that are free.
@@ -566,7 +590,13 @@ impl Scheduler {
         queue.held += lease.width();
         // What one may do depends on what others hold; see `plan`.
         self.dirty.all |= tenant.is_bounded() || queue.max_gpus.is_some();
-        client.lease = Some(Box::new(lease));
+        client.lease = Some(match self.spare.pop() {
+            Some(mut spare) => {
+                *spare = lease;
+                spare
+            }
+            None => Box::new(lease),
+        });
     }
 
     pub(crate) fn leave(&mut self, id: ClientId) {

@@ -202,11 +202,12 @@ impl Scheduler {
             memory: self.config.gpus[gpu.index()].memory,
             room: self.memory.used(gpu),
             total: self.memory.total(gpu),
-            switching: state.switching,
+            switching: state.switching.into(),
             room_waiting: self.memory.waiting(gpu),
-            holders: state.holders.clone(),
+            holders: state.holders.to_vec(),
             bound: state.bound.iter().copied().collect(),
-            held: state.held + state.busy_since.map_or(Duration::ZERO, |since| now.since(since)),
+            held: Duration::from(state.held)
+                + state.busy_since.map_or(Duration::ZERO, |since| now.since(since)),
             grants: state.grants,
             stuck: self.is_stuck(gpu),
             settling: !state.claimed.is_empty(),
@@ -311,9 +312,9 @@ impl Scheduler {
             room: client.bound.iter().map(|gpu| (*gpu, self.memory.of(id, *gpu))).collect(),
             position: None,
             grants: client.grants,
-            waited: client.waited + open_if(asks.is_some()),
-            held: client.held + open_if(lease.is_some()),
-            switch: client.switch,
+            waited: Duration::from(client.waited) + open_if(asks.is_some()),
+            held: Duration::from(client.held) + open_if(lease.is_some()),
+            switch: client.switch.into(),
         }
     }
 }

@@ -1,52 +1,86 @@
 //! What the scheduler keeps: clients, their leases, those that wait, GPUs.
 //!
+//! At a thousand nodes, what a decision costs is the memory that it touches for the first time in a while, 64 bytes at once. So
+//! records begin at such a boundary, and what is looked at together stands together.
+//!
 //! Owns: the records. Does not own: how they change (`scheduler`).
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::estimator::{Estimator, Peaks};
 use crate::event::{Cause, Eligible};
+use crate::few::{Blank, Few, GpuList};
 use crate::gang::Member;
-use crate::gpu_list::GpuList;
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Time};
 use crate::order::{LaneKey, Level, Line, Place};
 use crate::queue::QueueId;
 use crate::sorted::Sorted;
-use crate::table::Number;
+use crate::span::Span;
+use crate::table::{Number, Record};
 use crate::tenant::{TenantId, Used};
 
 /// The order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(pub(crate) u64);
+pub(crate) struct Ticket(NonZeroU64);
+
+impl Ticket {
+    pub(crate) fn next(self) -> Ticket {
+        Ticket(self.0.saturating_add(1))
+    }
+}
+
+/// The first.
+impl Default for Ticket {
+    fn default() -> Ticket {
+        Ticket(NonZeroU64::MIN)
+    }
+}
+
+impl Blank for Ticket {
+    const BLANK: Ticket = Ticket(NonZeroU64::MIN);
+}
 
 impl Number for Ticket {
     fn number(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 
 /// A client that waits for a lease.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Waiter {
-    pub(crate) client: ClientId,
-    /// How long it will hold the lease, where that is known.
-    pub(crate) estimate: Option<Duration>,
-    /// Later clients that started on GPUs kept for this one.
-    pub(crate) bypassed: u32,
-    pub(crate) reservation: Option<Reservation>,
-    /// When all that hold a GPU that it could use are told, if it can use any.
-    pub(crate) asks_at: Option<Time>,
+    // A plan looks at these.
     /// Where it stands among those of its lane.
     pub(crate) place: Place,
-    /// What it has used already of its quantum: it gave way before that was over.
-    pub(crate) spent: Duration,
+    pub(crate) client: ClientId,
+    pub(crate) reservation: Option<Reservation>,
+    // And at these now and then.
+    /// How long it will hold the lease, where that is known.
+    pub(crate) estimate: Option<Duration>,
+    /// When all that hold a GPU that it could use are told, if it can use any.
+    pub(crate) asks_at: Option<Time>,
     /// The requests whose leases have been recalled at once for this one: each makes way for it only once.
-    pub(crate) made_way: Vec<Ticket>,
+    pub(crate) made_way: Tickets,
+    /// What it has used already of its quantum: it gave way before that was over.
+    pub(crate) spent: Span,
+    /// Later clients that started on GPUs kept for this one.
+    pub(crate) bypassed: u32,
     /// Whether it was within its tenant's guarantee when GPUs were kept for it.
     pub(crate) entitled: bool,
 }
+
+impl Record<Ticket> for Waiter {
+    fn key(&self) -> &Ticket {
+        &self.place.ticket
+    }
+}
+
+/// Requests.
+pub(crate) type Tickets = Few<Ticket, 1>;
 
 /// A request whose lease was recalled at once, for a guarantee or a higher level. It goes on where it was.
 #[derive(Clone, Debug)]
@@ -54,9 +88,9 @@ pub(crate) struct GaveWay {
     pub(crate) ticket: Ticket,
     pub(crate) at: Time,
     /// What it had of its quantum.
-    pub(crate) spent: Duration,
+    pub(crate) spent: Span,
     /// The requests that had made way for it.
-    pub(crate) made_way: Vec<Ticket>,
+    pub(crate) made_way: Tickets,
 }
 
 /// What a waiting client has been promised.
@@ -73,88 +107,104 @@ pub(crate) struct Reservation {
 
 /// A granted lease.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Lease {
-    pub(crate) epoch: Epoch,
-    pub(crate) gpus: GpuList,
-    pub(crate) granted: Time,
-    /// All of the holder's memory is on the GPUs.
-    pub(crate) is_ready: bool,
-    /// What of its memory was not there when it was granted.
-    pub(crate) lacked: u64,
-    /// When the holder last got room for its memory.
-    pub(crate) progress: Time,
-    /// When its quantum began.
-    pub(crate) started: Time,
-    /// Its quantum is at least so long: what the switch to it was worth.
-    pub(crate) least: Duration,
-    /// Its quantum is so much shorter: an earlier lease for the same request had that much.
-    pub(crate) spent: Duration,
-    /// The requests that made way for the one that it was granted for.
-    pub(crate) made_way: Vec<Ticket>,
-    /// The request that it was granted for.
-    pub(crate) ticket: Option<Ticket>,
+    // What a plan asks of all leases…
+    pub(crate) recalled: Option<Time>,
     /// When the holder expects to be done.
     pub(crate) ends: Option<Time>,
-    /// A backfilled lease is recalled when the one it went before could start.
-    pub(crate) yields: Option<Time>,
     /// The waiting clients that it was let go before.
-    pub(crate) passed: Vec<Ticket>,
-    /// What the client had been promised when it waited.
-    pub(crate) promised: Option<Time>,
+    pub(crate) passed: Tickets,
+    /// The request that it was granted for.
+    pub(crate) ticket: Option<Ticket>,
+    /// All of the holder's memory is on the GPUs.
+    pub(crate) is_ready: bool,
     /// The client knows of it. Others are seats of a gang (`gang::seats`).
     pub(crate) is_told: bool,
     pub(crate) wanted: bool,
-    pub(crate) recalled: Option<Time>,
-    /// Why.
-    pub(crate) cause: Option<Cause>,
     /// It was recalled long ago, but the client does not stop.
     pub(crate) stuck: bool,
+    /// Why it was recalled.
+    pub(crate) cause: Option<Cause>,
+    // … of those in somebody's way…
+    /// When its quantum began.
+    pub(crate) started: Time,
+    /// Its quantum is at least so long: what the switch to it was worth.
+    pub(crate) least: Span,
+    /// Its quantum is so much shorter: an earlier lease for the same request had that much.
+    pub(crate) spent: Span,
+    /// A backfilled lease is recalled when the one it went before could start.
+    pub(crate) yields: Option<Time>,
+    pub(crate) epoch: Epoch,
     /// Its entry in the timers: the recall, or the end of patience after it.
     pub(crate) timer: Option<Time>,
+    // … and of those whose GPUs are kept for others.
+    pub(crate) gpus: GpuList,
+    /// What the client had been promised when it waited.
+    pub(crate) promised: Option<Time>,
+    pub(crate) granted: Time,
+    /// When the holder last got room for its memory.
+    pub(crate) progress: Time,
+    /// What of its memory was not there when it was granted.
+    pub(crate) lacked: u64,
+    /// The requests that made way for the one that it was granted for.
+    pub(crate) made_way: Tickets,
 }
 
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Client {
+    // What a plan asks of those who hold or wait.
     pub(crate) id: ClientId,
+    pub(crate) lease: Option<Box<Lease>>,
+    pub(crate) waiting: Option<Ticket>,
+    /// GPU time that it has used.
+    pub(crate) used: Used,
+    pub(crate) level: Level,
     /// GPUs of a lease.
     pub(crate) width: u32,
     pub(crate) tenant: TenantId,
     pub(crate) queue: QueueId,
-    pub(crate) level: Level,
-    /// GPU time that it has used.
-    pub(crate) used: Used,
-    /// The request with which it had to give way.
-    pub(crate) gave_way: Option<GaveWay>,
+    /// False while its gang is not ready: its requests wait without a place in the order.
+    pub(crate) let_go: bool,
+    /// Only with the policy that needs it.
+    pub(crate) peaks: Option<Box<Peaks>>,
+    // Where it may run.
+    /// Its part in its gang.
+    pub(crate) member: Option<Member>,
     pub(crate) eligible: Eligible,
     /// In the client's device order; empty until it is bound.
     pub(crate) bound: GpuList,
+    // What changes with every lease.
     /// What its latest lease covered, for affinity.
     pub(crate) last: GpuList,
-    pub(crate) waiting: Option<Ticket>,
-    pub(crate) lease: Option<Box<Lease>>,
-    /// Its part in its gang.
-    pub(crate) member: Option<Member>,
-    /// False while its gang is not ready: its requests wait without a place in the order.
-    pub(crate) let_go: bool,
-    pub(crate) estimator: Estimator,
-    /// Only with the policy that needs it.
-    pub(crate) peaks: Option<Box<Peaks>>,
     /// When it entered the present state.
     pub(crate) since: Time,
     pub(crate) grants: u64,
-    pub(crate) waited: Duration,
-    pub(crate) held: Duration,
+    pub(crate) waited: Span,
+    pub(crate) held: Span,
+    /// The request with which it had to give way.
+    pub(crate) gave_way: Option<Box<GaveWay>>,
+    /// What it cost to begin its latest lease.
+    pub(crate) switch: Span,
+    pub(crate) estimator: Estimator,
     /// Device memory that it may have on each GPU.
     pub(crate) memory_limit: Option<u64>,
-    /// What it cost to begin its latest lease.
-    pub(crate) switch: Duration,
+}
+
+impl Record<ClientId> for Client {
+    fn key(&self) -> &ClientId {
+        &self.id
+    }
 }
 
 #[derive(Clone, Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct GpuState {
-    pub(crate) holders: Vec<ClientId>,
+    // What a plan asks of every GPU.
+    pub(crate) holders: Few<ClientId, 1>,
     /// Clients of an earlier life that may still hold a lease here.
-    pub(crate) claimed: BTreeSet<ClientId>,
+    pub(crate) claimed: Few<ClientId, 1>,
     /// The waiting client that it is kept for.
     pub(crate) reserved: Option<Ticket>,
     /// Waiting clients that are bound to it, in their order…
@@ -163,15 +213,16 @@ pub(crate) struct GpuState {
     pub(crate) waiting: Sorted<Ticket>,
     /// Those of `line` that wait for other GPUs, too.
     pub(crate) wide: Sorted<Ticket>,
+    // What changes with every lease.
+    pub(crate) busy_since: Option<Time>,
+    pub(crate) held: Span,
+    pub(crate) grants: u64,
+    /// Time that the clients now bound to it have held it.
+    pub(crate) load: Span,
     /// Clients bound to it, those expected back included.
     pub(crate) bound: BTreeSet<ClientId>,
-    /// Time that the clients now bound to it have held it.
-    pub(crate) load: Duration,
-    pub(crate) busy_since: Option<Time>,
-    pub(crate) held: Duration,
-    pub(crate) grants: u64,
     /// Time that holders have spent on getting their memory onto it.
-    pub(crate) switching: Duration,
+    pub(crate) switching: Span,
     /// Bytes that came in that time.
     pub(crate) moved: u64,
 }

@@ -290,9 +290,9 @@ impl Scheduler {
             tenant.used.0 *= factor;
         }
         let mut waiting = Vec::new();
-        for (id, client) in self.clients.iter_mut() {
+        for client in self.clients.values_mut() {
             client.used.0 *= factor;
-            waiting.extend(client.waiting.map(|_| *id));
+            waiting.extend(client.waiting.map(|_| client.id));
         }
         for id in waiting {
             self.replace(id, |place| place.used.0 *= factor);

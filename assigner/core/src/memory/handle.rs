@@ -85,7 +85,7 @@ impl Scheduler {
             return; // nothing of it had to be moved, so that it was ready from the start
         }
         let switch = self.now.since(lease.granted);
-        client.switch = switch;
+        client.switch = switch.into();
         let moved = lease.lacked / u64::from(lease.width());
         for gpu in &lease.gpus {
             let state = &mut self.gpus[gpu.index()];

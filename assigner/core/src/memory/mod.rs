@@ -227,6 +227,9 @@ impl Memory {
     /// A client got a lease: what was wrong with moving its memory is over. Whether that may let
     /// others have theirs.
     pub(crate) fn begin(&mut self, client: ClientId, gpu: Gpu) -> bool {
+        if !self.in_use.contains(gpu) {
+            return false;
+        }
         let before = self.ledger(gpu).sums().anchored;
         self.gpus[gpu.index()].change(client, |account| {
             account.anchors.remove(Anchor::Failed);
@@ -239,6 +242,9 @@ impl Memory {
 
     /// A client's lease is over.
     pub(crate) fn end(&mut self, client: ClientId, gpu: Gpu) {
+        if !self.in_use.contains(gpu) {
+            return; // the order of use matters among those who have memory
+        }
         let used = self.next_use();
         self.gpus[gpu.index()].change(client, |account| account.used = used);
         self.note_turns([gpu]);
