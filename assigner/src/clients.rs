@@ -95,6 +95,7 @@ async fn connection(broker: Rc<RefCell<Broker>>, stream: UnixStream) {
         channel,
         outbox,
         decoder: Decoder::new(),
+        part: Box::new([0; 4096]),
         process: None,
         watch: None,
         program: None,
@@ -152,6 +153,8 @@ struct Peer {
     channel: Rc<Channel>,
     outbox: Rc<Outbox>,
     decoder: Decoder,
+    /// What is read, on its way to the decoder. Kept, for to clear it before each message costs more than the message.
+    part: Box<[u8; 4096]>,
     process: Option<ProcessId>,
     watch: Option<ProcessWatch>,
     program: Option<Program>,
@@ -242,13 +245,12 @@ impl Peer {
                 Some(End::Overflow) => return Err(Ending::NeverReads),
                 Some(End::Broken) => return Err(Ending::Closed),
             }
-            let mut part = [0; 4096];
             tokio::select! {
                 biased;
                 () = gone(self.watch.as_ref()) => return Err(Ending::ProcessGone),
-                read = self.channel.read(&mut part) => match read {
+                read = self.channel.read(&mut self.part[..]) => match read {
                     Ok(0) => return Err(Ending::Closed),
-                    Ok(count) => self.decoder.extend(&part[..count]),
+                    Ok(count) => self.decoder.extend(&self.part[..count]),
                     Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                         return Err(Ending::Closed);
                     }

@@ -51,4 +51,5 @@ pub mod table;
 pub mod tenancy;
 pub mod tls;
 pub mod topology;
+pub mod vigil;
 pub mod worker;

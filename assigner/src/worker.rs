@@ -126,6 +126,8 @@ fn serve(
         spawn_local(clients::serve(Rc::clone(&broker), listener));
         spawn_local(commands::serve(Rc::clone(&broker), receiver));
         spawn_local(keep_time(Rc::clone(&broker)));
+        let vigil = broker.borrow().vigil();
+        spawn_local(async move { vigil.keep().await });
         spawn_local(keep_house(Rc::clone(&broker)));
         for (client, process) in survivors {
             spawn_local(clients::watch(Rc::clone(&broker), client, process));

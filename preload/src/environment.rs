@@ -68,6 +68,16 @@ fn start_time_in(stat: &str) -> Option<u64> {
 
 /// Runs `start` while this thread blocks every signal: a thread made in there never takes one.
 pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
+    let _signals = signals_blocked();
+    start()
+}
+
+/// As long as it lives, this thread takes no signal but while it waits: a handler may never return,
+/// and must not find a lock held.
+#[must_use]
+pub(crate) struct SignalsBlocked(libc::sigset_t);
+
+pub(crate) fn signals_blocked() -> SignalsBlocked {
     // SAFETY: an all-zero sigset_t is valid storage for the calls below to fill.
     let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
     // SAFETY: both point to sets on this stack.
@@ -75,10 +85,28 @@ pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
     }
-    let made = start();
-    // SAFETY: `before` was filled by the call above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
-    made
+    SignalsBlocked(before)
+}
+
+impl SignalsBlocked {
+    /// Runs `wait`, in which no lock is held, with the program's own signals.
+    pub(crate) fn while_waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.let_in();
+        let waited = wait();
+        let _ = std::mem::ManuallyDrop::new(signals_blocked());
+        waited
+    }
+
+    fn let_in(&self) {
+        // SAFETY: the set that this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        self.let_in();
+    }
 }
 
 /// As long as it lives, pthread_cancel of this thread waits: a cancelled thread unwinds past what is

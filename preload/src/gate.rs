@@ -13,8 +13,8 @@
 //! Coming in is one atomic addition, going out another. A call that finds the gate closed takes its
 //! place inside back, waits for the bell, and tries again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use rustix::thread::futex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const OPEN: u64 = 1;
 const INSIDE: u64 = 1 << 1;
@@ -30,15 +30,17 @@ pub(crate) struct Snapshot {
 
 pub(crate) struct Gate {
     word: AtomicU64,
-    /// Rings so far. Held for an instant only.
-    rings: Mutex<u64>,
-    bell: Condvar,
+    /// How often the bell has rung, modulo 2^32. A word of the kernel's and no lock, for whoever waits may be
+    /// interrupted by a signal handler that never returns.
+    rings: AtomicU32,
+    /// Calls that wait for the bell: where there are none, the kernel need not be asked to wake them.
+    waiting: AtomicU32,
 }
 
 impl Gate {
     /// An open gate: as long as nobody closes it, it stops nobody.
     pub(crate) const fn new() -> Self {
-        Gate { word: AtomicU64::new(OPEN), rings: Mutex::new(0), bell: Condvar::new() }
+        Gate { word: AtomicU64::new(OPEN), rings: AtomicU32::new(0), waiting: AtomicU32::new(0) }
     }
 
     /// Whether the call may go on; if so, [`Gate::leave`] must follow.
@@ -87,21 +89,27 @@ impl Gate {
 
     /// Wakes everyone who waits: the gate has opened, or waiting has become pointless.
     pub(crate) fn ring(&self) {
-        *self.rings.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.bell.notify_all();
+        // Both before what follows, in one order for all: who is not seen waiting sees the new count.
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            // It fails only for addresses that are none.
+            let _ = futex::wake(&self.rings, futex::Flags::PRIVATE, i32::MAX as u32);
+        }
     }
 
     /// How often the bell has rung; to be read before the reason to wait is checked.
-    pub(crate) fn rings(&self) -> u64 {
-        *self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn rings(&self) -> u32 {
+        self.rings.load(Ordering::SeqCst)
     }
 
     /// Waits until the bell has rung more than `heard` times.
-    pub(crate) fn wait(&self, heard: u64) {
-        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
-        while *rings == heard {
-            rings = self.bell.wait(rings).unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn wait(&self, heard: u32) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while self.rings() == heard {
+            // Woken by the bell, by a signal, or at once where it has rung: looked at again.
+            let _ = futex::wait(&self.rings, futex::Flags::PRIVATE, heard, None);
         }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -25,10 +25,12 @@ impl Broker {
                 self.apply(Event::Acquire { client, expected: None });
             }
             client_message::Kind::Release(release) => {
+                self.vigil.end();
                 self.count_busy(client, release.busy_ns);
                 let (epoch, busy) = (Epoch(release.epoch), Duration::from_nanos(release.busy_ns));
                 self.apply(Event::Release { client, epoch, busy: Some(busy) });
             }
+            client_message::Kind::ReleaseSoon(_) => self.release_soon(client),
             client_message::Kind::RoomRequest(request) => self.room_request(client, &request),
             client_message::Kind::RoomReturn(back) => self.room_return(client, &back),
             client_message::Kind::Evicted(evicted) => self.evicted(client, &evicted),
@@ -38,6 +40,22 @@ impl Broker {
             client_message::Kind::Usage(_) => {}
         }
         Ok(())
+    }
+
+    /// Wakes whoever is granted next, and keeps this thread awake: to be woken takes longer than the rest of a grant.
+    fn release_soon(&mut self, client: ClientId) {
+        let (Some(scheduler), Some(member)) = (&self.scheduler, self.clients.get(&client)) else {
+            return;
+        };
+        let mut next: Vec<_> =
+            member.leased.iter().filter_map(|gpu| scheduler.next_in_turn(*gpu)).collect();
+        next.dedup();
+        for client in &next {
+            self.tell(*client, Kind::GrantSoon(v1::GrantSoon {}));
+        }
+        if !next.is_empty() {
+            self.vigil.begin();
+        }
     }
 
     fn count_busy(&mut self, client: ClientId, busy_ns: u64) {

@@ -41,6 +41,7 @@ use crate::outbox::Outbox;
 use crate::process::ProcessId;
 use crate::settings::Settings;
 use crate::state::{Remembered, State};
+use crate::vigil::Vigil;
 
 /// How long clients of an earlier life have to come back.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -66,6 +67,8 @@ pub struct Broker {
     /// Wakes the task that waits for the deadline.
     timer: Rc<Notify>,
     armed: Option<Time>,
+    /// Keeps the thread awake for a release that is announced.
+    vigil: Rc<Vigil>,
     /// Where reports for the controller go.
     gang_reports: Option<mpsc::UnboundedSender<Report>>,
     /// Counts changes, for those who watch.
@@ -168,6 +171,7 @@ impl Broker {
             departed: report::Departed::default(),
             timer: Rc::new(Notify::new()),
             armed: None,
+            vigil: Rc::default(),
             gang_reports: None,
             changes: watch::Sender::new(0),
             dirty: true,
@@ -253,6 +257,11 @@ impl Broker {
     /// Told when the deadline has moved to the front.
     pub fn timer(&self) -> Rc<Notify> {
         Rc::clone(&self.timer)
+    }
+
+    /// What keeps the thread awake now and then.
+    pub fn vigil(&self) -> Rc<Vigil> {
+        Rc::clone(&self.vigil)
     }
 
     fn rearm(&self) {

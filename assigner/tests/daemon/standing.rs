@@ -40,6 +40,32 @@ fn a_higher_priority_has_the_gpu_recalled_before_the_quantum_is_over() {
 }
 
 #[test]
+fn the_next_in_turn_hears_of_a_release_that_is_announced_and_nobody_else_does() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0", "--quantum-ms", "86400000"]);
+    let mut clients = [(); 3].map(|()| join(&home, v1::Hello::default()).0);
+    for client in &mut clients {
+        client.bind();
+    }
+    clients[0].acquire();
+    let mut epoch = clients[0].granted();
+    let soon = |epoch| client_message::Kind::ReleaseSoon(v1::ReleaseSoon { epoch });
+    clients[0].send(soon(epoch)); // nobody waits
+    for next in [1, 2] {
+        clients[next].acquire();
+        assert!(matches!(clients[next - 1].next(), Kind::Wanted(_)));
+        clients[next].send(soon(epoch)); // it holds nothing
+        clients[next - 1].send(soon(epoch));
+        assert!(matches!(clients[next].next(), Kind::GrantSoon(_)));
+        clients[next - 1].release(epoch);
+        match clients[next].next() {
+            Kind::Granted(granted) => epoch = granted.epoch,
+            other => panic!("no Granted, but {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_tenant_below_its_share_gets_what_another_has_borrowed() {
     let home = Home::new();
     let options =

@@ -101,6 +101,7 @@ impl Link {
             return Err(CuResult::NOT_INITIALIZED);
         }
         let _whole = environment::uncancelled();
+        let signals = environment::signals_blocked();
         let context = work::current_context();
         WORK.add_context(context);
         PAGER.note_context(context);
@@ -111,7 +112,7 @@ impl Link {
             let entry = self.enter_queue();
             match entry {
                 Entry::Retry => {}
-                Entry::AskAndWait | Entry::Wait => self.wait_at_gate(heard),
+                Entry::AskAndWait | Entry::Wait => self.wait_at_gate(heard, &signals),
                 Entry::Fail => break Err(CuResult::SYSTEM_NOT_READY),
             }
             if self.gate.enter() {

@@ -126,8 +126,8 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
         Kind::Arena(arena) => PAGER.arena(arena.bytes),
         Kind::Notice(notice) => warning!("{}", notice.text),
         Kind::Refused(refused) => return Some(refused),
-        // Answers to what was asked while connecting; out of turn they mean nothing.
-        Kind::Welcome(_) | Kind::Bound(_) => {}
+        // For a call that reads the socket itself; and answers to what was asked while connecting.
+        Kind::GrantSoon(_) | Kind::Welcome(_) | Kind::Bound(_) => {}
     }
     None
 }

@@ -23,12 +23,11 @@
 
 use super::Link;
 use super::socket::Socket;
+use crate::environment::SignalsBlocked;
 use crate::lease::{Lease, Order};
 use crate::pager::PAGER;
 use acb_wire::frame::Decoder;
-use acb_wire::v1::{
-    AssignerMessage, Granted, Ready, assigner_message::Kind, client_message::Kind as Say,
-};
+use acb_wire::v1::{AssignerMessage, Ready, assigner_message::Kind, client_message::Kind as Say};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -40,6 +39,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How often a call looks whether it still has the turn and the socket is still ours.
 const ROUNDS: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// How long a call stays awake for a grant that is announced: it comes 100 us later, if it comes.
+const VIGIL: Duration = Duration::from_micros(200);
 /// Longer than any grant.
 const GRANT_MAX: usize = 64;
 
@@ -57,6 +58,8 @@ enum Reader {
 struct State {
     reader: Reader,
     turns: u64,
+    /// The link thread waits for the end of a call's turn.
+    link_waits: bool,
     /// A grant that a call has read, for the link thread to know of.
     granted: Option<Instant>,
 }
@@ -68,7 +71,7 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) const fn new() -> Self {
-        let state = State { reader: Reader::Link, turns: 0, granted: None };
+        let state = State { reader: Reader::Link, turns: 0, link_waits: false, granted: None };
         Turn { state: Mutex::new(state), over: Condvar::new() }
     }
 
@@ -100,7 +103,9 @@ impl Turn {
             if left.is_zero() {
                 break;
             }
+            state.link_waits = true;
             state = self.over.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.link_waits = false;
         }
         state.reader = Reader::Link;
         true
@@ -138,8 +143,10 @@ impl Turn {
         }
         state.reader = Reader::Free;
         socket.listen(true);
-        drop(state);
-        self.over.notify_all();
+        if state.link_waits {
+            drop(state);
+            self.over.notify_all();
+        }
         false
     }
 }
@@ -147,28 +154,43 @@ impl Turn {
 impl Link {
     /// Waits until the bell has rung more than `heard` times. This call may ring it itself, by
     /// reading its grant.
-    pub(super) fn wait_at_gate(&self, heard: u64) {
+    pub(super) fn wait_at_gate(&self, heard: u32, signals: &SignalsBlocked) {
         let socket = self.outbox().socket.clone();
         if let Some(socket) = socket
             && let Some(turn) = self.turn.begin(&socket)
         {
-            self.read_grant(turn, &socket);
+            self.read_grant(turn, &socket, signals);
         }
-        self.gate.wait(heard);
+        signals.while_waiting(|| self.gate.wait(heard));
     }
 
-    fn read_grant(&self, turn: u64, socket: &Socket) {
+    fn read_grant(&self, turn: u64, socket: &Socket, signals: &SignalsBlocked) {
         // Looked at again: from now on the link thread does not change it unheard.
         let asked = *self.lease() == Lease::Asked;
-        while self.turn.go_on(turn, socket, |state| asked && self.take_grant(socket, state)) {
+        let mut awake_until = None;
+        while self
+            .turn
+            .go_on(turn, socket, |state| asked && self.take_grant(socket, state, &mut awake_until))
+        {
+            if awake_until.is_some_and(|until| Instant::now() < until) {
+                std::thread::yield_now(); // who is to release may need this core
+                continue;
+            }
+            awake_until = None;
             let Some(descriptor) = socket.descriptor() else { continue };
             // Interrupted or short of memory: looked at again like a message.
-            let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&ROUNDS));
+            let mut fds = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+            let _ = signals.while_waiting(|| poll(&mut fds, Some(&ROUNDS)));
         }
     }
 
-    /// Reads a grant if that is what the socket has. True: it has nothing yet.
-    fn take_grant(&self, socket: &Socket, state: &mut State) -> bool {
+    /// Reads a grant if that is what the socket has, or its announcement. True: it has nothing more yet.
+    fn take_grant(
+        &self,
+        socket: &Socket,
+        state: &mut State,
+        awake_until: &mut Option<Instant>,
+    ) -> bool {
         let Some(descriptor) = socket.descriptor() else { return false };
         let mut bytes = [0; GRANT_MAX];
         let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -177,7 +199,15 @@ impl Link {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
             Err(_) => return false,
         };
-        let Some((granted, length)) = first_grant(&bytes[..seen]) else { return false };
+        let (granted, length) = match first(&bytes[..seen]) {
+            Some((Kind::Granted(granted), length)) => (granted, length),
+            Some((Kind::GrantSoon(_), length)) => {
+                let _ = rustix::net::recv(descriptor, &mut bytes[..length], RecvFlags::DONTWAIT);
+                *awake_until = Some(Instant::now() + VIGIL);
+                return true;
+            }
+            _ => return false,
+        };
         let mut lease = self.lease();
         // Only if all memory is there; else it stays in the socket for the link thread.
         let opened = PAGER.open_gate_for(&self.gate, || {
@@ -198,14 +228,12 @@ impl Link {
     }
 }
 
-/// The grant at the front of `bytes`, and how long it is.
-fn first_grant(bytes: &[u8]) -> Option<(Granted, usize)> {
+/// The message at the front of `bytes`, and how long it is.
+fn first(bytes: &[u8]) -> Option<(Kind, usize)> {
     let mut decoder = Decoder::new();
     decoder.extend(bytes);
-    let AssignerMessage { kind: Some(Kind::Granted(granted)) } = decoder.next().ok()?? else {
-        return None;
-    };
-    Some((granted, bytes.len() - decoder.remaining()))
+    let AssignerMessage { kind } = decoder.next().ok()??;
+    Some((kind?, bytes.len() - decoder.remaining()))
 }
 
 #[cfg(test)]
@@ -213,7 +241,7 @@ mod tests {
     use super::super::socket::tests::pair;
     use super::*;
     use acb_wire::frame::encode;
-    use acb_wire::v1::Wanted;
+    use acb_wire::v1::{Granted, Wanted};
 
     fn frame(kind: Kind) -> Vec<u8> {
         encode(&AssignerMessage { kind: Some(kind) })
@@ -221,19 +249,19 @@ mod tests {
 
     #[test]
     fn a_grant_alone_is_taken_from_the_front() {
-        let grant = Granted { epoch: 300, resident: false };
-        let granted = frame(Kind::Granted(grant));
+        let grant = Kind::Granted(Granted { epoch: 300, resident: false });
+        let granted = frame(grant.clone());
         let wanted = frame(Kind::Wanted(Wanted { epoch: 300 }));
         let both = [granted.clone(), wanted.clone()].concat();
-        assert_eq!(first_grant(&granted), Some((grant, granted.len())));
-        assert_eq!(first_grant(&both), Some((grant, granted.len())));
-        assert_eq!(first_grant(&[wanted, granted.clone()].concat()), None);
+        assert_eq!(first(&granted), Some((grant.clone(), granted.len())));
+        assert_eq!(first(&both), Some((grant, granted.len())));
+        assert!(matches!(first(&[wanted, granted.clone()].concat()), Some((Kind::Wanted(_), _))));
         assert_eq!(
-            first_grant(&granted[..granted.len() - 1]),
+            first(&granted[..granted.len() - 1]),
             None,
             "the link thread waits for the rest"
         );
-        assert_eq!(first_grant(&[0xff; GRANT_MAX]), None);
+        assert_eq!(first(&[0xff; GRANT_MAX]), None);
         let longest = frame(Kind::Granted(Granted { epoch: u64::MAX, resident: true }));
         assert!(longest.len() <= GRANT_MAX);
     }

@@ -10,7 +10,7 @@ use crate::lease::{Lease, Reason};
 use crate::log::{debug, info, warning};
 use crate::pager::{Opening, PAGER};
 use crate::work::{Drained, Inspector, WORK};
-use acb_wire::v1::{Acquire, Release, ReleaseReason, Usage, client_message::Kind};
+use acb_wire::v1::{Acquire, Release, ReleaseReason, ReleaseSoon, Usage, client_message::Kind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ const SWITCH_PART: u32 = 20;
 const STARVING_PART: u32 = 4;
 /// How often a gate that is open for a capture is looked at.
 const CAPTURE: Duration = Duration::from_millis(1);
+/// So long before the end of its idleness the release is announced, for those who must wake up for it.
+const SOON: Duration = Duration::from_micros(100);
 /// Counters are sent no more often than this.
 const USAGE_EVERY: Duration = Duration::from_secs(1);
 
@@ -48,6 +50,8 @@ pub(super) struct Watch {
     /// When to close it again after it was opened for a stuck program.
     close_again: Option<Instant>,
     told_stuck: bool,
+    /// The release of this lease was announced: once, for an announcement that comes to nothing has others wake up for nothing.
+    announced: bool,
     /// The GPU was seen at work since the grant.
     seen_busy: bool,
     granted_at: Option<Instant>,
@@ -78,6 +82,7 @@ impl Watch {
             closed_at: None,
             close_again: None,
             told_stuck: false,
+            announced: false,
             seen_busy: false,
             granted_at: None,
             switch: Duration::ZERO,
@@ -155,7 +160,7 @@ impl Watch {
         let passed = since.elapsed();
         let left = self.idle.max(self.switch / SWITCH_PART).saturating_sub(passed);
         if !left.is_zero() {
-            return Some(left);
+            return Some(self.announce(left));
         }
         // To give the lease back now would cost a switch, and the same to come back.
         if passed < self.switch / STARVING_PART && Threads::now().is_starving(&self.threads, passed)
@@ -175,6 +180,19 @@ impl Watch {
             self.quiet_since = None;
         }
         Some(SHORTEST)
+    }
+
+    /// The lease goes back in `left`, as it seems. Says when to look again.
+    fn announce(&mut self, left: Duration) -> Duration {
+        match left.checked_sub(SOON) {
+            _ if self.announced => left,
+            Some(early) if !early.is_zero() => early,
+            _ => {
+                self.announced = true;
+                LINK.send(Kind::ReleaseSoon(ReleaseSoon { epoch: LINK.lease().epoch() }));
+                left
+            }
+        }
     }
 
     fn look_for_the_end(&mut self) -> Option<Duration> {

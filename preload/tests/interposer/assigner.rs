@@ -85,18 +85,18 @@ impl Peer {
             .expect("the client listens");
     }
 
-    /// The next message but counters, reports and the end of a switch.
+    /// The next message but counters, reports, announcements and the end of a switch.
     #[track_caller]
     pub(crate) fn hear(&mut self) -> Hear {
         self.try_hear().expect("the client says something before it leaves")
     }
 
-    /// The next message but counters and reports.
+    /// The next message but counters, reports and announcements.
     #[track_caller]
     pub(crate) fn hear_moves(&mut self) -> Hear {
         loop {
             match self.hear_any().expect("the client says something before it leaves") {
-                Hear::Usage(_) | Hear::MemoryReport(_) => {}
+                Hear::Usage(_) | Hear::MemoryReport(_) | Hear::ReleaseSoon(_) => {}
                 other => return other,
             }
         }
@@ -110,7 +110,7 @@ impl Peer {
     ) -> MemoryReport {
         while !condition(&self.report) {
             match self.hear_any().expect("the client says something before it leaves") {
-                Hear::Usage(_) | Hear::MemoryReport(_) => {}
+                Hear::Usage(_) | Hear::MemoryReport(_) | Hear::ReleaseSoon(_) => {}
                 other => panic!("a report expected: {other:?}"),
             }
         }
@@ -122,14 +122,14 @@ impl Peer {
     pub(crate) fn try_hear(&mut self) -> Option<Hear> {
         loop {
             match self.hear_any()? {
-                Hear::Usage(_) | Hear::MemoryReport(_) | Hear::Ready(_) => {}
+                Hear::Usage(_) | Hear::MemoryReport(_) | Hear::Ready(_) | Hear::ReleaseSoon(_) => {}
                 kind => return Some(kind),
             }
         }
     }
 
     #[track_caller]
-    fn hear_any(&mut self) -> Option<Hear> {
+    pub(crate) fn hear_any(&mut self) -> Option<Hear> {
         loop {
             if let Some(message) = self.decoder.next::<ClientMessage>().expect("frames are right") {
                 if let Some(Hear::MemoryReport(report)) = &message.kind {

@@ -4,7 +4,10 @@ use crate::assigner::{Assigner, UUID, welcome};
 use crate::setup::{Lab, wait_until};
 use acb_wire::frame::encode;
 use acb_wire::v1::assigner_message::Kind as Say;
-use acb_wire::v1::{AssignerMessage, Granted, Notice, OnFailure, ReleaseReason, Welcome};
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{
+    AssignerMessage, GrantSoon, Granted, Notice, OnFailure, ReleaseReason, Welcome,
+};
 use std::io::Write;
 
 #[test]
@@ -71,6 +74,60 @@ fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
     client.tell("on");
     client.end().succeeded();
     assert_eq!(lab.count("FAULT"), 0);
+}
+
+#[test]
+fn a_release_for_idleness_is_announced_once() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 50");
+    let mut peer = assigner.accept_client();
+    peer.grant(3);
+    wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
+    peer.want(3);
+    let mut announced = vec![];
+    loop {
+        match peer.hear_any() {
+            Some(Hear::ReleaseSoon(soon)) => announced.push(soon.epoch),
+            Some(Hear::Release(release)) => break assert_eq!(release.epoch, 3),
+            Some(_) => {}
+            None => panic!("no Release"),
+        }
+    }
+    assert_eq!(announced, [3]);
+    client.tell("on");
+    client.end().succeeded();
+}
+
+/// A call that is told to stay awake reads its grant, and falls asleep again where none comes.
+#[test]
+fn a_grant_may_be_announced_and_need_not_come() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    for _ in 0..3 {
+        peer.say(Say::GrantSoon(GrantSoon {}));
+        peer.hears_nothing();
+        wait_until("the call sleeps", || state(client.pid()) == 'S');
+    }
+    assert_eq!(lab.count("cuLaunchKernel"), 0);
+    let announced =
+        [Say::GrantSoon(GrantSoon {}), Say::Granted(Granted { epoch: 1, resident: false })]
+            .map(|kind| encode(&AssignerMessage { kind: Some(kind) }))
+            .concat();
+    peer.stream.write_all(&announced).unwrap();
+    wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
+    client.tell("on");
+    client.end().succeeded().prints("launch=0");
+}
+
+/// Of a process's first thread, as ps(1) shows it.
+fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let after = stat.rsplit_once(") ").expect("its name is in parentheses").1;
+    after.chars().next().expect("a state")
 }
 
 /// The time in which a lease lay unused because nobody else wanted it is not reported as work.

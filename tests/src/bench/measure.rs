@@ -7,7 +7,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use acb_wire::v1::{Acquire, assigner_message::Kind as Said, client_message::Kind as Say};
+use acb_wire::v1::assigner_message::Kind as Said;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
@@ -81,14 +81,16 @@ pub fn launch(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
 /// after the first launch of a program that was waiting at its gate. The releasing side speaks the
 /// protocol itself, so that the moment is known; the other is a program under the interposer.
 ///
+/// The release is that of an idle client, which announces it as the interposer does. That of a
+/// client whose time is over comes unannounced: it is measured too, and told beside.
+///
 /// # Errors
 /// A program or the connection fails.
 pub fn grant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
     let outside = Outside::start(prefix, ZERO_COST_GPU, &["--idle-us", "100"])?;
     let mut program = outside.on_request()?;
     let mut client = WireClient::join(&outside)?;
-    let mut latencies = vec![];
-    for _ in 0..effort.times(2000) {
+    let mut latency = |announced: bool| -> Result<f64> {
         let epoch = client.acquire()?;
         program.request("nop")?;
         client.until(|said| {
@@ -96,50 +98,35 @@ pub fn grant(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
         })?;
         // The program has asked; let it and everybody fall asleep, as they are when a phase ends.
         std::thread::sleep(Duration::from_micros(500));
+        if announced {
+            client.release_soon(epoch)?;
+        }
         let released = clock::monotonic_ns();
         client.release(epoch)?;
         let answer = program.answer()?;
-        latencies.push((answer.got_ns as f64 - released as f64) / 1e3);
+        Ok((answer.got_ns as f64 - released as f64) / 1e3)
+    };
+    let (mut idle, mut recalled) = (vec![], vec![]);
+    for _ in 0..effort.times(2000) {
+        idle.push(latency(true)?);
+        recalled.push(latency(false)?);
     }
-    let sample = Sample::new(latencies).context("nothing was measured")?;
-    drop(program);
-    let message = grant_message(&outside, &mut client, effort)?;
+    let sample = Sample::new(idle).context("nothing was measured")?;
+    let recalled = Sample::new(recalled).context("nothing was measured")?;
     let figure = |name, value| Figure {
         name,
         value,
         unit: "us",
         how: format!(
-            "release sent to waiting launch returned; {}; to the message alone: median {:.1}",
+            "release sent to waiting launch returned; {}; unannounced, as after a recall: median {:.1}",
             sample.spread(),
-            message.median(),
+            recalled.median(),
         ),
     };
     Ok(vec![
         figure("grant_p50_us", sample.percentile(0.50)),
         figure("grant_p99_us", sample.percentile(0.99)),
     ])
-}
-
-/// The part of it that the assigner has: until the message is with the waiting process.
-fn grant_message(outside: &Outside, holder: &mut WireClient, effort: Effort) -> Result<Sample> {
-    let mut next = WireClient::join(outside)?;
-    let mut latencies = vec![];
-    for _ in 0..effort.times(500) {
-        let epoch = holder.acquire()?;
-        next.say(Say::Acquire(Acquire {}))?;
-        holder.until(|said| matches!(said, Said::Wanted(_)).then_some(()))?;
-        let (released, granted) = std::thread::scope(|scope| -> Result<_> {
-            let waiting =
-                scope.spawn(|| next.granted().map(|epoch| (epoch, clock::monotonic_ns())));
-            std::thread::sleep(Duration::from_micros(500));
-            let released = clock::monotonic_ns();
-            holder.release(epoch)?;
-            Ok((released, waiting.join().expect("a wait does not panic")?))
-        })?;
-        latencies.push((granted.1 - released) as f64 / 1e3);
-        next.release(granted.0)?;
-    }
-    Sample::new(latencies).context("nothing was measured")
 }
 
 /// What the environment of a client adds to the exec of a program that never uses CUDA.

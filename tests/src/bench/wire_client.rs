@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use acb_wire::frame::{self, Decoder};
 use acb_wire::v1::{
-    Acquire, AssignerMessage, Bind, ClientMessage, Hello, Release, ReleaseReason, RoomKind,
-    RoomRequest, RoomReturn, RoomVerdict, assigner_message::Kind as Said,
+    Acquire, AssignerMessage, Bind, ClientMessage, Hello, Release, ReleaseReason, ReleaseSoon,
+    RoomKind, RoomRequest, RoomReturn, RoomVerdict, assigner_message::Kind as Said,
     client_message::Kind as Say,
 };
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::outside::Outside;
+
+/// How long before its end an idle lease is announced to end, as the interposer does it.
+const ANNOUNCED: Duration = Duration::from_micros(100);
 
 /// A client that speaks the protocol itself.
 pub struct WireClient {
@@ -51,18 +54,20 @@ impl WireClient {
     /// The connection fails.
     pub fn acquire(&mut self) -> Result<u64> {
         self.say(Say::Acquire(Acquire {}))?;
-        self.granted()
-    }
-
-    /// Waits for the lease; its epoch.
-    ///
-    /// # Errors
-    /// The connection fails.
-    pub fn granted(&mut self) -> Result<u64> {
         self.until(|said| match said {
             Said::Granted(granted) => Some(granted.epoch),
             _ => None,
         })
+    }
+
+    /// Says that the lease will be given back, and waits as long as a program under the interposer does then.
+    ///
+    /// # Errors
+    /// The connection fails.
+    pub fn release_soon(&mut self, epoch: u64) -> Result<()> {
+        self.say(Say::ReleaseSoon(ReleaseSoon { epoch }))?;
+        std::thread::sleep(ANNOUNCED);
+        Ok(())
     }
 
     /// Gives the lease back.

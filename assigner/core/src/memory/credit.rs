@@ -150,7 +150,7 @@ impl Scheduler {
     }
 
     /// Who is granted `gpu` next, as far as anybody knows.
-    pub(crate) fn next_in_turn(&self, gpu: Gpu) -> Option<ClientId> {
+    pub fn next_in_turn(&self, gpu: Gpu) -> Option<ClientId> {
         let state = &self.gpus[gpu.index()];
         let reserved = state.reserved.filter(|ticket| state.waiting.contains(ticket));
         if let Some(ticket) = reserved {
