@@ -5,7 +5,8 @@
 //! Does not own: allocating (`hooks::memory`), or the ledger of the whole GPU (the assigner's).
 //!
 //! Room is asked for in slabs, so that a thousand small allocations cost one question, and given
-//! back with some slack kept, so that allocating and freeing in turns costs none.
+//! back with some slack kept, so that allocating and freeing in turns costs none. What is asked for
+//! seldom is asked for and given back exactly.
 //!
 //! Memory that can be moved is the pager's (`pager`), and counted there.
 
@@ -29,6 +30,12 @@ pub(crate) fn next_seq() -> u64 {
 
 /// What small requests are rounded up to.
 const SLAB: u64 = 32 << 20;
+/// The same where most memory is the pager's: what others could use is not kept from them for a few arrays.
+const SMALL_SLAB: u64 = 2 << 20;
+
+fn slab() -> u64 {
+    if PAGER.is_active() { SMALL_SLAB } else { SLAB }
+}
 
 /// The one account of this process.
 pub(crate) static LEDGER: Ledger = Ledger::new();
@@ -54,6 +61,7 @@ pub(crate) enum Key {
 struct Holding {
     device: u32,
     bytes: u64,
+    portion: Portion,
     kind: MemoryKind,
     /// Its end is the end of its memory; 0: bound to no context.
     context: usize,
@@ -67,6 +75,8 @@ struct Device {
     capacity: u64,
     room: u64,
     used: u64,
+    /// How much of that was asked for in slabs.
+    in_slabs: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +122,7 @@ pub(crate) struct Ledger {
 pub(crate) struct Promise {
     device: u32,
     bytes: u64,
+    portion: Portion,
     kind: MemoryKind,
 }
 
@@ -201,7 +212,7 @@ impl Ledger {
     fn reserve_in(&self, call: &str, device: i32, bytes: u64, portion: Portion) -> Option<Promise> {
         let device = device as u32;
         match self.ask(device, bytes, RoomKind::Memory, portion) {
-            Ok(()) => Some(Promise { device, bytes, kind: kind_of(call) }),
+            Ok(()) => Some(Promise { device, bytes, portion, kind: kind_of(call) }),
             Err(reason) => {
                 warning!(
                     "{call}: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
@@ -214,20 +225,20 @@ impl Ledger {
 
     /// The memory exists now.
     pub(crate) fn allocated(&self, promise: Promise, key: Key, context: usize) {
-        let Promise { device, bytes, kind } = promise;
+        let Promise { device, bytes, portion, kind } = promise;
         let mut books = self.books();
-        let holding = Holding { device, bytes, kind, context, owners: 1 };
+        let holding = Holding { device, bytes, portion, kind, context, owners: 1 };
         // What the driver gives out anew was freed before, on a way unknown here.
         if let Some(gone) = books.holdings.insert(key, holding) {
-            self.give_back(&mut books, gone.device, gone.bytes);
+            self.give_back(&mut books, gone.device, gone.bytes, gone.portion);
         }
     }
 
     /// What is held under a key has become more, or is the first of it.
     pub(crate) fn grown(&self, promise: Promise, key: Key, context: usize) {
-        let Promise { device, bytes, kind } = promise;
+        let Promise { device, bytes, portion, kind } = promise;
         let mut books = self.books();
-        let first = Holding { device, bytes: 0, kind, context, owners: 1 };
+        let first = Holding { device, bytes: 0, portion, kind, context, owners: 1 };
         books.holdings.entry(key).or_insert(first).bytes += bytes;
     }
 
@@ -237,16 +248,16 @@ impl Ledger {
         let Some(holding) = books.holdings.get_mut(&key) else { return };
         let bytes = bytes.min(holding.bytes);
         holding.bytes -= bytes;
-        let (device, is_gone) = (holding.device, holding.bytes == 0);
-        if is_gone {
+        let Holding { device, portion, bytes: left, .. } = *holding;
+        if left == 0 {
             books.holdings.remove(&key);
         }
-        self.give_back(&mut books, device, bytes);
+        self.give_back(&mut books, device, bytes, portion);
     }
 
     /// It does not: the driver refused.
     pub(crate) fn forget(&self, promise: Promise) {
-        self.give_back(&mut self.books(), promise.device, promise.bytes);
+        self.give_back(&mut self.books(), promise.device, promise.bytes, promise.portion);
     }
 
     /// Takes an allocation out of the books before it is freed: another thread may be given the
@@ -257,7 +268,8 @@ impl Ledger {
 
     /// It was freed.
     pub(crate) fn freed(&self, taken: Taken) {
-        self.give_back(&mut self.books(), taken.holding.device, taken.holding.bytes);
+        let Holding { device, bytes, portion, .. } = taken.holding;
+        self.give_back(&mut self.books(), device, bytes, portion);
     }
 
     /// It was not.
@@ -299,9 +311,9 @@ impl Ledger {
         let Some(holding) = books.holdings.get_mut(&key) else { return };
         holding.owners -= 1;
         if holding.owners == 0 {
-            let Holding { device, bytes, .. } = *holding;
+            let Holding { device, bytes, portion, .. } = *holding;
             books.holdings.remove(&key);
-            self.give_back(books, device, bytes);
+            self.give_back(books, device, bytes, portion);
         }
     }
 
@@ -347,7 +359,7 @@ impl Ledger {
     pub(crate) fn return_context(&self, device: i32) {
         let mut books = self.books();
         let bytes = books.context_bytes;
-        self.give_back(&mut books, device as u32, bytes);
+        self.give_back(&mut books, device as u32, bytes, Portion::Exact);
     }
 
     pub(crate) fn context_made(&self, context: usize, device: i32) {
@@ -376,17 +388,17 @@ impl Ledger {
         books.primaries.retain(|_, primary| *primary != context);
         let mut returns = Vec::new();
         if let Some(device) = books.contexts.remove(&context) {
-            returns.push((device, books.context_bytes));
+            returns.push((device, books.context_bytes, Portion::Exact));
         }
         books.holdings.retain(|_, holding| {
             let goes = holding.context == context;
             if goes {
-                returns.push((holding.device, holding.bytes));
+                returns.push((holding.device, holding.bytes, holding.portion));
             }
             !goes
         });
-        for (device, bytes) in returns {
-            self.give_back(&mut books, device, bytes);
+        for (device, bytes, portion) in returns {
+            self.give_back(&mut books, device, bytes, portion);
         }
     }
 
@@ -402,13 +414,16 @@ impl Ledger {
             let missing = state.used.saturating_add(bytes).saturating_sub(state.room);
             if missing == 0 {
                 state.used += bytes;
+                if portion == Portion::Slab {
+                    state.in_slabs += bytes;
+                }
                 books.forget(withdrawn);
                 if told {
                     warning!("there is room for {} on GPU {device} now", size(bytes));
                 }
                 return Ok(());
             }
-            let wanted = if exact { missing } else { missing.max(SLAB) };
+            let wanted = if exact { missing } else { missing.max(slab()) };
             let seq = books.open(device, wanted, kind);
             LINK.send(books.message(seq));
             loop {
@@ -473,15 +488,18 @@ impl Ledger {
         self.replied.notify_all();
     }
 
-    fn give_back(&self, books: &mut Books, device: u32, bytes: u64) {
+    fn give_back(&self, books: &mut Books, device: u32, bytes: u64, portion: Portion) {
         let Some(state) = books.devices.get_mut(device as usize) else { return };
         state.used = state.used.saturating_sub(bytes);
+        if portion == Portion::Slab {
+            state.in_slabs = state.in_slabs.saturating_sub(bytes);
+        }
         // Nothing is said to a lost assigner: what the client has is stated when it is back.
         if !LINK.is_connected() {
             return;
         }
         let spare = state.room.saturating_sub(state.used);
-        let kept = if state.used == 0 { 0 } else { SLAB };
+        let kept = if state.in_slabs == 0 { 0 } else { slab() };
         if spare > 2 * kept {
             state.room -= spare - kept;
             LINK.send(Kind::RoomReturn(RoomReturn {

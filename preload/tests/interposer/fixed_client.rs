@@ -5,7 +5,8 @@
 //! the call for nodes of any kind), `f0` and `N0` likewise; each stands behind the one before. `i` makes the graph executable, `r`
 //! runs it and waits, `d` destroys the graph, `x` the executable one. `m8` loads a module with 8 MiB of variables (`m8k`: KiB), `M` unloads
 //! it; `l8` and `L` likewise a library; `c` makes another context on the device, `C` destroys it. `h64` sets the heap to 64 MiB,
-//! `q2` the queue of printf, `s8192` the stacks to 8192 bytes. `.` pauses.
+//! `q2` the queue of printf, `s8192` the stacks to 8192 bytes. `Y8` makes an array of 8 MiB with all smaller
+//! levels, `Z` destroys it. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
 use crate::client::{Cuda, Handle, NULL, function, pause};
@@ -24,6 +25,7 @@ pub(crate) fn play(words: &str) {
         module: NULL,
         library: NULL,
         context: NULL,
+        mipmap: NULL,
     };
     for word in words.split(' ') {
         let (what, rest) = word.split_at(1);
@@ -47,6 +49,7 @@ struct Program {
     module: Handle,
     library: Handle,
     context: Handle,
+    mipmap: Handle,
 }
 
 impl Program {
@@ -76,6 +79,8 @@ impl Program {
             "h" => self.limit(2, bytes()),
             "q" => self.limit(1, bytes()),
             "s" => self.limit(0, number()),
+            "Y" => self.make_mipmap(bytes()),
+            "Z" => self.destroy_mipmap(),
             other => panic!("no word {other}"),
         }
     }
@@ -285,5 +290,23 @@ impl Program {
         let cuda = &self.cuda;
         // SAFETY: as declared.
         unsafe { function!(cuda, "cuCtxSetLimit", fn(c_uint, usize))(limit, value) }
+    }
+
+    fn make_mipmap(&mut self, bytes: usize) -> c_int {
+        let (cuda, width) = (&self.cuda, 1024);
+        // CUDA_ARRAY3D_DESCRIPTOR: rows of elements of four words of 32 bits.
+        let shape: [u64; 5] = [width, bytes as u64 / 16 / width, 0, 4 << 32 | 3, 0];
+        // SAFETY: as declared.
+        unsafe {
+            let make =
+                function!(cuda, "cuMipmappedArrayCreate", fn(*mut Handle, *const u64, c_uint));
+            make(&raw mut self.mipmap, shape.as_ptr(), 11)
+        }
+    }
+
+    fn destroy_mipmap(&self) -> c_int {
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuMipmappedArrayDestroy", fn(Handle))(self.mipmap) }
     }
 }

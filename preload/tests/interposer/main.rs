@@ -12,6 +12,7 @@ mod exports;
 mod fixed;
 mod fixed_client;
 mod forks;
+mod handed;
 mod leases;
 mod paging;
 mod paging_client;

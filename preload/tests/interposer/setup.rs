@@ -105,6 +105,19 @@ impl Lab {
         name.to_string_lossy().into_owned()
     }
 
+    /// With one more library in the client from its start: an empty one, of this name.
+    pub(crate) fn with_library(self, name: &str) -> Self {
+        let path = self.folder.path().join(name);
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-x", "c", "/dev/null", "-o"])
+            .arg(&path)
+            .arg(format!("-Wl,-soname,{name}"))
+            .status();
+        assert!(built.expect("a C compiler is installed").success(), "{name} does not build");
+        let all = format!("{}:{}", interposer().display(), path.display());
+        self.with("LD_PRELOAD", all)
+    }
+
     /// With a variable for the client; an empty value unsets it.
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.variables.retain(|(n, _)| n != name);

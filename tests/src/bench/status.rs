@@ -81,7 +81,7 @@ pub struct MemoryStatus {
 /// Memory of one kind that is never moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct FixedStatus {
-    /// `contexts`, `managed`, `arrays`, `exported`, `graphs`, `plain`.
+    /// `contexts`, `managed`, `arrays`, `graphs`, `modules`, `heaps`, `exported` and other ways of sharing, `plain`.
     pub kind: String,
     /// How much there is of it.
     pub bytes: u64,

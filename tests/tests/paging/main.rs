@@ -8,6 +8,7 @@ mod arena;
 mod contexts;
 mod endings;
 mod faults;
+mod fixed;
 mod kinds;
 mod limits;
 mod sharing;

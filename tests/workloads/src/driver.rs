@@ -2,7 +2,7 @@
 //!
 //! Owns: finding the functions by `dlopen` and `dlsym`, as programs without the CUDA runtime do, and
 //! turning their results into errors that name the call. What only some need is found by those: streams and
-//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]). Does not own:
+//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]), memory that stays ([`staying`]). Does not own:
 //! what is done with them.
 //!
 //! Functions return plain numbers here: a Rust enum that holds a result unknown to it would be
@@ -87,6 +87,7 @@ macro_rules! call {
 pub mod mapped;
 pub mod pinned;
 pub mod queues;
+pub mod staying;
 
 functions! {
     init = "cuInit"(c_uint);

@@ -13,12 +13,15 @@
 //!
 //! `P` prints what the default pool has in use and reserved, `T` trims it. `L4` allocates 4 MiB in a stream of the current device
 //! from a pool on device 1 that device 0 may use too. `G0:1` makes a graph that copies the first allocation to the second, `R` runs
-//! it. `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
+//! it. `B0` binds mapped memory to a multicast object, `b0` an address; `J0` takes a descriptor for other devices and compares;
+//! `S0:7` puts mapped memory behind an array and looks for pattern 7 there; `O0` makes a texture of memory.
+//! `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
 
 mod content;
 mod contexts;
 mod devices;
 mod graphs;
+mod handed;
 mod mapping;
 mod pools;
 
@@ -29,6 +32,7 @@ use content::{
 use contexts::Contexts;
 use devices::Devices;
 use graphs::{capture, copying_graph, run_graph};
+use handed::{behind_array, bind, descriptor, texture};
 use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
 use pools::{pool_levels, trim};
 use std::collections::BTreeMap;
@@ -110,6 +114,19 @@ pub(crate) fn play(words: &str) {
                 let (index, on) = rest.split_once(':').expect("which, and whether");
                 synchronous(&cuda, held[index.parse::<usize>().unwrap()], on.parse().unwrap());
             }
+            "B" | "b" => {
+                let index: usize = rest.parse().unwrap();
+                let handle = (what == "B").then(|| handles[&index]);
+                println!("bound={}", bind(&cuda, held[index], handle));
+            }
+            "J" => descriptor(&cuda, held[rest.parse::<usize>().unwrap()]),
+            "S" => {
+                let (index, seed) = rest.split_once(':').expect("which, and the pattern");
+                let index: usize = index.parse().expect("an index");
+                let seed = seed.parse().expect("a number");
+                behind_array(&cuda, held[index].1, handles[&index], seed);
+            }
+            "O" => println!("texture={}", texture(&cuda, held[rest.parse::<usize>().unwrap()])),
             "i" => println!("ipc={}", ipc(&cuda, held[rest.parse::<usize>().unwrap()].0)),
             "m" | "h" => {
                 let bytes = size(rest);

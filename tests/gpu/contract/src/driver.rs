@@ -147,6 +147,12 @@ functions! {
     cuArray3DCreate_v2(array: *mut Handle, description: *const c_void);
     cuArray3DGetDescriptor_v2(description: *mut c_void, array: Handle);
     cuArrayDestroy(array: Handle);
+    cuMipmappedArrayCreate(mipmap: *mut Handle, description: *const c_void, levels: c_uint);
+    cuMipmappedArrayGetLevel(array: *mut Handle, mipmap: Handle, level: c_uint);
+    cuMipmappedArrayDestroy(mipmap: Handle);
+    cuTexObjectCreate(object: *mut u64, resource: *const c_void, texture: *const c_void, view: *const c_void);
+    cuTexObjectGetResourceDesc(resource: *mut c_void, object: u64);
+    cuTexObjectDestroy(object: u64);
     cuIpcGetMemHandle(handle: *mut c_void, pointer: Address);
     cuIpcOpenMemHandle_v2(pointer: *mut Address, handle: [u64; 8], flags: c_uint);
     cuIpcCloseMemHandle(pointer: Address);

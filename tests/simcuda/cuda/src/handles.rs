@@ -23,6 +23,9 @@ pub(crate) enum Tag {
     Capture,
     Link,
     Array,
+    Mipmap,
+    Multicast,
+    Texture,
 }
 
 /// A handle to a `T`.
@@ -119,6 +122,16 @@ impl<T> Slab<T> {
         let object = object.take()?;
         self.free.push(handle.index());
         Some(object)
+    }
+
+    /// Takes away what is not to be kept.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        for (index, (_, object)) in self.slots.iter_mut().enumerate() {
+            if object.as_ref().is_some_and(|object| !keep(object)) {
+                *object = None;
+                self.free.push(index);
+            }
+        }
     }
 
     pub(crate) fn contains(&self, handle: Handle<T>) -> bool {

@@ -15,7 +15,7 @@ use crate::kernels::Kernel;
 use crate::link::Link;
 use crate::physical::Physical;
 use crate::ptx::{Image, Parameter};
-use crate::space::Space;
+use crate::space::{ALIGNMENT, GRANULARITY, Space};
 use crate::timeline::{Op, Timeline};
 
 /// A context.
@@ -152,7 +152,49 @@ pub(crate) struct Array {
     pub(crate) format: u32,
     pub(crate) channels: u32,
     pub(crate) flags: u32,
+    /// Of a mipmapped array, and gone with it.
+    pub(crate) is_level: bool,
 }
+
+impl Array {
+    /// Whether the program brings the memory.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.flags & crate::calls::SPARSE != 0
+    }
+
+    /// Bytes of its addresses.
+    pub(crate) fn length(&self) -> usize {
+        let unit = if self.is_sparse() { GRANULARITY } else { ALIGNMENT };
+        (self.row * self.size[1].max(1) * self.size[2].max(1)).next_multiple_of(unit)
+    }
+}
+
+/// An array for each level.
+pub(crate) struct Mipmap {
+    pub(crate) levels: Vec<Handle<Array>>,
+}
+
+/// Memory of several GPUs under one address.
+pub(crate) struct Multicast {
+    /// How many there will be.
+    pub(crate) devices: usize,
+    pub(crate) size: usize,
+    /// The GPUs, as the machine counts.
+    pub(crate) added: Vec<usize>,
+    pub(crate) bindings: Vec<Binding>,
+}
+
+/// A GPU's memory in such an object.
+pub(crate) struct Binding {
+    pub(crate) gpu: usize,
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
+    /// It stays as long as it is bound.
+    pub(crate) _memories: Vec<Arc<Physical>>,
+}
+
+/// What a texture or a surface shows, as the program said it.
+pub(crate) type Texture = [u8; size_of::<acb_cuda_abi::sys::CUDA_RESOURCE_DESC>()];
 
 /// The primary context of a device.
 #[derive(Default)]
@@ -181,6 +223,9 @@ pub(crate) struct Tables {
     pub(crate) captures: Captures,
     pub(crate) links: Slab<Link>,
     pub(crate) arrays: Slab<Array>,
+    pub(crate) mipmaps: Slab<Mipmap>,
+    pub(crate) multicasts: Slab<Multicast>,
+    pub(crate) textures: Slab<Texture>,
     pub(crate) graph_memory: GraphMemory,
     pub(crate) space: Space,
     pub(crate) timeline: Timeline,
@@ -209,6 +254,9 @@ impl Tables {
             captures: Captures::new(),
             links: Slab::new(Tag::Link),
             arrays: Slab::new(Tag::Array),
+            mipmaps: Slab::new(Tag::Mipmap),
+            multicasts: Slab::new(Tag::Multicast),
+            textures: Slab::new(Tag::Texture),
             graph_memory: GraphMemory::default(),
             space: Space::default(),
             timeline: Timeline::new(),

@@ -307,6 +307,23 @@ impl Space {
         Some(segments)
     }
 
+    /// The memory behind a range, which must lie in one region; in whole pieces but for the last.
+    pub(crate) fn memories(&self, start: u64, length: usize) -> Option<Vec<Arc<Physical>>> {
+        let end = start.checked_add(length as u64)?;
+        let (region_start, region) = self.region_of(start)?;
+        if end > region_start + region.length as u64 {
+            return None;
+        }
+        let mut memories = Vec::with_capacity(1);
+        let mut at = start;
+        while at < end {
+            let (begin, mapping) = self.mapping_at(at)?;
+            memories.push(Arc::clone(&mapping.memory));
+            at = begin + mapping.length as u64;
+        }
+        Some(memories)
+    }
+
     /// Makes host memory reachable.
     pub(crate) fn add_host(&mut self, start: u64, range: HostRange) -> bool {
         let end = start + range.length as u64;

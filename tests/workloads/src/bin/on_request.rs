@@ -16,6 +16,8 @@
 //! | `check`, `compare` | lets the GPU sum up all memory, or fetches it, and checks it |
 //! | `capture`, `replay` | captures a step and sums of all regions; does them |
 //! | `free REGION` | frees one |
+//! | `hold KIND BYTES`, `drop KIND` | allocates a piece of memory that stays on the GPU (managed, array, graph, module, heap), frees it |
+//! | `held` | checks all such pieces |
 //! | `info` | asks how much memory there is |
 //! | `fork` | calls the driver in a forked child, which must fail |
 //! | `endless` | launches a kernel that never ends |
@@ -28,6 +30,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Command, ExitCode};
 use std::thread;
 
+use acb_workloads::driver::staying::{Kind, Staying};
 use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
 use acb_workloads::quantities::bytes;
@@ -111,6 +114,9 @@ enum Request {
     Capture,
     Replay,
     Free(RegionId),
+    Hold(Kind, usize),
+    Drop(Kind),
+    Held,
     Info,
     Fork,
     Endless,
@@ -122,6 +128,7 @@ enum Request {
 
 impl Request {
     fn parse(line: &str) -> anyhow::Result<Self> {
+        let kind_of = |text: &str| text.parse::<Kind>().map_err(anyhow::Error::msg);
         let number = |text: &str| bytes(text).map_err(anyhow::Error::msg).context(line.to_owned());
         Ok(match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["nop"] => Self::Nop,
@@ -144,6 +151,9 @@ impl Request {
             ["capture"] => Self::Capture,
             ["replay"] => Self::Replay,
             ["free", region] => Self::Free(RegionId(number(region)? as usize)),
+            ["hold", kind, size] => Self::Hold(kind_of(kind)?, number(size)? as usize),
+            ["drop", kind] => Self::Drop(kind_of(kind)?),
+            ["held"] => Self::Held,
             ["info"] => Self::Info,
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
@@ -167,6 +177,7 @@ struct Client<'a> {
     memory: Memory<'a>,
     unfilled: Vec<RegionId>,
     replay: Option<Replay<'a>>,
+    staying: Staying<'a>,
 }
 
 impl<'a> Client<'a> {
@@ -184,6 +195,7 @@ impl<'a> Client<'a> {
             memory: Memory::new(driver, context, seed)?,
             unfilled: vec![],
             replay: None,
+            staying: Staying::of(driver)?,
         })
     }
 
@@ -220,6 +232,13 @@ impl<'a> Client<'a> {
             Request::Free(region) => {
                 self.unfilled.retain(|unfilled| *unfilled != region);
                 self.memory.free(region)?;
+            }
+            Request::Hold(kind, bytes) => self.staying.hold(kind, bytes)?,
+            Request::Drop(kind) => self.staying.release(kind)?,
+            Request::Held => {
+                let (checked, wrong) = self.staying.check()?;
+                let first = (wrong > 0).then(|| "in memory that stays".to_owned());
+                return Ok(Outcome { checked, wrong, first, ..Outcome::default() });
             }
             Request::Info => {
                 let (free, total) = self.driver.memory_info()?;

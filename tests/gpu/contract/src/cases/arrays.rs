@@ -134,3 +134,61 @@ pub(super) fn deep_copies_of_plain_memory(path: &Path) -> Result<(), String> {
     let refused = gpu.driver.cuMemcpy3D_v2((&raw const narrow).cast());
     any_of("rows wider than apart", Err(refused), &[code::INVALID_VALUE])
 }
+
+pub(super) fn levels_of_a_mipmap_are_arrays(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let shape =
+        Shape { width: 64, height: 32, depth: 0, format: UNSIGNED_32, channels: 2, flags: 0 };
+    let mut mipmap = 0;
+    let made = gpu.driver.cuMipmappedArrayCreate(&raw mut mipmap, (&raw const shape).cast(), 3);
+    same("create", made, 0)?;
+    let level = |at| {
+        let mut array = 0;
+        (gpu.driver.cuMipmappedArrayGetLevel(&raw mut array, mipmap, at), array)
+    };
+    for at in 0..3 {
+        let (found, array) = level(at);
+        same("level", found, 0)?;
+        let mut told = Shape::default();
+        let asked = gpu.driver.cuArray3DGetDescriptor_v2((&raw mut told).cast(), array);
+        same("ask", asked, 0)?;
+        same("halves", (told.width, told.height), (64 >> at, 32 >> at))?;
+        let refused = gpu.driver.cuArrayDestroy(array);
+        any_of(
+            "it goes with the whole",
+            Err(refused),
+            &[code::INVALID_HANDLE, code::INVALID_VALUE],
+        )?;
+    }
+    any_of("no more", Err(level(3).0), &[code::INVALID_VALUE])?;
+    same("destroy", gpu.driver.cuMipmappedArrayDestroy(mipmap), 0)
+}
+
+/// `CUDA_RESOURCE_DESC` for linear memory of 32-bit words.
+fn linear(address: u64, bytes: usize) -> [u64; 18] {
+    let fields = [2, address, 1 << 32 | u64::from(UNSIGNED_32), bytes as u64];
+    std::array::from_fn(|at| fields.get(at).copied().unwrap_or(0))
+}
+
+pub(super) fn textures_show_memory_that_is_there(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let memory = gpu.alloc(1 << 20).map_err(why("allocate"))?;
+    let texture = [0_u64; 13];
+    let make = |resource: &[u64; 18]| {
+        let mut object = 0;
+        let resource = resource.as_ptr().cast();
+        let texture = texture.as_ptr().cast();
+        let none = std::ptr::null();
+        (gpu.driver.cuTexObjectCreate(&raw mut object, resource, texture, none), object)
+    };
+    let (made, object) = make(&linear(memory, 1 << 20));
+    same("create", made, 0)?;
+    let mut told = [9_u64; 18];
+    let asked = gpu.driver.cuTexObjectGetResourceDesc(told.as_mut_ptr().cast(), object);
+    same("ask", (asked, told[1], told[3]), (0, memory, 1 << 20))?;
+    same("destroy", gpu.driver.cuTexObjectDestroy(object), 0)?;
+    let (refused, _) = make(&linear(memory + 4, 1 << 19));
+    any_of("badly aligned", Err(refused), &[code::INVALID_VALUE])?;
+    let (refused, _) = make(&linear(memory, 0));
+    any_of("nothing", Err(refused), &[code::INVALID_VALUE])
+}

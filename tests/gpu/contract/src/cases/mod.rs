@@ -86,6 +86,8 @@ cases! {
         rows_and_layers_are_found_again
         arrays_tell_what_they_are
         arrays_count
+        levels_of_a_mipmap_are_arrays
+        textures_show_memory_that_is_there
         deep_copies_of_plain_memory;
     pools:
         pools_keep_account

@@ -9,15 +9,17 @@ use simcuda_device::fault::FaultKind;
 
 use super::put;
 use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
-use crate::driver;
+use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::objects::{Array, Tables};
 use crate::physical::Physical;
-use crate::space::{ALIGNMENT, RegionKind};
+use crate::space::{ALIGNMENT, GRANULARITY, RegionKind};
 
 /// Layers are as good as depth here; surfaces and gathers only add uses.
 const LAYERED: c_uint = 1;
-const KNOWN_FLAGS: c_uint = LAYERED | 2 | 8;
+/// `CUDA_ARRAY3D_SPARSE`
+pub(crate) const SPARSE: c_uint = 0x40;
+const KNOWN_FLAGS: c_uint = LAYERED | 2 | 8 | SPARSE;
 
 calls! {
     fn cuArrayCreate_v2(
@@ -29,8 +31,8 @@ calls! {
             return Err(INVALID_VALUE);
         }
         let format = (&raw const (*description).Format).cast::<c_uint>().read();
-        let (width, height) = ((*description).Width, (*description).Height);
-        create(array, [width, height, 0], format, (*description).NumChannels, 0)
+        let size = [(*description).Width, (*description).Height, 0];
+        create(array, &Wanted { size, format, channels: (*description).NumChannels, flags: 0 })
     }
 
     fn cuArray3DCreate_v2(
@@ -41,16 +43,18 @@ calls! {
             driver::get()?;
             return Err(INVALID_VALUE);
         }
-        let format = (&raw const (*description).Format).cast::<c_uint>().read();
-        let size = [(*description).Width, (*description).Height, (*description).Depth];
-        create(array, size, format, (*description).NumChannels, (*description).Flags)
+        create(array, &Wanted::read(description))
     }
 
     fn cuArrayDestroy(array: sys::CUarray) {
         let driver = driver::get()?;
         let tables = driver.lock();
         let handle = Handle::from_bits(array as u64);
-        let context = tables.arrays.get(handle).ok_or(INVALID_HANDLE)?.context;
+        let own = tables.arrays.get(handle).ok_or(INVALID_HANDLE)?;
+        if own.is_level {
+            return Err(INVALID_HANDLE);
+        }
+        let context = own.context;
         let mut tables = driver.wait(tables, |tables| tables.is_drained(context));
         let array = tables.arrays.remove(handle).ok_or(INVALID_HANDLE)?;
         tables.space.remove(array.start);
@@ -104,24 +108,59 @@ calls! {
     }
 }
 
+/// What an array is to be.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// Elements in a row, rows, layers.
+    pub(super) size: [usize; 3],
+    pub(super) format: c_uint,
+    pub(super) channels: c_uint,
+    pub(super) flags: c_uint,
+}
+
+impl Wanted {
+    /// # Safety
+    /// `description` is the structure that it should be.
+    pub(super) unsafe fn read(description: *const sys::CUDA_ARRAY3D_DESCRIPTOR) -> Wanted {
+        // SAFETY: the caller vouches for it; the format is read as a number.
+        unsafe {
+            let format = (&raw const (*description).Format).cast::<c_uint>().read();
+            let size = [(*description).Width, (*description).Height, (*description).Depth];
+            let (channels, flags) = ((*description).NumChannels, (*description).Flags);
+            Wanted { size, format, channels, flags }
+        }
+    }
+}
+
 /// # Safety
 /// `array` is null or may be written.
-unsafe fn create(
-    array: *mut sys::CUarray,
-    size: [usize; 3],
-    format: c_uint,
-    channels: c_uint,
-    flags: c_uint,
-) -> Outcome {
+unsafe fn create(array: *mut sys::CUarray, wanted: &Wanted) -> Outcome {
     let driver = driver::get()?;
     let mut tables = driver.lock();
-    let context = driver.current(&tables)?;
-    let element = element(format).ok_or(INVALID_VALUE)?;
-    let deep_but_flat = size[2] > 0 && size[1] == 0 && flags & LAYERED == 0;
-    if array.is_null() || size[0] == 0 || !matches!(channels, 1 | 2 | 4) || deep_but_flat {
+    if array.is_null() {
+        driver.current(&tables)?;
         return Err(INVALID_VALUE);
     }
-    if flags & !KNOWN_FLAGS != 0 {
+    let handle = make(driver, &mut tables, wanted, false)?;
+    // SAFETY: the caller vouches for it.
+    unsafe { put(array, handle.bits() as sys::CUarray) }
+}
+
+/// An array in the current context; a sparse one has addresses alone.
+pub(super) fn make(
+    driver: &Driver,
+    tables: &mut Tables,
+    wanted: &Wanted,
+    is_level: bool,
+) -> Outcome<Handle<Array>> {
+    let Wanted { size, format, channels, flags } = *wanted;
+    let context = driver.current(tables)?;
+    let element = element(format).ok_or(INVALID_VALUE)?;
+    let deep_but_flat = size[2] > 0 && size[1] == 0 && flags & LAYERED == 0;
+    if size[0] == 0 || !matches!(channels, 1 | 2 | 4) || deep_but_flat {
+        return Err(INVALID_VALUE);
+    }
+    if flags & !KNOWN_FLAGS != 0 || (is_level && flags & SPARSE != 0) {
         return Err(NOT_SUPPORTED);
     }
     tables.check_unsafe(driver::caller())?;
@@ -132,18 +171,20 @@ unsafe fn create(
     let row = size[0].checked_mul(element * channels as usize).ok_or(INVALID_VALUE)?;
     let rows = size[1].max(1).checked_mul(size[2].max(1)).ok_or(INVALID_VALUE)?;
     let bytes = row.checked_mul(rows).ok_or(OUT_OF_MEMORY)?;
-    let length = bytes.checked_next_multiple_of(ALIGNMENT).ok_or(OUT_OF_MEMORY)?;
-    let memory = Physical::new(gpu, length)?;
-    let start = tables.space.add(length, ALIGNMENT, RegionKind::Array)?;
-    tables.space.map(start, length, memory, 0, 1 << gpu)?;
-    let made = Array { context, start, row, size, format, channels, flags };
-    let handle = tables.arrays.insert(made);
-    // SAFETY: the caller vouches for it.
-    unsafe { put(array, handle.bits() as sys::CUarray) }
+    let sparse = flags & SPARSE != 0;
+    let unit = if sparse { GRANULARITY } else { ALIGNMENT };
+    let length = bytes.checked_next_multiple_of(unit).ok_or(OUT_OF_MEMORY)?;
+    let memory = if sparse { None } else { Some(Physical::new(gpu, length)?) };
+    let start = tables.space.add(length, unit, RegionKind::Array)?;
+    if let Some(memory) = memory {
+        tables.space.map(start, length, memory, 0, 1 << gpu)?;
+    }
+    let made = Array { context, start, row, size, format, channels, flags, is_level };
+    Ok(tables.arrays.insert(made))
 }
 
 /// Bytes of one channel, by `CUarray_format`.
-fn element(format: c_uint) -> Option<usize> {
+pub(super) fn element(format: c_uint) -> Option<usize> {
     match format {
         0x01 | 0x08 => Some(1),
         0x02 | 0x09 | 0x10 => Some(2),
@@ -161,10 +202,14 @@ impl Tables {
             .filter(|(_, array)| array.context == context)
             .map(|(handle, _)| handle)
             .collect();
-        for handle in own {
-            if let Some(array) = self.arrays.remove(handle) {
-                self.space.remove(array.start);
-            }
+        self.mipmaps.retain(|mipmap| mipmap.levels.iter().all(|level| !own.contains(level)));
+        own.into_iter().for_each(|handle| self.remove_array(handle));
+    }
+
+    /// Ends one.
+    pub(super) fn remove_array(&mut self, handle: Handle<Array>) {
+        if let Some(array) = self.arrays.remove(handle) {
+            self.space.remove(array.start);
         }
     }
 }

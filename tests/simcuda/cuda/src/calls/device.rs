@@ -143,7 +143,7 @@ unsafe fn put_text(to: *mut c_char, length: c_int, text: &str) -> Outcome {
 }
 
 /// The attributes of a GPU of compute capability 9.0; what it cannot do here (no
-/// textures, no managed memory that moves, no IPC) it says it cannot.
+/// managed memory that moves, no IPC of events) it says it cannot.
 pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
     Ok(match attribute {
         // threads in a block; block dimensions; grid dimensions
@@ -223,7 +223,8 @@ pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
         110 => 0,
         111 => 1 << 10,
         // sparse arrays; read-only host registration; timeline semaphores; pools
-        112..=114 => 0,
+        112 => 1,
+        113 | 114 => 0,
         115 => 1,
         // GPUDirect RDMA and what belongs to it
         116..=118 => 0,
@@ -232,11 +233,14 @@ pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
         120 => 1,
         121..=123 => 0,
         // DMA-BUF; IPC events; memory sync domains; tensor maps; fabric handles
-        124..=126 => 0,
+        124 => 1,
+        125 | 126 => 0,
         127 => 1,
         128 => 0,
         // unified function pointers; NUMA; multicast; MPS; host NUMA
-        129..=133 => 0,
+        129..=131 => 0,
+        132 => 1,
+        133 => 0,
         134 => -1,
         135..=155 => 0,
         _ => return Err(INVALID_VALUE),

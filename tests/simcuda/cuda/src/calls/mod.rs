@@ -42,12 +42,14 @@ mod event;
 mod function;
 mod generic;
 mod graph;
+mod handed;
 mod init;
 mod ipc;
 mod launch;
 mod library;
 mod link;
 mod memory;
+mod mipmap;
 mod module;
 mod node;
 mod pool;
@@ -55,6 +57,7 @@ mod replay;
 mod set;
 mod shape;
 mod stream;
+mod texture;
 mod value;
 mod vmm;
 
@@ -69,22 +72,26 @@ pub(crate) mod all {
     pub(crate) use super::function::*;
     pub(crate) use super::generic::*;
     pub(crate) use super::graph::*;
+    pub(crate) use super::handed::*;
     pub(crate) use super::init::*;
     pub(crate) use super::ipc::*;
     pub(crate) use super::launch::*;
     pub(crate) use super::library::*;
     pub(crate) use super::link::*;
     pub(crate) use super::memory::*;
+    pub(crate) use super::mipmap::*;
     pub(crate) use super::module::*;
     pub(crate) use super::node::*;
     pub(crate) use super::pool::*;
     pub(crate) use super::replay::*;
     pub(crate) use super::set::*;
     pub(crate) use super::stream::*;
+    pub(crate) use super::texture::*;
     pub(crate) use super::value::*;
     pub(crate) use super::vmm::*;
 }
 
+pub(crate) use array::SPARSE;
 pub(crate) use module::JitOptions;
 
 use crate::code::{INVALID_VALUE, NOT_SUPPORTED, Outcome};

@@ -98,6 +98,10 @@ calls! {
     fn cuMemRelease(handle: u64) {
         let driver = driver::get()?;
         let mut tables = driver.lock();
+        // An object of several GPUs has a handle of the same type.
+        if tables.multicasts.remove(Handle::from_bits(handle)).is_some() {
+            return Ok(());
+        }
         let handle = Handle::from_bits(handle);
         let mapped = tables.mapped.get_mut(handle).ok_or(INVALID_VALUE)?;
         mapped.references -= 1;
@@ -111,6 +115,10 @@ calls! {
     fn cuMemMap(pointer: u64, size: usize, offset: usize, handle: u64, flags: u64) {
         let driver = driver::get()?;
         let mut tables = driver.lock();
+        if tables.multicasts.contains(Handle::from_bits(handle)) {
+            // No kernel here could use it.
+            return Err(NOT_SUPPORTED);
+        }
         let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
         let memory = Arc::clone(&mapped.memory);
         let aligned = |value: u64| value.is_multiple_of(GRANULARITY as u64);

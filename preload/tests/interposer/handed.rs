@@ -1,0 +1,107 @@
+//! Memory that the driver hands to others, and so stays; and what is only looked at, and moves on.
+
+use crate::paging::{MIB, Play, start_in};
+use crate::setup::Lab;
+use acb_wire::v1::assigner_message::Kind as Say;
+use acb_wire::v1::client_message::Kind as Hear;
+use acb_wire::v1::{Evict, RoomKind, RoomVerdict};
+
+/// All of the memory is asked back; what comes, and why the rest does not.
+#[track_caller]
+fn asked_back(play: &mut Play, bytes: u64) -> (u64, String) {
+    play.peer.say(Say::Evict(Evict { device: 0, bytes }));
+    let mut moved = 0;
+    loop {
+        match play.peer.hear_moves() {
+            Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
+            Hear::Evicted(evicted) => return (moved, evicted.failed),
+            other => panic!("Evicted expected: {other:?}"),
+        }
+    }
+}
+
+/// Memory moves until a word hands it on, and not afterwards.
+fn stays(word: &str, why: &'static str, prints: &[&str]) {
+    let words = format!("m16 a8 w0:1 w1:2 . c0:1 c1:2 {word} . c0:1 c1:2 .");
+    let mut play = start_in(Lab::on_software_gpu(""), &words);
+    play.claim(16 * MIB);
+    play.claim(8 * MIB);
+    play.turn(1, 24 * MIB);
+    play.take_back(1);
+    play.evict(24 * MIB);
+    play.evicted(24 * MIB);
+    play.client.tell("on");
+    play.turn(2, 24 * MIB);
+    play.take_back(2);
+    let (moved, reason) = asked_back(&mut play, 24 * MIB);
+    assert_eq!(moved, 8 * MIB);
+    assert!(reason.contains(&format!("16.0 MiB ({why})")), "{reason}");
+    play.peer.wait_for_moves(|report| {
+        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([(why, 16 * MIB)])
+    });
+    play.client.tell("on");
+    play.turn(3, 8 * MIB);
+    play.client.tell("on");
+    let mut ended = play.client.end().succeeded();
+    for text in prints {
+        ended = ended.prints(text);
+    }
+    let ended = ended.says("16.0 MiB of memory stays on GPU 0 from now on");
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 4, "{}", ended.text());
+}
+
+#[test]
+fn memory_in_a_multicast_object_stays() {
+    stays("B0", "multicast", &["bound=0"]);
+}
+
+#[test]
+fn memory_that_is_bound_by_its_address_stays() {
+    stays("b0", "multicast", &["bound=0"]);
+}
+
+#[test]
+fn memory_behind_a_sparse_array_stays() {
+    stays("S0:1", "sparse arrays", &["mapped=0", "same=true"]);
+}
+
+#[test]
+fn memory_with_a_descriptor_for_other_devices_stays() {
+    stays("J0", "dma-buf", &["descriptor=0", "same=true"]);
+}
+
+#[test]
+fn a_texture_waits_for_its_memory_which_moves_on() {
+    let mut play = start_in(Lab::on_software_gpu(""), "a8 w0:1 . O0 . c0:1 .");
+    play.claim(8 * MIB);
+    play.turn(1, 8 * MIB);
+    play.take_back(1);
+    play.evict(8 * MIB);
+    play.evicted(8 * MIB);
+    play.client.tell("on");
+    // The driver looks at the memory: it would be refused while that is absent.
+    play.turn(2, 8 * MIB);
+    play.take_back(2);
+    play.evict(8 * MIB);
+    play.evicted(8 * MIB);
+    play.client.tell("on");
+    play.turn(3, 8 * MIB);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("texture=0").prints("read=0 wrong=0");
+}
+
+#[test]
+fn memory_for_network_cards_stays_where_their_library_is() {
+    let lab = Lab::on_software_gpu("").with_library("libibverbs.so.1");
+    let mut play = start_in(lab, "h16 w0:1 c0:1 .");
+    let request = play.peer.room_request();
+    assert_eq!((request.bytes, request.kind()), (16 * MIB, RoomKind::Memory));
+    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    play.peer.grant(1);
+    play.peer.hears_nothing();
+    play.peer.wait_for_moves(|report| {
+        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("exported", 16 * MIB)])
+    });
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}

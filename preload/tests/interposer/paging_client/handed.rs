@@ -1,0 +1,127 @@
+//! Memory that is handed on: to multicast objects, to arrays, to other devices, to textures.
+#![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
+
+use super::content::pattern;
+use crate::client::{Cuda, Handle, NULL, function};
+use std::ffi::{c_int, c_uint, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Binds memory, by its handle or by its address, to a new object of the one device.
+pub(super) fn bind(cuda: &Cuda, (address, bytes): (u64, usize), handle: Option<u64>) -> c_int {
+    // CUmulticastObjectProp: devices, size, handle types, flags.
+    let properties: [u64; 4] = [1, bytes as u64, 0, 0];
+    let mut object = 0;
+    // SAFETY: as declared.
+    unsafe {
+        let make = function!(cuda, "cuMulticastCreate", fn(*mut u64, *const u64));
+        assert_eq!(make(&raw mut object, properties.as_ptr()), 0);
+        let add = function!(cuda, "cuMulticastAddDevice", fn(u64, c_int));
+        assert_eq!(add(object, 0), 0);
+        match handle {
+            Some(handle) => {
+                let bind =
+                    function!(cuda, "cuMulticastBindMem", fn(u64, usize, u64, usize, usize, u64));
+                bind(object, 0, handle, 0, bytes, 0)
+            }
+            None => {
+                let bind = function!(cuda, "cuMulticastBindAddr", fn(u64, usize, u64, usize, u64));
+                bind(object, 0, address, bytes, 0)
+            }
+        }
+    }
+}
+
+/// What another device would see through a descriptor.
+pub(super) fn descriptor(cuda: &Cuda, (address, bytes): (u64, usize)) {
+    let (mut descriptor, mut words): (c_int, _) = (-1, vec![0_u64; bytes / 8]);
+    // SAFETY: as declared; 1 is the type of such descriptors. The mapping is as long as the memory.
+    let same = unsafe {
+        let take = function!(
+            cuda,
+            "cuMemGetHandleForAddressRange",
+            fn(*mut c_int, u64, usize, c_uint, u64)
+        );
+        let result = take(&raw mut descriptor, address, bytes, 1, 0);
+        println!("descriptor={result}");
+        if result != 0 {
+            return;
+        }
+        let read = function!(cuda, "cuMemcpyDtoH_v2", fn(*mut c_void, u64, usize));
+        assert_eq!(read(words.as_mut_ptr().cast(), address, bytes), 0);
+        let file = OwnedFd::from_raw_fd(descriptor);
+        let (at, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
+        let seen = libc::mmap(at, bytes, libc::PROT_READ, shared, file.as_raw_fd(), 0);
+        assert_ne!(seen, libc::MAP_FAILED);
+        let same = std::slice::from_raw_parts(seen.cast::<u64>(), bytes / 8) == &words[..];
+        libc::munmap(seen, bytes);
+        same
+    };
+    println!("same={same}");
+}
+
+/// `CUarrayMapInfo`, for the first level of an array.
+#[repr(C)]
+struct MapInfo {
+    resource: c_uint,
+    array: Handle,
+    subresource: c_uint,
+    /// level, layer, offset and extent
+    part: [c_uint; 8],
+    operation: c_uint,
+    handle_kind: c_uint,
+    memory: u64,
+    offset: u64,
+    devices: c_uint,
+    flags: c_uint,
+    reserved: [c_uint; 2],
+}
+
+/// Puts memory behind a sparse array, and looks for its pattern there.
+pub(super) fn behind_array(cuda: &Cuda, bytes: usize, handle: u64, seed: u64) {
+    let width = bytes / 8;
+    // CUDA_ARRAY3D_DESCRIPTOR: elements of two words of 32 bits; sparse.
+    let shape: [u64; 5] = [width as u64, 0, 0, 2 << 32 | 3, 0x40];
+    let (mut array, mut words) = (NULL, vec![0_u64; width]);
+    // SAFETY: as declared.
+    unsafe {
+        let make = function!(cuda, "cuArray3DCreate_v2", fn(*mut Handle, *const u64));
+        assert_eq!(make(&raw mut array, shape.as_ptr()), 0);
+        let info = MapInfo {
+            resource: 0,
+            array,
+            subresource: 0,
+            part: [0, 0, 0, 0, 0, width as c_uint, 1, 1],
+            operation: 1,
+            handle_kind: 0,
+            memory: handle,
+            offset: 0,
+            devices: 1,
+            flags: 0,
+            reserved: [0; 2],
+        };
+        let map = function!(cuda, "cuMemMapArrayAsync", fn(*const MapInfo, c_uint, Handle));
+        println!("mapped={}", map(&raw const info, 1, NULL));
+        let read = function!(cuda, "cuMemcpyAtoH_v2", fn(*mut c_void, Handle, usize, usize));
+        assert_eq!(read(words.as_mut_ptr().cast(), array, 0, bytes), 0);
+    }
+    let right = words.iter().zip(0..).all(|(word, i)| *word == pattern(seed, i));
+    println!("same={right}");
+}
+
+/// A texture of linear memory.
+pub(super) fn texture(cuda: &Cuda, (address, bytes): (u64, usize)) -> c_int {
+    // CUDA_RESOURCE_DESC: linear, of single words of 32 bits; all else is zero, also in CUDA_TEXTURE_DESC.
+    let resource: [u64; 18] = std::array::from_fn(|at| {
+        [2, address, 1 << 32 | 3, bytes as u64].get(at).copied().unwrap_or(0)
+    });
+    let (texture, mut object) = ([0_u64; 13], 0);
+    // SAFETY: as declared.
+    unsafe {
+        let make = function!(
+            cuda,
+            "cuTexObjectCreate",
+            fn(*mut u64, *const u64, *const u64, *const c_void)
+        );
+        make(&raw mut object, resource.as_ptr(), texture.as_ptr(), NULL)
+    }
+}
