@@ -83,6 +83,8 @@ impl Lease {
             passed: Tickets::default(),
             promised: None,
             is_told: true,
+            is_again: false,
+            is_due: false,
             wanted: false,
             recalled: None,
             cause: None,

@@ -185,14 +185,17 @@ impl Scheduler {
                 (Some(since), _) => (Back::Leaving(since), now, now),
                 (None, Claim::Now(_)) if lease.is_ready => (Back::Now(client.level), now, now),
                 (None, claim) => {
-                    let recalled = match claim {
-                        Claim::Never => NEVER,
+                    let end = lease.latest_recall(&self.config);
+                    let (end, recalled) = match claim {
+                        Claim::Never => (NEVER, NEVER),
                         // How long a page-in takes nobody can promise.
-                        _ if !lease.is_ready => NEVER,
-                        _ => lease.latest_recall(&self.config),
+                        _ if !lease.is_ready => (NEVER, NEVER),
+                        // Nor how long those of its gang take.
+                        _ if self.is_seated(*holder) => (end, NEVER),
+                        _ => (end, end),
                     };
                     // A holder beyond its estimate may be done at any moment.
-                    let expected = lease.ends.map_or(recalled, |ends| ends.min(recalled));
+                    let expected = lease.ends.map_or(end, |ends| ends.min(end));
                     (Back::Later, expected.max(now), recalled.max(now))
                 }
             };
@@ -292,6 +295,9 @@ impl Scheduler {
     /// When a lease must be recalled for those who wait for its GPUs; `None`: only when it is idle.
     fn recall_time(&self, holder: ClientId) -> Option<Time> {
         let lease = self.lease(holder);
+        if lease.is_due {
+            return None; // that has been said
+        }
         let is_pressed = lease.gpus.iter().any(|gpu| self.memory.presses(holder, *gpu));
         let pressed = is_pressed.then(|| lease.latest_recall(&self.config));
         let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
@@ -323,7 +329,9 @@ impl Scheduler {
         let client = &self.clients[&holder];
         let tenant = self.tenants.of(client.tenant).pressed;
         let queue = self.queues.of(client.queue).pressed;
-        tenant.into_iter().chain(queue)
+        let limits = tenant.into_iter().chain(queue);
+        // Who gangs wait for may have stopped to wait since.
+        limits.chain(self.pressing_gangs(client).filter(|ticket| self.queue.contains_key(ticket)))
     }
 
     /// True if clients of the holder's own tenant wait for its GPUs: then the quantum counts between them, although
@@ -404,6 +412,11 @@ impl Scheduler {
                 let (cause, who) = self.cause(id, at);
                 match who {
                     Some(who) => self.recall_for(who, id, cause),
+                    None if self.is_seated(id) => {
+                        self.set_timer(id, None);
+                        self.expire_seat(id);
+                        continue;
+                    }
                     None => self.recall(id, cause),
                 }
                 self.mark_waited_for(id, who);
@@ -454,8 +467,14 @@ impl Scheduler {
             return;
         };
         let share = self.config.switch_share;
-        lease.started = self.now;
+        if !lease.is_again {
+            lease.started = self.now;
+        }
         lease.least = switch.mul_f64((1.0 - share) / share).into();
         self.dirty.gpus.extend(lease.gpus.iter().copied());
+        if let Some(member) = &client.member {
+            let gang = member.gang.clone();
+            self.tell_turn(gang);
+        }
     }
 }

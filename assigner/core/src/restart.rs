@@ -11,7 +11,7 @@
 
 use crate::config::{ConfigError, Expected, Policy};
 use crate::event::{Held, Refusal};
-use crate::gang::NodeEvent;
+use crate::gang::{GangSpec, NodeEvent};
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::scheduler::{Client, Lease, Scheduler};
 
@@ -29,6 +29,9 @@ impl Scheduler {
             }
             self.memory.guess(client, gpu, room);
         }
+        if let Some(gang) = &gang {
+            self.gangs.node.expect(gang);
+        }
         self.expected.insert(client, (held, gang));
         Ok(())
     }
@@ -38,19 +41,20 @@ impl Scheduler {
         if let Some((_, Some(gang))) = self.expected.get(&client) {
             self.gangs.news.push_back(NodeEvent::Gone(gang.clone()));
         }
-        self.forget_expected(client);
+        let gang = self.forget_expected(client);
+        self.gangs.news.extend(gang.map(NodeEvent::Awaited));
     }
 
-    /// Strikes out what is kept for a client of the earlier life; the GPUs that it concerned.
-    pub(crate) fn forget_expected(&mut self, client: ClientId) -> Vec<Gpu> {
-        let Some((held, _)) = self.expected.remove(&client) else { return Vec::new() };
+    /// Strikes out what is kept for a client of the earlier life; the gang that it was in.
+    pub(crate) fn forget_expected(&mut self, client: ClientId) -> Option<GangSpec> {
+        let (held, gang) = self.expected.remove(&client)?;
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
         for gpu in &gpus {
             self.gpus[gpu.index()].bound.remove(&client);
         }
         self.drop_claim(client, &gpus);
         self.memory.forget(client, gpus.iter().copied());
-        gpus
+        gang
     }
 
     fn drop_claim(&mut self, client: ClientId, gpus: &[Gpu]) {

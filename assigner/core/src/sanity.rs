@@ -303,7 +303,10 @@ impl Scheduler {
             let told = |holder: &ClientId| {
                 let lease = self.lease(*holder);
                 let recallable = self.claim(&who, *holder, &[]) != Claim::Never;
-                lease.wanted && (lease.timer.is_some() || lease.stuck || !recallable)
+                // A gang stops as a whole, once all of its members have had their turn.
+                let gang = self.clients[holder].member.as_ref().map(|member| &member.gang);
+                let is_due = lease.is_due && gang.is_some_and(|it| self.gangs.node.is_due(it));
+                lease.wanted && (lease.timer.is_some() || lease.stuck || is_due || !recallable)
             };
             if !self.gpus[gpu.index()].holders.iter().all(told) {
                 return Err(SanityError::Untold(waiter.client, *gpu));

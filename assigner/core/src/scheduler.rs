@@ -180,7 +180,7 @@ impl Scheduler {
             return; // a number names one client; the first one keeps it
         }
         let returns = self.expected.contains_key(&client);
-        self.forget_expected(client);
+        let awaited = self.forget_expected(client);
         match self.admit(client, &spec) {
             Ok(state) => {
                 self.queues.of_mut(state.queue).clients += 1;
@@ -199,6 +199,7 @@ impl Scheduler {
                 self.actions.push_back(Action::Refused { client, reason });
             }
         }
+        self.gangs.news.extend(awaited.map(NodeEvent::Awaited));
     }
 
     /// Sorts a list of GPUs and drops what is not there.
@@ -266,6 +267,7 @@ impl Scheduler {
             lease: None,
             member: spec.gang.as_ref().map(|gang| Member::new(gang, spec.priority)),
             let_go: spec.gang.is_none(),
+            is_refused: false,
             estimator: Estimator::default(),
             peaks: None,
             since: self.now,
@@ -321,7 +323,7 @@ impl Scheduler {
     }
 
     fn acquire(&mut self, id: ClientId, expected: Option<Duration>) {
-        if !self.clients.contains_key(&id) || self.ask_in_gang(id) {
+        if self.clients.get(&id).is_none_or(|client| client.is_refused) || self.ask_in_gang(id) {
             return;
         }
         let client = self.clients.get_mut(&id).expect("it was just there");
@@ -511,12 +513,19 @@ impl Scheduler {
             self.memory.end(id, *gpu);
         }
         let span = self.now.since(lease.granted);
-        if let (Some(Cause::Priority | Cause::Quota), Some(ticket)) = (lease.cause, lease.ticket) {
-            let mut spent = lease.spent;
-            spent += self.now.since(lease.started);
+        let mut spent = lease.spent;
+        spent += self.now.since(lease.started);
+        let is_early = match lease.cause {
+            Some(Cause::Priority | Cause::Quota) => spent < self.config.quantum.into(),
+            // Its gang's round ended. What is left of a quantum must be worth a round.
+            Some(Cause::Gang) => spent < (self.config.quantum / 2).into(),
+            None => !lease.is_told && spent < (self.config.quantum / 2).into(),
+            Some(_) => false,
+        };
+        if let (true, Some(ticket)) = (is_early, lease.ticket) {
             let made_way = lease.made_way.clone();
             let request = GaveWay { ticket, at: self.now, spent, made_way };
-            client.gave_way = (spent < self.config.quantum.into()).then(|| Box::new(request));
+            client.gave_way = Some(Box::new(request));
         }
         client.held += span;
         client.since = self.now;

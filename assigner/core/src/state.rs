@@ -121,6 +121,10 @@ pub(crate) struct Lease {
     pub(crate) is_ready: bool,
     /// The client knows of it. Others are seats of a gang (`gang::seats`).
     pub(crate) is_told: bool,
+    /// An earlier one of the same round of a gang has had its quantum.
+    pub(crate) is_again: bool,
+    /// Its time is over, which its gang has been told.
+    pub(crate) is_due: bool,
     pub(crate) wanted: bool,
     /// It was recalled long ago, but the client does not stop.
     pub(crate) stuck: bool,
@@ -167,6 +171,8 @@ pub(crate) struct Client {
     pub(crate) queue: QueueId,
     /// False while its gang is not ready: its requests wait without a place in the order.
     pub(crate) let_go: bool,
+    /// It was told that it gets nothing any more; what it has is counted until it leaves.
+    pub(crate) is_refused: bool,
     /// Only with the policy that needs it.
     pub(crate) peaks: Option<Box<Peaks>>,
     // Where it may run.

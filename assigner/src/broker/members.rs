@@ -125,7 +125,9 @@ impl Broker {
             Action::Refused { client: who, reason } if *who == client => Some(reason.to_string()),
             _ => None,
         });
-        if refusal.is_none() {
+        if refusal.is_some() {
+            scheduler.handle(Event::Leave { client }, self.clock.now()); // it has nothing
+        } else {
             tracing::info!("{client} joined: {} (pid {})", member.program, member.pid());
             if let Port::Socket(outbox) = &member.port {
                 self.welcome(client, outbox);
@@ -195,10 +197,13 @@ impl Broker {
     /// A client that had joined cannot be served after all.
     pub(super) fn turn_away(&mut self, client: ClientId, reason: &str) {
         tracing::warn!("{client} is refused: {reason}");
-        if let Some(Port::Socket(outbox)) = self.clients.get(&client).map(|member| &member.port) {
-            outbox.send(Refused::new(RefusedCode::Impossible, reason).message());
+        match self.clients.get(&client).map(|member| &member.port) {
+            // What it has stays counted until its process is gone.
+            Some(Port::Socket(outbox)) => {
+                outbox.send(Refused::new(RefusedCode::Impossible, reason).message());
+            }
+            _ => self.leave(client),
         }
-        self.leave(client);
     }
 
     /// The process of a client of an earlier life, or of a manual-mode client, is gone.

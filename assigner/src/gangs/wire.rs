@@ -12,9 +12,9 @@ use acb_wire::v1::{self, GangRefusalCode, GangStage, GangStep};
 /// What a node says.
 pub fn report(node: &str, report: Report) -> v1::GangReport {
     let gangs = report.state.gangs.into_iter().map(|(name, standing)| {
-        let (busy, wanted) = match standing.stage {
-            Stage::Holding { busy, wanted } => (busy, wanted),
-            _ => (false, false),
+        let (busy, wanted, served, due) = match standing.stage {
+            Stage::Holding { busy, wanted, served, due } => (busy, wanted, served, due),
+            _ => (false, false, false, false),
         };
         v1::GangStanding {
             gang: name.0.to_string(),
@@ -29,7 +29,10 @@ pub fn report(node: &str, report: Report) -> v1::GangReport {
             stage: stage(standing.stage).into(),
             busy,
             wanted,
+            served,
+            due,
             left: standing.left,
+            away: standing.away,
             refusal: standing.refusal.as_ref().map(refusal),
         }
     });
@@ -65,7 +68,12 @@ pub fn from_report(report: v1::GangReport) -> Report {
             GangStage::Keeping => Stage::Keeping,
             GangStage::Reachable => Stage::Reachable,
             GangStage::Kept => Stage::Kept,
-            GangStage::Holding => Stage::Holding { busy: standing.busy, wanted: standing.wanted },
+            GangStage::Holding => Stage::Holding {
+                busy: standing.busy,
+                wanted: standing.wanted,
+                served: standing.served,
+                due: standing.due,
+            },
             GangStage::Ending => Stage::Ending,
         };
         let name = GangName::from(standing.gang.as_str());
@@ -82,6 +90,7 @@ pub fn from_report(report: v1::GangReport) -> Report {
                 round: Round(standing.round),
                 stage,
                 left: standing.left,
+                away: standing.away,
                 refusal: standing.refusal.as_ref().and_then(from_refusal),
             },
         ))
@@ -210,8 +219,8 @@ mod tests {
             Stage::Keeping,
             Stage::Reachable,
             Stage::Kept,
-            Stage::Holding { busy: true, wanted: false },
-            Stage::Holding { busy: false, wanted: true },
+            Stage::Holding { busy: true, wanted: false, served: true, due: false },
+            Stage::Holding { busy: false, wanted: true, served: false, due: true },
             Stage::Ending,
         ];
         let gangs = stages.iter().enumerate().map(|(at, stage)| {
@@ -226,6 +235,7 @@ mod tests {
                 round: Round(9),
                 stage: *stage,
                 left: 1,
+                away: 6,
                 refusal: Some(GangRefusal::Member("why".into())),
             };
             (GangName::from(format!("g{at}").as_str()), standing)

@@ -136,7 +136,7 @@ impl Arbiter {
     pub(super) fn forget(&mut self, node: NodeId) {
         let known = self.gangs.iter().filter_map(|(name, gang)| {
             // Nobody was there any more: nothing can be held there either.
-            let is_there = gang.standings.get(&node).is_some_and(|it| it.members > 0);
+            let is_there = gang.standings.get(&node).is_some_and(|it| it.members + it.away > 0);
             is_there.then(|| name.clone())
         });
         for name in known.collect::<Vec<GangName>>() {
@@ -344,9 +344,9 @@ impl Gang {
         here > 0 && here + left >= self.size && (counted.len() > 1) == (scope != Scope::Node)
     }
 
-    /// Those of its members that have come have gone.
+    /// Those of its members that have come have gone, and none can come back.
     fn is_over(&self) -> bool {
-        self.standings.values().all(|standing| standing.members == 0)
+        self.standings.values().all(|standing| standing.members + standing.away == 0)
     }
 
     fn priority(&self) -> i32 {
@@ -401,6 +401,8 @@ impl Gang {
             Phase::Called { .. } => return false,
             Phase::Granted if has_ended || !all(has_kept) => Phase::Ending,
             Phase::Granted if all(is_idle) => Phase::Ending,
+            // Whoever's memory is on its way elsewhere would have waited for nothing.
+            Phase::Granted if self.is_due() && all(is_served) => Phase::Ending,
             Phase::Granted => {
                 if all(is_holding) {
                     self.failures = 0;
@@ -429,6 +431,11 @@ impl Gang {
             let firm = in_it().any(|stage| stage == Stage::Kept);
             Phase::Called { until: now.after(timing.patience), firm }
         };
+    }
+
+    fn is_due(&self) -> bool {
+        let mut stages = self.standings.values().map(|it| it.stage);
+        stages.any(|stage| matches!(stage, Stage::Holding { due: true, .. }))
     }
 
     fn is_over_for(&self, standing: &Standing) -> bool {
@@ -466,6 +473,10 @@ fn has_kept(stage: Stage) -> bool {
 
 fn is_holding(stage: Stage) -> bool {
     matches!(stage, Stage::Holding { .. })
+}
+
+fn is_served(stage: Stage) -> bool {
+    matches!(stage, Stage::Holding { served: true, .. })
 }
 
 fn is_idle(stage: Stage) -> bool {

@@ -61,6 +61,10 @@ pub enum Stage {
         busy: bool,
         /// Somebody else waits for a GPU of the gang.
         wanted: bool,
+        /// All members here that asked have had their turn: their memory was there, and their quantum is over.
+        served: bool,
+        /// Somebody else may have a GPU of the gang as soon as all of its members have had their turn.
+        due: bool,
     },
     /// What is held is on its way back.
     Ending,
@@ -75,6 +79,8 @@ pub struct Standing {
     pub members: u32,
     /// Clients that were members here and have gone. They are not waited for.
     pub left: u32,
+    /// Clients that were members here before the node's part began anew, and may come back.
+    pub away: u32,
     /// Those of them that wait for a lease.
     pub waiting: u32,
     /// One of them has waited so long that the gang should start without the others' asking.

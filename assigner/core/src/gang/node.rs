@@ -51,6 +51,8 @@ struct Local {
     members: BTreeMap<ClientId, Member>,
     /// Members that have gone, or were refused with their gang.
     left: u32,
+    /// Members of the node's earlier life that may come back. Until then nobody forgets the gang.
+    away: u32,
     /// Why the gang can never hold its leases. Who comes until then hears the same.
     refusal: Option<(GangRefusal, Time)>,
     round: Round,
@@ -59,6 +61,12 @@ struct Local {
     route: Route,
     /// Since when somebody else waits for it.
     wanted: Option<Time>,
+    /// When the members that hold will have had their turn, as far as is known.
+    turn: Option<Time>,
+    /// They have had it.
+    served: bool,
+    /// Somebody may have what the gang holds as soon as all of its members have had their turn.
+    due: bool,
     /// It should start though not all of its members ask.
     urgent: bool,
 }
@@ -124,6 +132,11 @@ impl Node {
                 self.restore(&spec, 1);
                 self.dirty.insert(spec.name);
             }
+            NodeEvent::Awaited(spec) => {
+                let gang = self.gang(&spec);
+                gang.away = gang.away.saturating_sub(1);
+                self.dirty.insert(spec.name);
+            }
             NodeEvent::Refused(spec, reason) => {
                 self.gang(&spec);
                 self.refuse_all(&spec.name, reason, now);
@@ -145,11 +158,15 @@ impl Node {
                 }
             }),
             NodeEvent::Wanted(name) => self.want(&name, now),
+            NodeEvent::Turn(name, until) => self.in_round(name, |gang| gang.turn = Some(until)),
+            NodeEvent::Due(name) => self.in_round(name, |gang| {
+                gang.due |= gang.stage == InRound::Holding;
+            }),
             NodeEvent::Recalled(name) => self.end(&name),
             NodeEvent::Freed(name) => self.in_round(name, |gang| {
                 if gang.stage == InRound::Ending {
                     gang.stage = InRound::Out;
-                    gang.wanted = None;
+                    (gang.wanted, gang.turn, gang.due) = (None, None, false);
                 }
             }),
             NodeEvent::Connected(session) => {
@@ -179,7 +196,7 @@ impl Node {
     /// When to send [`NodeEvent::Timer`], if nothing else happens before.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Time> {
-        let gangs = self.gangs.values().filter_map(|gang| gang.due(&self.config.timing));
+        let gangs = self.gangs.values().filter_map(|gang| gang.deadline(&self.config.timing));
         let link = self.link.as_ref().and_then(Link::deadline);
         let arbiter = self.arbiter.deadline();
         gangs.chain(link).chain(arbiter).chain(self.lost_at).min()
@@ -189,6 +206,12 @@ impl Node {
     pub fn restore(&mut self, spec: &GangSpec, left: u32) {
         let gang = self.gang(spec);
         gang.left = (gang.left + left).min(gang.size);
+    }
+
+    /// A member of the node's earlier life may come back; [`NodeEvent::Awaited`] says when that is over.
+    pub fn expect(&mut self, spec: &GangSpec) {
+        self.gang(spec).away += 1;
+        self.dirty.insert(spec.name.clone());
     }
 
     /// What is to be told to [`Node::restore`] after a restart.
@@ -210,6 +233,22 @@ impl Node {
     #[must_use]
     pub fn gang_of(&self, client: ClientId) -> Option<&GangName> {
         self.clients.get(&client)
+    }
+
+    /// Gangs whose members will have had their turn by now, if what was said last still holds.
+    pub fn turns_over(&self, now: Time) -> impl Iterator<Item = &GangName> {
+        let is_over = move |gang: &Local| {
+            gang.stage == InRound::Holding
+                && !gang.served
+                && gang.turn.is_some_and(|until| until <= now)
+        };
+        self.gangs.iter().filter(move |(_, gang)| is_over(gang)).map(|(name, _)| name)
+    }
+
+    /// True if a gang's round ends as soon as all of its members have had their turn.
+    #[must_use]
+    pub fn is_due(&self, gang: &GangName) -> bool {
+        self.gangs.get(gang).is_some_and(|gang| gang.due)
     }
 
     /// The members of a gang here.
@@ -373,7 +412,7 @@ impl Node {
     fn mark_due(&mut self, now: Time) {
         let timing = &self.config.timing;
         let due =
-            self.gangs.iter().filter(|(_, gang)| gang.due(timing).is_some_and(|at| at <= now));
+            self.gangs.iter().filter(|(_, gang)| gang.deadline(timing).is_some_and(|at| at <= now));
         self.dirty.extend(due.map(|(name, _)| name.clone()));
     }
 
@@ -437,11 +476,9 @@ impl Node {
             None => self.line.retain(|waits| waits != name),
         }
         let Some(gang) = self.gangs.get_mut(name) else { return };
-        let is_due = gang.due(&self.config.timing).is_some_and(|at| at <= now);
-        if is_due && gang.stage == InRound::Holding {
-            self.end(name);
-        }
-        let gang = self.gangs.get_mut(name).expect("it was just there");
+        let is_due = gang.apart(&self.config.timing).is_some_and(|at| at <= now);
+        gang.due |= is_due && gang.stage == InRound::Holding;
+        gang.served = gang.turn.is_some_and(|until| until <= now);
         let is_waited_in = gang.members.values().any(Member::waits);
         gang.urgent = gang.stage == InRound::Out && is_waited_in && (gang.urgent || is_due);
         let standing = gang.standing();
@@ -516,6 +553,8 @@ impl Node {
             }
             (Step::Go { .. }, InRound::Kept) if is_present => {
                 gang.stage = InRound::Holding;
+                let is_asked_for = gang.members.values().any(Member::waits);
+                gang.turn = (!is_asked_for).then_some(now);
                 self.actions.push_back(NodeAction::Grant(name.clone()));
             }
             (Step::Go { wanted: true }, InRound::Holding) if is_present => self.want(name, now),

@@ -26,7 +26,8 @@ use crate::config::Config;
 use crate::event::{Action, Cause, Eligible, Refusal};
 use crate::ids::{ClientId, Gpu, Priority, Time};
 use crate::queue::QueueId;
-use crate::scheduler::{Client, Lease, Scheduler, Ticket};
+use crate::recall::{Claim, Claimant};
+use crate::scheduler::{Client, GaveWay, Lease, Scheduler, Ticket, Waiter};
 use crate::tenant::TenantId;
 
 /// A client's part in its gang.
@@ -59,6 +60,8 @@ pub(crate) struct Gangs {
     pub(crate) news: VecDeque<NodeEvent>,
     /// Gangs that are to reach something.
     open: BTreeMap<GangName, Open>,
+    /// Limits that keep a gang from starting, with the request of a member that is under each.
+    pressing: Vec<(Bounded, Ticket)>,
 }
 
 /// What a gang is to reach.
@@ -81,7 +84,7 @@ impl Gangs {
             alone: config.gangs.alone,
             timing: config.gangs.timing,
         });
-        Gangs { node, news: VecDeque::new(), open: BTreeMap::new() }
+        Gangs { node, news: VecDeque::new(), open: BTreeMap::new(), pressing: Vec::new() }
     }
 
     /// What members said of a gang.
@@ -192,8 +195,39 @@ impl Scheduler {
         lease.started = before.started;
         lease.least = before.least;
         lease.spent = before.spent;
+        lease.ticket = before.ticket;
+        lease.made_way.clone_from(&before.made_way);
         lease.wanted = before.wanted;
+        lease.is_again = true;
+        let gang = self.clients[&id].member.as_ref().map(|member| member.gang.clone());
         self.install(id, lease);
+        if let Some(gang) = gang {
+            self.tell_turn(gang);
+        }
+    }
+
+    /// Says when all members of a gang that hold here will have had their turn. A gang is not stopped by its time before
+    /// that: who is first to be ready would end it again and again, while the memory of another is on its way.
+    pub(crate) fn tell_turn(&mut self, gang: GangName) {
+        let members = self.members_of(&gang);
+        let leases = members.iter().filter_map(|id| self.clients[id].known_lease());
+        let turns = leases.filter(|lease| lease.recalled.is_none());
+        let until = turns.map(|lease| lease.latest_recall(&self.config)).max();
+        self.gangs.news.push_back(NodeEvent::Turn(gang, until.unwrap_or(self.now)));
+    }
+
+    /// The time of a member's lease is over. Its gang stops as a whole.
+    pub(crate) fn expire_seat(&mut self, id: ClientId) {
+        let client = self.clients.get_mut(&id).expect("a holder is known");
+        if let Some(lease) = &mut client.lease {
+            lease.is_due = true;
+        }
+        self.tell_gang(id, NodeEvent::Due);
+    }
+
+    /// It holds as a part of its gang.
+    pub(crate) fn is_seated(&self, id: ClientId) -> bool {
+        self.clients[&id].member.as_ref().is_some_and(|member| member.seat == Seat::Holding)
     }
 
     /// The deadline of the gangs.
@@ -204,6 +238,10 @@ impl Scheduler {
     /// Does what follows from what has happened; true if something has to be planned again.
     pub(crate) fn follow_gangs(&mut self) -> bool {
         if self.gangs.node.poll_deadline().is_some_and(|at| at <= self.now) {
+            let over = self.gangs.node.turns_over(self.now).cloned();
+            for gang in over.collect::<Vec<GangName>>() {
+                self.tell_turn(gang);
+            }
             self.gangs.news.push_back(NodeEvent::Timer);
         }
         loop {
@@ -223,12 +261,8 @@ impl Scheduler {
 
     /// What a gang has reached.
     fn reached(&mut self) -> Option<NodeEvent> {
-        let kept = self.gangs.open.iter().filter(|(_, open)| **open == Open::Kept);
-        for name in kept.map(|(name, _)| name.clone()).collect::<Vec<GangName>>() {
-            let members = self.members_of(&name);
-            if self.can_have(&members, Had::Free) {
-                self.make_room(&members);
-            }
+        if self.press_for_gangs() {
+            return None;
         }
         let (name, open) = self.gangs.open.iter().find_map(|(name, open)| {
             let members = self.members_of(name);
@@ -302,33 +336,59 @@ impl Scheduler {
         excess.collect()
     }
 
-    /// All GPUs are there for a gang, but a limit is reached by others: they give way to it, the latest first.
-    fn make_room(&mut self, members: &[ClientId]) {
-        for (bounded, excess) in self.gang_excess(members) {
-            // Of the members that the limit is about: by theirs the others may have them recalled again.
-            let concerned = members.iter().map(|id| &self.clients[id]);
-            let level = concerned.filter(|it| bounded.holds(it)).map(|it| it.level).max();
-            let mut excess = excess;
-            let mut holders = Vec::new();
-            for (id, client) in self.clients.iter() {
-                let Some(lease) = client.lease.as_ref().filter(|_| bounded.holds(client)) else {
+    /// All GPUs are there for gangs, but limits are reached by others: they give way as they would have to for one request
+    /// under the same limit. True if something has to be planned again for it.
+    fn press_for_gangs(&mut self) -> bool {
+        let open = self.gangs.open.iter().filter(|(_, open)| **open == Open::Kept);
+        let open: Vec<GangName> = open.map(|(name, _)| name.clone()).collect();
+        let mut pressing = Vec::new();
+        for name in open {
+            let members = self.members_of(&name);
+            if !self.can_have(&members, Had::Free) {
+                continue;
+            }
+            for (bounded, excess) in self.gang_excess(&members).into_iter().filter(|it| it.1 > 0) {
+                // Of the members that the limit is about: by theirs the others may have them recalled again.
+                let concerned = members.iter().filter(|id| bounded.holds(&self.clients[id]));
+                let Some(&first) = concerned.max_by_key(|id| self.clients[id].level) else {
                     continue;
                 };
-                let is_kept = client.member.as_ref().is_some_and(|it| it.seat == Seat::Kept);
-                let is_protected = matches!(bounded, Bounded::Queue(_))
-                    && self.tenants.of(client.tenant).is_protected(client.width);
-                if lease.recalled.is_some() {
-                    excess = excess.saturating_sub(client.width);
-                } else if !is_kept && !is_protected && Some(client.level) <= level {
-                    holders.push((lease.epoch, *id, client.width));
-                }
-            }
-            holders.sort_unstable();
-            while let Some((_, id, width)) = holders.pop().filter(|_| excess > 0) {
-                excess = excess.saturating_sub(width);
-                self.recall(id, Cause::Gang);
+                pressing.extend(self.clients[&first].waiting.map(|ticket| (bounded, ticket)));
+                self.make_room(first, bounded, excess);
             }
         }
+        let is_new = pressing != self.gangs.pressing;
+        self.gangs.pressing = pressing;
+        self.dirty.all |= is_new;
+        is_new
+    }
+
+    /// Those who hold under a limit of a member give way to it at once if it may have that, the latest first.
+    fn make_room(&mut self, member: ClientId, bounded: Bounded, excess: u32) {
+        let who = Claimant { client: member, lane: self.clients[&member].lane(), entitled: false };
+        let mut excess = excess;
+        let mut holders = Vec::new();
+        for (id, client) in self.clients.iter() {
+            let Some(lease) = client.lease.as_ref().filter(|_| bounded.holds(client)) else {
+                continue;
+            };
+            if lease.recalled.is_some() {
+                excess = excess.saturating_sub(client.width);
+            } else if let Claim::Now(cause) = self.claim(&who, *id, &[]) {
+                holders.push((lease.epoch, *id, client.width, cause));
+            }
+        }
+        holders.sort_unstable_by_key(|(epoch, ..)| *epoch);
+        while let Some((_, id, width, cause)) = holders.pop().filter(|_| excess > 0) {
+            excess = excess.saturating_sub(width);
+            self.recall_for(member, id, cause);
+        }
+    }
+
+    /// The members of gangs that wait for what the tenant or the queue of a holder has.
+    pub(crate) fn pressing_gangs(&self, holder: &Client) -> impl Iterator<Item = Ticket> {
+        let pressing = self.gangs.pressing.iter();
+        pressing.filter(|(bounded, _)| bounded.holds(holder)).map(|(_, ticket)| *ticket)
     }
 
     /// Gives every member the lease that is kept for it, without telling anybody yet.
@@ -344,8 +404,10 @@ impl Scheduler {
             for gpu in &gpus {
                 self.gpus[gpu.index()].reserved = None;
             }
-            self.unqueue(*id);
-            let lease = self.seat_lease(gpus, Some(ticket));
+            let waiter = self.unqueue(*id);
+            let mut lease = self.seat_lease(gpus, Some(ticket));
+            // A gang that has to give way goes on where it was, like everybody else.
+            (lease.spent, lease.made_way) = (waiter.spent, waiter.made_way);
             self.install(*id, lease);
             self.seat(*id, Seat::Kept);
         }
@@ -411,11 +473,23 @@ impl Scheduler {
                 self.gangs.open.insert(gang, Open::Freed);
             }
             NodeAction::Refuse { client, reason } => {
-                self.leave(client);
+                self.turn_away(client);
                 let reason = Refusal::Gang(reason);
                 self.actions.push_back(Action::Refused { client, reason });
             }
         }
+    }
+
+    /// A client cannot be a member, and gets nothing any more. What it has stays counted until it leaves: its process does
+    /// not end by being told, nor does what that has on the GPUs.
+    fn turn_away(&mut self, id: ClientId) {
+        self.leave_seat(id);
+        if self.clients[&id].waiting.is_some() {
+            self.cancel(id);
+        }
+        let client = self.clients.get_mut(&id).expect("a member is known");
+        client.member = None;
+        client.is_refused = true;
     }
 
     /// Tells a member of the lease that it has had already.
@@ -441,23 +515,28 @@ impl Scheduler {
             self.actions.push_back(Action::Wanted { client: id, epoch });
         }
         self.gangs.news.push_back(NodeEvent::Granted(id));
+        let gang = self.clients[&id].member.as_ref().map(|member| member.gang.clone());
+        self.tell_turn(gang.expect("only members have seats"));
     }
 
     /// Ends the round for a member: what it holds is recalled, what is kept for it is let go.
     fn leave_seat(&mut self, id: ClientId) {
-        self.seat(id, Seat::Ending);
-        let client = &self.clients[&id];
+        let now = self.now;
+        let client = self.clients.get_mut(&id).expect("a member is known");
         let member = client.member.as_ref().expect("the caller knows that it is a member");
-        let (asks, own) = (member.asks, member.priority);
-        match &client.lease {
+        let (asks, own, seat) = (member.asks, member.priority, member.seat);
+        match &mut client.lease {
             Some(lease) if lease.is_told && lease.recalled.is_some() => {}
             Some(lease) if lease.is_told => self.recall(id, Cause::Gang),
             Some(lease) => {
+                if seat == Seat::Kept {
+                    lease.started = now; // its quantum would have begun with the round
+                }
                 let (epoch, ticket) = (lease.epoch, lease.ticket);
                 if asks {
-                    let waited = self.now.since(client.since);
-                    self.clients.get_mut(&id).expect("a member is known").waited += waited;
+                    client.waited += now.since(client.since);
                 }
+                self.seat(id, Seat::Ending);
                 // What nobody was told of tells nothing about phases.
                 self.release(id, epoch, Some(Duration::ZERO));
                 if asks {
@@ -466,9 +545,13 @@ impl Scheduler {
             }
             None => {}
         }
+        self.seat(id, Seat::Ending);
         self.hold_back(id);
         if !asks && client_waits(self, id) {
-            self.unqueue(id);
+            let ticket = self.clients[&id].waiting.expect("it was just looked at");
+            let Waiter { spent, made_way, .. } = self.unqueue(id);
+            let client = self.clients.get_mut(&id).expect("a member is known");
+            client.gave_way = Some(Box::new(GaveWay { ticket, at: now, spent, made_way }));
         }
         self.inherit(id, own);
     }

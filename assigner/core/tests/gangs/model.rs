@@ -38,6 +38,10 @@ struct Small {
     crashes: u32,
     /// Messages that get lost though no later one comes.
     losses: u32,
+    /// Who waits may also have a lease recalled before its gang has had its turn.
+    takes: bool,
+    /// When members have had their turn is left open; else they have as soon as they hold.
+    turns: bool,
 }
 
 /// To the controller from a node, or the other way.
@@ -75,6 +79,8 @@ enum Step {
     Acquire(usize, ClientId),
     Release(usize, ClientId),
     Expire(usize, usize),
+    Take(usize, usize),
+    Serve(usize, GangName),
     NodeIsLate(usize),
     ControllerIsLate,
     Crash(usize),
@@ -131,6 +137,11 @@ impl State {
 
     /// Takes up what the machines have said and reached.
     fn collect(&mut self, model: &Small) {
+        for node in self.nodes.iter_mut().filter(|_| !model.turns) {
+            for gang in node.unserved() {
+                node.serve(gang, EARLY);
+            }
+        }
         for at in 0..self.nodes.len() {
             for report in std::mem::take(&mut self.nodes[at].reports) {
                 self.send(Way::From(at), Packet::Report(report), model.on_the_way);
@@ -203,7 +214,13 @@ impl Model for Small {
                 }
             }
             let contended = (0..node.holders.len()).filter(|gpu| node.is_contended(*gpu));
-            actions.extend(contended.map(|gpu| Step::Expire(at, gpu)));
+            for gpu in contended {
+                actions.push(Step::Expire(at, gpu));
+                if self.takes {
+                    actions.push(Step::Take(at, gpu));
+                }
+            }
+            actions.extend(node.unserved().into_iter().map(|gang| Step::Serve(at, gang)));
             if state.timers > 0 && node.node.poll_deadline().is_some_and(|due| due <= LATE) {
                 actions.push(Step::NodeIsLate(at));
             }
@@ -250,6 +267,8 @@ impl Model for Small {
             }
             Step::Release(node, client) => state.nodes[node].release(client, EARLY),
             Step::Expire(node, gpu) => state.nodes[node].expire(gpu, EARLY),
+            Step::Take(node, gpu) => state.nodes[node].recall_at_once(gpu, EARLY),
+            Step::Serve(node, gang) => state.nodes[node].serve(gang, EARLY),
             Step::NodeIsLate(node) => {
                 state.timers -= 1;
                 state.nodes[node].tell(NodeEvent::Timer, LATE);
@@ -318,8 +337,17 @@ fn check(model: Small) -> usize {
 fn a_gang_on_two_nodes_and_a_rival() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![(0, 0)]);
-    let states =
-        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 });
+    let states = check(Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 1,
+        timers: 0,
+        crashes: 0,
+        losses: 0,
+        takes: true,
+        turns: true,
+    });
     assert!(states > 10_000, "{states}");
 }
 
@@ -327,8 +355,17 @@ fn a_gang_on_two_nodes_and_a_rival() {
 fn two_gangs_that_want_the_same() {
     let gangs = vec![vec![(0, 0), (1, 0)], vec![(1, 0), (0, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states =
-        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 });
+    let states = check(Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 1,
+        timers: 0,
+        crashes: 0,
+        losses: 0,
+        takes: false,
+        turns: false,
+    });
     assert!(states > 10_000, "{states}");
 }
 
@@ -336,8 +373,17 @@ fn two_gangs_that_want_the_same() {
 fn a_gang_on_two_nodes_of_which_one_crashes() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states =
-        check(Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 1, losses: 0 });
+    let states = check(Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 1,
+        timers: 1,
+        crashes: 1,
+        losses: 0,
+        takes: false,
+        turns: false,
+    });
     assert!(states > 10_000, "{states}");
 }
 
@@ -345,8 +391,17 @@ fn a_gang_on_two_nodes_of_which_one_crashes() {
 fn messages_that_overtake_each_other() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states =
-        check(Small { nodes, gangs, singles, on_the_way: 2, timers: 0, crashes: 0, losses: 0 });
+    let states = check(Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 2,
+        timers: 0,
+        crashes: 0,
+        losses: 0,
+        takes: false,
+        turns: false,
+    });
     assert!(states > 10_000, "{states}");
 }
 
@@ -354,7 +409,17 @@ fn messages_that_overtake_each_other() {
 fn messages_that_get_lost() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let model = Small { nodes, gangs, singles, on_the_way: 1, timers: 1, crashes: 0, losses: 1 };
+    let model = Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 1,
+        timers: 1,
+        crashes: 0,
+        losses: 1,
+        takes: false,
+        turns: false,
+    };
     let states = check(model);
     assert!(states > 10_000, "{states}");
 }
@@ -363,7 +428,17 @@ fn messages_that_get_lost() {
 fn a_gang_on_three_nodes() {
     let gangs = vec![vec![(0, 0), (1, 0), (2, 0)]];
     let (nodes, singles) = (vec![1, 1, 1], vec![]);
-    let model = Small { nodes, gangs, singles, on_the_way: 1, timers: 0, crashes: 0, losses: 0 };
+    let model = Small {
+        nodes,
+        gangs,
+        singles,
+        on_the_way: 1,
+        timers: 0,
+        crashes: 0,
+        losses: 0,
+        takes: false,
+        turns: true,
+    };
     let states = check(model);
     assert!(states > 5_000, "{states}");
 }

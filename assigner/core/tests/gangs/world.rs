@@ -99,7 +99,8 @@ impl World {
             12..20 => self.deliver(0),
             20..36 => self.acquire(which),
             36..44 => self.release(which, !faults),
-            44..50 => self.expire(which),
+            44..48 => self.expire(which),
+            48..50 => self.serve(which),
             50..56 => self.wait(),
             56 if faults => drop(self.take(which)),
             57 if faults => {
@@ -148,6 +149,7 @@ impl World {
                 }
                 if turn % 7 == 0 {
                     for which in 0..10 {
+                        self.serve(which);
                         self.expire(which);
                     }
                 }
@@ -222,6 +224,17 @@ impl World {
         let gpus: Vec<_> = gpus.collect();
         if let Some((node, gpu)) = gpus.get(which % gpus.len().max(1)) {
             self.nodes[*node].expire(*gpu, self.now);
+        }
+    }
+
+    /// The members of a gang on some node have had their turn.
+    fn serve(&mut self, which: usize) {
+        let nodes = self.nodes.iter().enumerate();
+        let unserved: Vec<(usize, GangName)> = nodes
+            .flat_map(|(at, node)| node.unserved().into_iter().map(move |gang| (at, gang)))
+            .collect();
+        if let Some((node, gang)) = unserved.get(which % unserved.len().max(1)) {
+            self.nodes[*node].serve(gang.clone(), self.now);
         }
     }
 

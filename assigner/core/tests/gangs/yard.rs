@@ -142,8 +142,27 @@ impl Yard {
         if let Some(client) = single {
             self.recall(client);
         } else if let Some(gang) = self.granted_on(gpu) {
+            self.tell(NodeEvent::Due(gang), now);
+        }
+    }
+
+    /// A lease of the gang that has a GPU is recalled for somebody who may have that at once.
+    pub(crate) fn recall_at_once(&mut self, gpu: usize, now: Time) {
+        if let Some(gang) = self.granted_on(gpu) {
             self.tell(NodeEvent::Recalled(gang), now);
         }
+    }
+
+    /// Gangs that hold here, of which not all members have had their turn.
+    pub(crate) fn unserved(&self) -> Vec<GangName> {
+        let unserved =
+            |gang: &GangSnapshot| matches!(gang.stage, Stage::Holding { served: false, .. });
+        self.gangs().into_iter().filter(unserved).map(|gang| gang.name).collect()
+    }
+
+    /// All members of a gang here have had their turn.
+    pub(crate) fn serve(&mut self, gang: GangName, now: Time) {
+        self.tell(NodeEvent::Turn(gang, now), now);
     }
 
     /// True if somebody waits for a GPU that another has.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use acb_core::gang::{GangName, GangSnapshot, Round, Stage};
-use acb_core::{Eligible, Gpu, Time};
+use acb_core::{ClientId, Eligible, Gpu, Time};
 
 use super::World;
 use super::client::Life;
@@ -23,6 +23,8 @@ use super::node::index;
 pub(super) struct Watched {
     /// Members that had their GPUs in a round.
     kept: BTreeMap<GangName, BTreeMap<Round, BTreeSet<usize>>>,
+    /// The round in which a node has, or had last, all that a gang needs there.
+    had: BTreeMap<(usize, GangName), Round>,
     /// Since when a node keeps GPUs for a round that has not begun.
     keeping: BTreeMap<(usize, GangName), (Round, Time)>,
     /// Since when a node holds GPUs in a round that is over elsewhere.
@@ -52,8 +54,17 @@ impl World<'_, '_> {
         for gang in &gangs {
             if has_kept(gang.stage) {
                 let rounds = watched.kept.entry(gang.name.clone()).or_default();
-                let members = gang.members.iter().map(|client| index(*client));
-                rounds.entry(gang.round).or_default().extend(members);
+                let mut members = gang.members.iter().map(|client| index(*client));
+                let before = watched.had.insert((node, gang.name.clone()), gang.round);
+                let is_known =
+                    |kept: &BTreeSet<usize>| members.clone().any(|it| kept.contains(&it));
+                let is_past = rounds
+                    .range(gang.round..)
+                    .any(|(round, kept)| *round > gang.round || is_known(kept));
+                if before != Some(gang.round) && is_past {
+                    rounds.clear(); // all who knew have begun anew, and rounds are counted from the beginning
+                }
+                rounds.entry(gang.round).or_default().extend(&mut members);
                 while rounds.len() > 8 {
                     rounds.pop_first();
                 }
@@ -76,8 +87,21 @@ impl World<'_, '_> {
     /// Of gangs that need the same GPU one at a time keeps.
     fn check_order(&mut self, node: usize, gangs: &[GangSnapshot]) {
         let keepers: Vec<&GangSnapshot> = gangs.iter().filter(|it| keeps(it.stage)).collect();
+        let Some(scheduler) = self.nodes[node].scheduler.as_ref().filter(|_| keepers.len() > 1)
+        else {
+            return;
+        };
+        // Where a client is bound its scheduler knows before the client does.
+        let snapshot = scheduler.snapshot();
+        let bound = snapshot.clients.iter().filter(|client| client.bound);
+        let bound: BTreeMap<ClientId, &Vec<Gpu>> =
+            bound.map(|client| (client.client, &client.gpus)).collect();
+        let gpus_of = |client: &ClientId| match bound.get(client) {
+            Some(gpus) => (*gpus).clone(),
+            None => self.eligible(node, index(*client)),
+        };
         let gpus = |gang: &GangSnapshot| -> BTreeSet<Gpu> {
-            gang.members.iter().flat_map(|client| self.gpus_of(node, index(*client))).collect()
+            gang.members.iter().flat_map(gpus_of).collect()
         };
         for (at, one) in keepers.iter().enumerate() {
             for other in &keepers[..at] {
@@ -89,13 +113,11 @@ impl World<'_, '_> {
         }
     }
 
-    /// The GPUs that a client can be on.
-    fn gpus_of(&self, node: usize, client: usize) -> Vec<Gpu> {
-        let spec = &self.scenario.clients[client];
-        match (&self.clients[client].bound[..], &spec.eligible) {
-            ([], Eligible::Only(gpus)) => gpus.clone(),
-            ([], Eligible::All) => (0..).map(Gpu).take(self.nodes[node].gpus.len()).collect(),
-            (bound, _) => bound.to_vec(),
+    /// The GPUs that a client can be on before it is bound.
+    fn eligible(&self, node: usize, client: usize) -> Vec<Gpu> {
+        match &self.scenario.clients[client].eligible {
+            Eligible::Only(gpus) => gpus.clone(),
+            Eligible::All => (0..).map(Gpu).take(self.nodes[node].gpus.len()).collect(),
         }
     }
 
@@ -128,14 +150,10 @@ impl World<'_, '_> {
         }
     }
 
-    /// A node's assigner begins anew, and with it the rounds of gangs that are whole there.
+    /// A node's assigner begins anew.
     pub(super) fn forget_watched(&mut self, node: usize) {
         let watched = &mut self.gangs.watched;
-        let clients = &self.scenario.clients;
-        let spans = |gang: &GangName, _: &mut BTreeMap<_, _>| {
-            self.gangs.members[gang].iter().any(|client| clients[*client].node != node)
-        };
-        watched.kept.retain(spans);
+        watched.had.retain(|(at, _), _| *at != node);
         watched.keeping.retain(|(at, _), _| *at != node);
         watched.apart.retain(|(at, _), _| *at != node);
     }

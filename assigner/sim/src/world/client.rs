@@ -462,7 +462,9 @@ impl World<'_, '_> {
             Action::Refused { reason, .. } => {
                 self.outcome.refused[index] = Some(reason.to_string());
                 self.close(index);
+                self.halt(index);
                 self.over(index);
+                self.send(index, Event::Leave { client: super::node::number(index) });
                 if self.spec(index).gang.is_some() {
                     let node = self.spec(index).node;
                     let after = self.scenario.nodes[node].config.gangs.timing.patience;

@@ -717,6 +717,15 @@ pub struct GangStanding {
     /// Why the gang can never hold its leases, as this node knows.
     #[prost(message, optional, tag = "14")]
     pub refusal: ::core::option::Option<GangRefusal>,
+    /// Clients that were members here before the assigner's restart, and may come back.
+    #[prost(uint32, tag = "15")]
+    pub away: u32,
+    /// With GANG_STAGE_HOLDING: all members here that asked have had their turn; somebody else may have a GPU of the gang once
+    /// all of its members have.
+    #[prost(bool, tag = "16")]
+    pub served: bool,
+    #[prost(bool, tag = "17")]
+    pub due: bool,
 }
 /// What a node has to do with gangs; like GangReport, a whole state.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -8,7 +8,7 @@ use super::super::Timing;
 use super::super::message::{
     GangName, GangRefusal, GangSpec, Limit, Order, Report, Round, Session, Stage,
 };
-use crate::ids::{ClientId, Gpu};
+use crate::ids::{ClientId, Gpu, Time};
 
 /// What a node's part is told once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +53,8 @@ pub enum NodeEvent {
     Leave(ClientId),
     /// A member of the node's earlier life will not come back.
     Gone(GangSpec),
+    /// A member of the node's earlier life is not waited for any more: it is back, or will not come.
+    Awaited(GangSpec),
     /// Who would have been a member was refused, for a reason that lasts.
     Refused(GangSpec, GangRefusal),
     /// A member is on these GPUs for good.
@@ -70,7 +72,11 @@ pub enum NodeEvent {
     Kept(GangName),
     /// Somebody else waits for a GPU of the gang.
     Wanted(GangName),
-    /// The time of the gang's leases is over here.
+    /// After [`NodeEvent::Granted`]: by then all members here that hold will have had their turn.
+    Turn(GangName, Time),
+    /// Somebody may have what the gang holds here as soon as all of its members have had their turn.
+    Due(GangName),
+    /// A lease of the gang was recalled here.
     Recalled(GangName),
     /// After [`NodeAction::End`]: nothing is kept or held for the gang here.
     Freed(GangName),

@@ -8,11 +8,15 @@ impl Local {
             size,
             members: BTreeMap::new(),
             left: 0,
+            away: 0,
             refusal: None,
             round: Round(0),
             stage: InRound::Out,
             route: Route::Controller,
             wanted: None,
+            turn: None,
+            served: false,
+            due: false,
             urgent: false,
         }
     }
@@ -26,7 +30,8 @@ impl Local {
             InRound::Holding => {
                 let is_busy = |member: &Member| !matches!(member.state, Claim::Idle(_));
                 let busy = self.members.values().any(is_busy);
-                Stage::Holding { busy, wanted: self.wanted.is_some() }
+                let (wanted, served, due) = (self.wanted.is_some(), self.served, self.due);
+                Stage::Holding { busy, wanted, served, due }
             }
             InRound::Ending => Stage::Ending,
         }
@@ -41,12 +46,19 @@ impl Local {
     pub(super) fn is_over(&self, config: &NodeConfig, told: bool) -> bool {
         let known = told || config.alone || self.left == 0;
         self.members.is_empty()
+            && self.away == 0
             && self.stage == InRound::Out
             && (self.is_local() || known && self.refusal.is_none())
     }
 
+    /// When something is to be looked at again: members have been apart for too long, or have had their turn.
+    pub(super) fn deadline(&self, timing: &Timing) -> Option<Time> {
+        let turn = self.turn.filter(|_| self.stage == InRound::Holding && !self.served);
+        self.apart(timing).into_iter().chain(turn).min()
+    }
+
     /// When members have been apart for too long.
-    pub(super) fn due(&self, timing: &Timing) -> Option<Time> {
+    pub(super) fn apart(&self, timing: &Timing) -> Option<Time> {
         if self.members.is_empty() {
             return self.refusal.as_ref().map(|(_, until)| *until);
         }
@@ -58,7 +70,7 @@ impl Local {
                     _ => None,
                 })
                 .min(),
-            (InRound::Holding, Some(wanted)) => states
+            (InRound::Holding, Some(wanted)) if !self.due => states
                 .filter_map(|state| match state {
                     Claim::Idle(since) => Some(since.max(wanted).after(timing.slack)),
                     _ => None,
@@ -81,6 +93,7 @@ impl Local {
             size: self.size,
             members: count(self.members.len()),
             left: self.left,
+            away: self.away,
             waiting: count(waiting),
             urgent: self.urgent,
             priority: members().map(|member| member.priority).max().unwrap_or(0),
