@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use acb_core::ClientId;
 use acb_wire::frame::{Decoder, FrameError};
-use acb_wire::v1::{ClientMessage, Hello, RefusedCode, client_message::Kind};
+use acb_wire::v1::{ClientMessage, Hello, RefusedCode, RoomKind, client_message::Kind};
 use tokio::net::{UnixListener, UnixStream, unix::UCred};
 use tokio::time::{sleep, timeout};
 
@@ -221,6 +221,13 @@ impl Peer {
                 Ok(message) => message,
                 Err(ending) => return ending,
             };
+            if let Kind::RoomRequest(request) = &message
+                && request.kind() == RoomKind::ContextSize
+            {
+                let (seq, device) = (request.seq, request.device);
+                tokio::task::spawn_local(measure(Rc::clone(broker), client, seq, device));
+                continue;
+            }
             let answer = broker.borrow_mut().message(client, message);
             if let Err(refused) = answer {
                 return self.refuse(refused);
@@ -275,6 +282,18 @@ impl Peer {
         let _ = timeout(GOODBYE_LIMIT, flushed).await;
         let _ = rustix::net::shutdown(&*self.channel, rustix::net::Shutdown::Both);
     }
+}
+
+/// Asks NVML elsewhere, for it takes its time, and tells the client.
+async fn measure(broker: Rc<RefCell<Broker>>, client: ClientId, seq: u64, device: u32) {
+    let question = broker.borrow().context_question(client, device);
+    let bytes = match question {
+        Some((meter, pid, uuid)) => {
+            tokio::task::spawn_blocking(move || meter.bytes_of(pid, &uuid)).await.ok().flatten()
+        }
+        None => None,
+    };
+    broker.borrow_mut().context_measured(client, seq, bytes.unwrap_or(0));
 }
 
 async fn gone(watch: Option<&ProcessWatch>) {

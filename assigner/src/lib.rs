@@ -30,6 +30,7 @@ mod host;
 pub mod inventory;
 pub mod json;
 pub mod launch;
+pub mod meter;
 pub mod node;
 pub mod outbox;
 pub mod output;

@@ -2,13 +2,15 @@
 //!
 //! Owns: asking the assigner for room before memory is allocated, waiting for it, giving it back;
 //! what cuMemGetInfo answers.
-//! Does not own: allocating (`hooks::memory`), or the ledger of the whole GPU (the assigner's).
+//! Does not own: allocating (`hooks::memory`), what contexts take (`contexts`), or the ledger of the whole GPU (the assigner's).
 //!
 //! Room is asked for in slabs, so that a thousand small allocations cost one question, and given
 //! back with some slack kept, so that allocating and freeing in turns costs none. What is asked for
 //! seldom is asked for and given back exactly.
 //!
 //! Memory that can be moved is the pager's (`pager`), and counted there.
+
+mod contexts;
 
 use crate::link::LINK;
 use crate::log::warning;
@@ -101,12 +103,15 @@ enum Verdict {
 struct Books {
     /// Empty: nothing is counted.
     devices: Vec<Device>,
+    /// What the driver takes for a context, as far as is known.
     context_bytes: u64,
+    /// What the pager has for itself in each.
+    overhead: u64,
     holdings: BTreeMap<Key, Holding>,
     /// Where the program has mapped its physical memory: the handle behind each address.
     mappings: BTreeMap<u64, u64>,
-    /// Contexts that were counted, with their devices.
-    contexts: BTreeMap<usize, u32>,
+    /// Contexts that were counted, with their devices and bytes.
+    contexts: BTreeMap<usize, (u32, u64)>,
     /// The primary context of each device.
     primaries: BTreeMap<u32, usize>,
     requests: BTreeMap<u64, Request>,
@@ -158,6 +163,7 @@ impl Ledger {
             books: Mutex::new(Books {
                 devices: Vec::new(),
                 context_bytes: 0,
+                overhead: 0,
                 holdings: BTreeMap::new(),
                 mappings: BTreeMap::new(),
                 contexts: BTreeMap::new(),
@@ -186,7 +192,7 @@ impl Ledger {
     pub(crate) fn enlarge_contexts(&self, bytes: u64) {
         let mut books = self.books();
         if books.context_bytes > 0 {
-            books.context_bytes += bytes;
+            books.overhead = bytes;
         }
     }
 
@@ -328,8 +334,7 @@ impl Ledger {
     pub(crate) fn fixed(&self) -> Vec<BTreeMap<&'static str, u64>> {
         let books = self.books();
         let mut devices = vec![BTreeMap::new(); books.devices.len()];
-        let bytes = books.context_bytes;
-        let contexts = books.contexts.values().map(|device| (*device, "contexts", bytes));
+        let contexts = books.contexts.values().map(|(device, bytes)| (*device, "contexts", *bytes));
         let holdings = books.holdings.values().map(|it| (it.device, it.kind, it.bytes));
         for (device, kind, bytes) in contexts.chain(holdings).filter(|(_, _, bytes)| *bytes > 0) {
             if let Some(kinds) = devices.get_mut(device as usize) {
@@ -337,69 +342,6 @@ impl Ledger {
             }
         }
         devices
-    }
-
-    // ------------------------------------------------------------ contexts
-
-    /// Room for a context; false: there is none, and the reason has been told.
-    pub(crate) fn reserve_context(&self, call: &str, device: i32) -> bool {
-        let bytes = self.books().context_bytes;
-        match self.ask(device as u32, bytes, RoomKind::Context, Portion::Exact) {
-            Ok(()) => true,
-            Err(reason) => {
-                warning!(
-                    "{call}: {} for a context on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
-                    size(bytes)
-                );
-                false
-            }
-        }
-    }
-
-    pub(crate) fn return_context(&self, device: i32) {
-        let mut books = self.books();
-        let bytes = books.context_bytes;
-        self.give_back(&mut books, device as u32, bytes, Portion::Exact);
-    }
-
-    pub(crate) fn context_made(&self, context: usize, device: i32) {
-        self.books().contexts.insert(context, device as u32);
-    }
-
-    /// False: it is in the books already.
-    pub(crate) fn primary_made(&self, context: usize, device: i32) -> bool {
-        let mut books = self.books();
-        books.primaries.insert(device as u32, context);
-        books.contexts.insert(context, device as u32).is_none()
-    }
-
-    pub(crate) fn primary(&self, device: i32) -> Option<usize> {
-        self.books().primaries.get(&(device as u32)).copied()
-    }
-
-    /// All contexts that are counted, with their devices.
-    pub(crate) fn contexts(&self) -> Vec<(usize, i32)> {
-        self.books().contexts.iter().map(|(context, device)| (*context, *device as i32)).collect()
-    }
-
-    /// A context is destroyed, and all memory that was allocated in it.
-    pub(crate) fn context_gone(&self, context: usize) {
-        let mut books = self.books();
-        books.primaries.retain(|_, primary| *primary != context);
-        let mut returns = Vec::new();
-        if let Some(device) = books.contexts.remove(&context) {
-            returns.push((device, books.context_bytes, Portion::Exact));
-        }
-        books.holdings.retain(|_, holding| {
-            let goes = holding.context == context;
-            if goes {
-                returns.push((holding.device, holding.bytes, holding.portion));
-            }
-            !goes
-        });
-        for (device, bytes, portion) in returns {
-            self.give_back(&mut books, device, bytes, portion);
-        }
     }
 
     // ------------------------------------------------------------ room
@@ -478,7 +420,12 @@ impl Ledger {
         if is_settled {
             return;
         }
-        let granted = (verdict == Verdict::Granted).then_some((request.device, request.bytes));
+        let is_question = request.kind == RoomKind::ContextSize;
+        if is_question {
+            request.bytes = reply.bytes;
+        }
+        let granted = (verdict == Verdict::Granted && !is_question)
+            .then_some((request.device, request.bytes));
         request.verdict = verdict;
         if let Some((device, bytes)) = granted
             && let Some(state) = books.devices.get_mut(device as usize)

@@ -155,7 +155,10 @@ impl Broker {
             idle_us: terms.idle_us,
             grace_ms: terms.grace_ms,
             on_failure: on_failure.into(),
-            context_bytes: terms.context,
+            context_bytes: match terms.context {
+                0 => 0, // not to be counted
+                configured => self.context.unwrap_or(configured),
+            },
             chunk_bytes: self.settings.memory.chunk,
             compare: self.settings.memory.compare,
         }));

@@ -1,11 +1,13 @@
 //! Device memory: what a client says of it, what it is told, and the words for people.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use acb_core::{ClientId, Epoch, Event, Gpu, Obstacle, Rest, Room, RoomDenied, RoomVerdict};
 use acb_wire::v1::{self, RefusedCode, RoomKind, assigner_message::Kind};
 
 use super::{Broker, Refused};
+use crate::meter::Meter;
 
 /// Programs that a message names at most.
 const NAMED: usize = 4;
@@ -48,6 +50,29 @@ impl Broker {
             RoomKind::Paged => Event::Claim { client, seq, gpu, bytes },
             _ => Event::RoomRequest { client, seq, gpu, bytes },
         });
+    }
+
+    /// What is to be asked about a context that a client has just made. `None`: nobody could tell.
+    pub fn context_question(
+        &self,
+        client: ClientId,
+        device: u32,
+    ) -> Option<(Arc<Meter>, u32, String)> {
+        let gpu = self.gpu_of(client, device)?;
+        let pid = self.clients.get(&client)?.process?.pid;
+        Some((Arc::clone(&self.meter), pid, self.gpus[gpu.0 as usize].uuid.clone()))
+    }
+
+    /// The answer, for this client and those to come.
+    pub fn context_measured(&mut self, client: ClientId, seq: u64, bytes: u64) {
+        if bytes > 0 {
+            self.context = Some(self.context.map_or(bytes, |largest| largest.max(bytes)));
+        }
+        let verdict = v1::RoomVerdict::Granted.into();
+        self.tell(
+            client,
+            Kind::RoomReply(v1::RoomReply { seq, verdict, bytes, ..v1::RoomReply::default() }),
+        );
     }
 
     pub(super) fn room_return(&mut self, client: ClientId, back: &v1::RoomReturn) {
@@ -162,7 +187,10 @@ impl Broker {
         verdict: v1::RoomVerdict,
         reason: String,
     ) {
-        self.tell(client, Kind::RoomReply(v1::RoomReply { seq, verdict: verdict.into(), reason }));
+        self.tell(
+            client,
+            Kind::RoomReply(v1::RoomReply { seq, verdict: verdict.into(), reason, bytes: 0 }),
+        );
     }
 
     fn why_waiting(&self, missing: u64, holders: &[(ClientId, u64)], obstacle: Obstacle) -> String {

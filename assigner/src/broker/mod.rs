@@ -23,6 +23,7 @@ mod report;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use acb_core::gang::Report;
@@ -37,6 +38,7 @@ pub use report::{GpuTotals, Totals};
 
 use crate::gangs::GangNews;
 use crate::inventory::Device;
+use crate::meter::Meter;
 use crate::outbox::Outbox;
 use crate::process::ProcessId;
 use crate::settings::Settings;
@@ -64,6 +66,9 @@ pub struct Broker {
     history: VecDeque<v1::ClientRecord>,
     departed: report::Departed,
     busy: Vec<Duration>,
+    meter: Arc<Meter>,
+    /// The largest context that was measured.
+    context: Option<u64>,
     /// Wakes the task that waits for the deadline.
     timer: Rc<Notify>,
     armed: Option<Time>,
@@ -160,6 +165,8 @@ impl Broker {
         };
         let mut broker = Broker {
             busy: vec![Duration::ZERO; gpus.len()],
+            meter: Arc::new(Meter::new(settings.nvml.as_deref())),
+            context: None,
             gpus,
             scheduler,
             clock,

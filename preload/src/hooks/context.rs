@@ -78,6 +78,7 @@ pub(crate) unsafe fn cuCtxDisablePeerAccess(peerContext: sys::CUcontext) -> CuRe
 fn made(context: sys::CUcontext, device: c_int) {
     WORK.add_context(context as usize);
     LEDGER.context_made(context as usize, device);
+    LEDGER.measure_context(context as usize, device);
     PAGER.context_made(context as usize, device);
 }
 
@@ -149,14 +150,17 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
         // SAFETY: the driver has just written there.
         let context = unsafe { pctx.read() } as usize;
         WORK.add_context(context);
-        PAGER.context_made(context, dev);
         if !before && !LEDGER.primary_made(context, dev) {
             // Another thread was first: one context, counted once.
             LEDGER.return_context(dev);
             libraries.forget();
         } else {
             libraries.count(context);
+            if !before {
+                LEDGER.measure_context(context, dev);
+            }
         }
+        PAGER.context_made(context, dev);
     } else if !before {
         LEDGER.return_context(dev);
         libraries.forget();

@@ -178,7 +178,12 @@ impl Peer {
     }
 
     pub(crate) fn room_reply(&mut self, seq: u64, verdict: RoomVerdict, reason: &str) {
-        self.say(Say::RoomReply(RoomReply { seq, verdict: verdict.into(), reason: reason.into() }));
+        self.say(Say::RoomReply(RoomReply {
+            seq,
+            verdict: verdict.into(),
+            reason: reason.into(),
+            bytes: 0,
+        }));
     }
 
     /// Acquire, and the lease.

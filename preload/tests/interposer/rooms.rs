@@ -4,7 +4,7 @@ use crate::assigner::{Assigner, Peer, welcome};
 use crate::setup::{Client, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{RoomKind, RoomVerdict, Welcome};
+use acb_wire::v1::{RoomKind, RoomReply, RoomVerdict, Welcome};
 
 const MIB: u64 = 1 << 20;
 
@@ -108,8 +108,8 @@ fn mapped_memory_is_kept_until_it_is_unmapped() {
     client.end().succeeded();
 }
 
-#[test]
-fn a_context_has_room_of_its_own() {
+/// Room for a context is asked for, and the assigner then says that it takes so many MiB in truth.
+fn context_that_takes(measured: u64) -> (Lab, Client, Peer) {
     let lab = Lab::new();
     let assigner = Assigner::listen(&lab.socket());
     let client = lab.start("allocate ?");
@@ -121,7 +121,40 @@ fn a_context_has_room_of_its_own() {
     let request = peer.room_request();
     assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
     peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    let question = peer.room_request();
+    assert_eq!((question.bytes, question.kind()), (0, RoomKind::ContextSize));
+    peer.say(Say::RoomReply(RoomReply {
+        seq: question.seq,
+        verdict: RoomVerdict::Granted.into(),
+        bytes: measured * MIB,
+        ..RoomReply::default()
+    }));
+    (lab, client, peer)
+}
+
+#[test]
+fn a_context_has_room_of_its_own() {
+    let (_lab, client, _peer) = context_that_takes(0);
     client.end().succeeded().prints(&format!("info={} 16384", 16 * 1024 - 300));
+}
+
+#[test]
+fn what_a_context_does_not_take_goes_back() {
+    let (_lab, client, mut peer) = context_that_takes(180);
+    assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 120 * MIB));
+    client.end().succeeded().prints(&format!("info={} 16384", 16 * 1024 - 180));
+}
+
+#[test]
+fn what_a_context_takes_beyond_what_was_known_is_asked_for() {
+    for (verdict, counted) in [(RoomVerdict::Granted, 420), (RoomVerdict::Denied, 300)] {
+        let (_lab, client, mut peer) = context_that_takes(420);
+        let more = peer.room_request();
+        assert_eq!((more.bytes, more.kind()), (120 * MIB, RoomKind::Context));
+        peer.room_reply(more.seq, verdict, "others have it");
+        let info = format!("info={} 16384", 16 * 1024 - counted);
+        client.end().succeeded().prints(&info);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a program cannot have: more than the GPU, more than its limit, more than the host can hold.
 
 use acb_tests::bench::outside::OnRequest;
+use acb_tests::bench::status::ClientStatus;
 use anyhow::{Context, Result, ensure};
 
 use crate::stage::{CONTEXT, GPU, MOST, Stage, is_right};
@@ -100,4 +101,21 @@ fn a_host_without_room_fails_the_allocation_and_names_the_budget() -> Result<()>
     second.ask("fill")?;
     is_right(&mut second)?;
     is_right(&mut first)
+}
+
+#[test]
+fn a_context_is_counted_with_what_it_takes() -> Result<()> {
+    let stage = Stage::with("", &[])?;
+    // 2 MiB are set aside; the software GPU takes 1. The pager has 2 for itself.
+    let taken = |client: &ClientStatus| {
+        let fixed = &client.memory().fixed;
+        fixed.iter().any(|fixed| fixed.kind == "contexts" && fixed.bytes == 3 << 20)
+    };
+    let first = stage.program("first")?;
+    stage.wait_for("the context is measured", &first, taken)?;
+    stage.wait_for_log("first", "a context takes 3.0 MiB of GPU 0; 4.0 MiB were set aside")?;
+    // Others know it from the start.
+    let second = stage.program("second")?;
+    stage.wait_for("the context is counted", &second, taken)?;
+    stage.wait_for_log("second", "3.0 MiB were set aside").map(drop)
 }

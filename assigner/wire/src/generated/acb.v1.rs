@@ -277,8 +277,8 @@ pub struct Welcome {
     pub grace_ms: u32,
     #[prost(enumeration = "OnFailure", tag = "4")]
     pub on_failure: i32,
-    /// Bytes that a context takes on a GPU, as the cluster file says; the client asks for that much room (ROOM_KIND_CONTEXT)
-    /// when its first context on a GPU is made. 0: not known, contexts are not counted.
+    /// Bytes that a context takes on a GPU, as was measured with earlier clients, or as the cluster file says; the client asks for
+    /// that much room (ROOM_KIND_CONTEXT) before a context is made. 0: not known, contexts are not counted.
     #[prost(uint64, tag = "5")]
     pub context_bytes: u64,
     /// What the pager moves at a time, in bytes, a multiple of 2 MiB; 0: nothing is paged, allocations are ROOM_KIND_MEMORY.
@@ -367,6 +367,9 @@ pub struct RoomReply {
     /// For people: who holds the memory, how much is missing, what can be done.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    /// To ROOM_KIND_CONTEXT_SIZE: what NVML says that the client's process has on the GPU; 0: nobody knows.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
 }
 /// The request cannot be met, now or ever. The connection is closed after it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -830,6 +833,9 @@ pub enum RoomKind {
     /// What the pager can move: a claim, answered at once by GRANTED or DENIED. It may exceed what is free. Room for it comes
     /// as Credit once the client holds a lease, or is the next one to.
     Paged = 3,
+    /// A question: the client has just made a context on this GPU and has nothing else there. How much does it take? Answered by GRANTED
+    /// with the bytes.
+    ContextSize = 4,
 }
 impl RoomKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -842,6 +848,7 @@ impl RoomKind {
             Self::Memory => "ROOM_KIND_MEMORY",
             Self::Context => "ROOM_KIND_CONTEXT",
             Self::Paged => "ROOM_KIND_PAGED",
+            Self::ContextSize => "ROOM_KIND_CONTEXT_SIZE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -851,6 +858,7 @@ impl RoomKind {
             "ROOM_KIND_MEMORY" => Some(Self::Memory),
             "ROOM_KIND_CONTEXT" => Some(Self::Context),
             "ROOM_KIND_PAGED" => Some(Self::Paged),
+            "ROOM_KIND_CONTEXT_SIZE" => Some(Self::ContextSize),
             _ => None,
         }
     }

@@ -29,7 +29,7 @@ pub struct Scaled {
     pub stands_for: f64,
     /// By what moving bytes is slowed down.
     pub slower: f64,
-    /// What is set aside for a context; next to nothing here.
+    /// What a context takes. With [`OWN`] it stands for some hundred MB.
     pub context: u64,
 }
 
@@ -81,11 +81,11 @@ impl Scaled {
 
     /// The software GPU's configuration.
     pub fn configuration(&self) -> String {
-        let Self { memory, slower, .. } = *self;
+        let Self { memory, slower, context, .. } = *self;
         let link = self.link_per_s() as u64;
         let chunk_mib = CHUNK as f64 / (1 << 20) as f64;
         format!(
-            "memory = {memory}\ncontext_bytes = 65536\nlink_out = {link}\nlink_in = {link}\nduplex = true\n\
+            "memory = {memory}\ncontext_bytes = {context}\nlink_out = {link}\nlink_in = {link}\nduplex = true\n\
              memory_bandwidth = {}\nmap_ns_per_mib = {}\nunmap_ns = {}\npin_ns_per_mib = {}\n\
              launch_ns = 3000\ncopy_ns = 5000\n\n[[gpu]]\nname = \"Simulated GPU\"\n",
             (MEMORY_PER_S / slower) as u64,
