@@ -175,7 +175,15 @@ R cuLinkAddData_v2(void *a, int b, void *c, size_t d, const char *e, unsigned f,
 }
 R cuTexRefSetMipmapLevelClamp(void *t, float lo, float hi) { say("cuTexRefSetMipmapLevelClamp %ld %g %g", (long)t, lo, hi); return OK; }
 
+/* What a driver of the future has: another form of a known function, and one that nobody knows. */
+R dummyLaunchNewer(void *f) { return OK; }
+R dummyBrandNew(void) { return OK; }
+
 static R find(const char *name, void **p, int version, uint64_t flags) {
+    if (getenv("DUMMY_NEWER") && version >= 99000) {
+        if (!strcmp(name, "cuLaunchKernel")) { *p = dummyLaunchNewer; return OK; }
+        if (!strcmp(name, "cuBrandNew")) { *p = dummyBrandNew; return OK; }
+    }
     struct { const char *name; int since; uint64_t flags; void *p; } all[] = {
         {"cuInit", 2000, 0, cuInit}, {"cuMemAlloc", 3020, 0, cuMemAlloc_v2}, {"cuLaunchKernel", 7000, 2, cuLaunchKernel_ptsz},
         {"cuLaunchKernel", 4000, 0, cuLaunchKernel}, {"cuDeviceGet", 2000, 0, cuDeviceGet}, {"cuMemFree", 3020, 0, cuMemFree_v2},

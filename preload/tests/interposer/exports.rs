@@ -96,3 +96,20 @@ fn a_driver_newer_than_the_list_keeps_its_hooks_where_nothing_changed() {
         .prints("cuLaunchKernel 99000 2: 0 0 interposer cuLaunchKernel_ptsz")
         .prints("cuMemAlloc 99000 0: 0 0 interposer cuMemAlloc_v2");
 }
+
+#[test]
+fn what_a_newer_driver_has_changed_passes_through_with_a_word() {
+    Lab::new()
+        .with("DUMMY_VERSION", "99000")
+        .with("DUMMY_NEWER", "1")
+        .start("addresses cuLaunchKernel 99000 0,cuMemAlloc 99000 0,cuLaunchKernel 12000 0,cuBrandNew 99000 0")
+        .end()
+        .succeeded()
+        .prints("cuLaunchKernel 99000 0: 0 0 driver dummyLaunchNewer")
+        .says("cuLaunchKernel of CUDA 99000 is newer than this version of slurm-acb knows")
+        .says("update slurm-acb")
+        // What has not changed, and what the program asks for by an older version, is as before.
+        .prints("cuMemAlloc 99000 0: 0 0 interposer cuMemAlloc_v2")
+        .prints("cuLaunchKernel 12000 0: 0 0 interposer cuLaunchKernel")
+        .prints("cuBrandNew 99000 0: 0 0 driver dummyBrandNew");
+}
