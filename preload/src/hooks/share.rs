@@ -11,7 +11,7 @@ use super::submit;
 use crate::log::warning;
 use crate::pager::{PAGER, Pinned, Why};
 use crate::table::real;
-use acb_cuda_abi::{CuResult, sys};
+use acb_cuda_abi::{CuResult, StreamForm, sys};
 use std::ffi::*;
 
 const EXPORTED: Why = "exported";
@@ -78,60 +78,43 @@ pub(crate) unsafe fn cuMemExportToShareableHandle(
     })
 }
 
-pub(crate) unsafe fn cuMulticastBindMem(
-    mcHandle: u64,
-    mcOffset: usize,
-    memHandle: u64,
-    memOffset: usize,
-    size: usize,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    named("cuMulticastBindMem", memHandle, MULTICAST, |handle| unsafe {
-        real::cuMulticastBindMem(mcHandle, mcOffset, handle, memOffset, size, flags)
-    })
+/// The second versions name the device too.
+macro_rules! bind {
+    ($($memory:ident, $address:ident ($($dev:ident)?);)*) => {$(
+        pub(crate) unsafe fn $memory(
+            mcHandle: u64,
+            $($dev: c_int,)?
+            mcOffset: usize,
+            memHandle: u64,
+            memOffset: usize,
+            size: usize,
+            flags: u64,
+        ) -> CuResult {
+            // SAFETY: the program's own arguments.
+            named("cuMulticastBindMem", memHandle, MULTICAST, |handle| unsafe {
+                real::$memory(mcHandle, $($dev,)? mcOffset, handle, memOffset, size, flags)
+            })
+        }
+
+        pub(crate) unsafe fn $address(
+            mcHandle: u64,
+            $($dev: c_int,)?
+            mcOffset: usize,
+            memptr: u64,
+            size: usize,
+            flags: u64,
+        ) -> CuResult {
+            // SAFETY: the program's own arguments.
+            in_range("cuMulticastBindAddr", (memptr, size), MULTICAST, || unsafe {
+                real::$address(mcHandle, $($dev,)? mcOffset, memptr, size, flags)
+            })
+        }
+    )*};
 }
 
-pub(crate) unsafe fn cuMulticastBindMem_v2(
-    mcHandle: u64,
-    dev: c_int,
-    mcOffset: usize,
-    memHandle: u64,
-    memOffset: usize,
-    size: usize,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    named("cuMulticastBindMem", memHandle, MULTICAST, |handle| unsafe {
-        real::cuMulticastBindMem_v2(mcHandle, dev, mcOffset, handle, memOffset, size, flags)
-    })
-}
-
-pub(crate) unsafe fn cuMulticastBindAddr(
-    mcHandle: u64,
-    mcOffset: usize,
-    memptr: u64,
-    size: usize,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    in_range("cuMulticastBindAddr", (memptr, size), MULTICAST, || unsafe {
-        real::cuMulticastBindAddr(mcHandle, mcOffset, memptr, size, flags)
-    })
-}
-
-pub(crate) unsafe fn cuMulticastBindAddr_v2(
-    mcHandle: u64,
-    dev: c_int,
-    mcOffset: usize,
-    memptr: u64,
-    size: usize,
-    flags: u64,
-) -> CuResult {
-    // SAFETY: the program's own arguments.
-    in_range("cuMulticastBindAddr", (memptr, size), MULTICAST, || unsafe {
-        real::cuMulticastBindAddr_v2(mcHandle, dev, mcOffset, memptr, size, flags)
-    })
+bind! {
+    cuMulticastBindMem, cuMulticastBindAddr ();
+    cuMulticastBindMem_v2, cuMulticastBindAddr_v2 (dev);
 }
 
 pub(crate) unsafe fn cuMemGetHandleForAddressRange(
@@ -198,29 +181,25 @@ unsafe fn map_arrays(
     submit::pass(symbol, true, || call(all.as_mut_ptr().cast()))
 }
 
-pub(crate) unsafe fn cuMemMapArrayAsync(
-    mapInfoList: *mut sys::CUarrayMapInfo,
-    count: c_uint,
-    hStream: sys::CUstream,
-) -> CuResult {
-    // SAFETY: the program's own arguments, or a copy of them.
-    unsafe {
-        map_arrays("cuMemMapArrayAsync", mapInfoList, count, |list| {
-            real::cuMemMapArrayAsync(list, count, hStream)
-        })
-    }
+macro_rules! map {
+    ($($symbol:ident $form:ident;)*) => {$(
+        pub(crate) unsafe fn $symbol(
+            mapInfoList: *mut sys::CUarrayMapInfo,
+            count: c_uint,
+            hStream: sys::CUstream,
+        ) -> CuResult {
+            submit::note_form(StreamForm::$form);
+            // SAFETY: the program's own arguments, or a copy of them.
+            unsafe {
+                map_arrays("cuMemMapArrayAsync", mapInfoList, count, |list| {
+                    real::$symbol(list, count, hStream)
+                })
+            }
+        }
+    )*};
 }
 
-pub(crate) unsafe fn cuMemMapArrayAsync_ptsz(
-    mapInfoList: *mut sys::CUarrayMapInfo,
-    count: c_uint,
-    hStream: sys::CUstream,
-) -> CuResult {
-    submit::note_form(acb_cuda_abi::StreamForm::PerThread);
-    // SAFETY: as above.
-    unsafe {
-        map_arrays("cuMemMapArrayAsync", mapInfoList, count, |list| {
-            real::cuMemMapArrayAsync_ptsz(list, count, hStream)
-        })
-    }
+map! {
+    cuMemMapArrayAsync Legacy;
+    cuMemMapArrayAsync_ptsz PerThread;
 }
