@@ -24,6 +24,7 @@ import torch  # noqa: E402
 
 torch.backends.cuda.matmul.allow_tf32 = False
 ORDER = 4096
+SAMPLES = 256
 BUFFER = bytes(range(256)) * 4096
 
 
@@ -73,7 +74,11 @@ class Products:
 
     def __init__(self, fill_mib):
         self.state, self.step = matrices()
-        self.block = torch.arange(fill_mib << 18, dtype=torch.int32, device="cuda")
+        # In parts: a range of so many numbers does not fit into 32 bits where the memory is large.
+        self.block = torch.empty(fill_mib << 18, dtype=torch.int32, device="cuda")
+        for at, part in enumerate(self.block.split(1 << 26)):
+            torch.arange(part.numel(), out=part)
+            part.add_(at)
 
     def phase(self, work):
         self.block.mul_(3).add_(1)
@@ -93,8 +98,8 @@ class Training:
     def __init__(self, fill_mib):
         torch.use_deterministic_algorithms(True)
         torch.manual_seed(7)
-        # Three times the weights of a layer.
-        layers = max(1, fill_mib // (3 * (ORDER * ORDER * 4 >> 20)))
+        # Three times the weights of a layer, and what it keeps for the way back.
+        layers = max(1, fill_mib // (3 * (ORDER * ORDER * 4 >> 20) + (SAMPLES * ORDER * 4 >> 20)))
         with torch.device("cuda"):
             parts = [torch.nn.Linear(ORDER, ORDER, bias=False) for _ in range(layers)]
         self.net = torch.nn.Sequential(*parts)
@@ -102,8 +107,8 @@ class Training:
         for part in parts:
             part.weight.data.copy_(torch.randn(ORDER, ORDER) / ORDER ** 0.5)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, foreach=False)
-        self.data = torch.randn(256, ORDER).cuda()
-        self.target = torch.randn(256, ORDER).cuda()
+        self.data = torch.randn(SAMPLES, ORDER).cuda()
+        self.target = torch.randn(SAMPLES, ORDER).cuda()
         self.phase(1)
 
     def phase(self, work):
