@@ -8,7 +8,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
-use super::graph;
+use super::{graph, pool};
 use crate::memory::{Key, LEDGER};
 use crate::pager::{Freed, PAGER};
 use crate::table::real;
@@ -35,7 +35,23 @@ unsafe fn allocate<T>(
     key: impl FnOnce(T) -> Key,
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
-    let Some(device) = current_device() else { return call() };
+    // SAFETY: the caller vouches for it.
+    unsafe { allocate_on(current_device(), symbol, bytes, place, key, call) }
+}
+
+/// The same on a device; `None`: it takes no memory of one.
+///
+/// # Safety
+/// As above.
+unsafe fn allocate_on<T>(
+    device: Option<c_int>,
+    symbol: &str,
+    bytes: u64,
+    place: *mut T,
+    key: impl FnOnce(T) -> Key,
+    call: impl FnOnce() -> CuResult,
+) -> CuResult {
+    let Some(device) = device else { return call() };
     let Some(promise) = LEDGER.reserve(symbol, device, rounded(bytes)) else {
         return CuResult::OUT_OF_MEMORY;
     };
@@ -206,7 +222,8 @@ macro_rules! stream_ordered {
                         real::$symbol(dptr, bytesize, $($parameter),*)
                     });
                 }
-                allocate($name, bytesize as u64, dptr, Key::Pointer, || {
+                let device = pool::device_of($pool, current_device());
+                allocate_on(device, $name, bytesize as u64, dptr, Key::Pointer, || {
                     real::$symbol(dptr, bytesize, $($parameter),*)
                 })
             }

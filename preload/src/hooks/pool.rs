@@ -9,7 +9,9 @@
 use crate::pager::{Home, PAGER};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
+use std::collections::BTreeMap;
 use std::ffi::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PINNED: u32 = 1;
 const ON_DEVICE: u32 = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as u32;
@@ -19,6 +21,19 @@ const RESERVED: c_uint = 5;
 const RESERVED_HIGH: c_uint = 6;
 const USED: c_uint = 7;
 const USED_HIGH: c_uint = 8;
+
+/// Pools whose memory is the driver's own, with their devices; `None`: the host.
+static ELSEWHERE: Mutex<BTreeMap<u64, Option<c_int>>> = Mutex::new(BTreeMap::new());
+
+fn elsewhere() -> MutexGuard<'static, BTreeMap<u64, Option<c_int>>> {
+    ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The device that an allocation takes memory of, where the current one would do; `None`: it is on the host.
+pub(super) fn device_of(pool: Option<u64>, current: Option<c_int>) -> Option<c_int> {
+    let known = pool.and_then(|pool| elsewhere().get(&pool).copied());
+    known.unwrap_or(current)
+}
 
 pub(crate) unsafe fn cuMemPoolCreate(
     pool: *mut sys::CUmemoryPool,
@@ -38,6 +53,10 @@ pub(crate) unsafe fn cuMemPoolCreate(
             true => Home::Device(id),
             false => Home::Driver,
         };
+        if home == Home::Driver {
+            let device = (location == ON_DEVICE).then_some(id as c_int);
+            elsewhere().insert(pool, device);
+        }
         PAGER.pool_made(pool, home, limit);
     }
     result
@@ -48,6 +67,7 @@ pub(crate) unsafe fn cuMemPoolDestroy(pool: sys::CUmemoryPool) -> CuResult {
     // SAFETY: the program's own argument.
     let result = unsafe { real::cuMemPoolDestroy(pool) };
     if result.is_success() {
+        elsewhere().remove(&(pool as u64));
         PAGER.pool_gone(pool as u64);
     }
     result

@@ -31,6 +31,7 @@ pub(crate) fn play(scenario: &str) {
         "allocate" => allocate(argument),
         "paged" => crate::paging_client::play(argument),
         "fixed" => crate::fixed_client::play(argument),
+        "pool" => pool(argument),
         "physical" => physical(),
         "no-cuda" => {}
         "arguments" => arguments(),
@@ -548,6 +549,25 @@ fn owner(address: Handle) -> String {
 }
 
 /// Every symbol of the list is found, and is the interposer's.
+/// Allocates 100 MiB from a pool that could be shared with other processes; `place` is the kind of its location.
+fn pool(place: &str) {
+    let cuda = Cuda::start();
+    // CUmemPoolProps: pinned, descriptors, location 0 of that kind; the rest is zero.
+    let kind = place.parse().expect("a number");
+    let properties: [c_int; 24] =
+        std::array::from_fn(|at| [1, 1, kind, 0].get(at).copied().unwrap_or(0));
+    let (mut pool, mut address) = (NULL, 0_u64);
+    // SAFETY: as declared.
+    unsafe {
+        let make = function!(cuda, "cuMemPoolCreate", fn(*mut Handle, *const c_int));
+        assert_eq!(make(&raw mut pool, properties.as_ptr()), 0);
+        let allocate =
+            function!(cuda, "cuMemAllocFromPoolAsync", fn(*mut u64, usize, Handle, Handle));
+        println!("allocate={}", allocate(&raw mut address, 100 << 20, pool, NULL));
+    }
+    pause();
+}
+
 fn symbols() {
     let cuda = Cuda::load();
     for function in acb_cuda_abi::FUNCTIONS {

@@ -163,6 +163,11 @@ R cuMemAlloc_v2(ptr *p, size_t n) {
     used += n; *p = (ptr)malloc(16); *(size_t *)*p = n; say("cuMemAlloc %zu", n); return OK;
 }
 R cuMemFree_v2(ptr p) { used -= *(size_t *)p; free((void *)p); say("cuMemFree"); return OK; }
+/* A pool is the place that its properties name: kind and number. */
+R cuMemPoolCreate(uint64_t **pool, int *p) { *pool = malloc(8); memcpy(*pool, p + 2, 8); return OK; }
+R cuMemAllocFromPoolAsync(ptr *p, size_t n, void *pool, struct stream *s) {
+    *p = (ptr)malloc(16); say("cuMemAllocFromPoolAsync %zu", n); return OK;
+}
 R cuMemGetInfo_v2(size_t *f, size_t *t) { if (f) *f = 1; if (t) *t = 80ull << 30; return OK; }
 R cuMemCreate(uint64_t *h, size_t n, void *p, uint64_t f) { *h = (uint64_t)malloc(1); return OK; }
 R cuMemRelease(uint64_t h) { return OK; }

@@ -173,3 +173,21 @@ fn a_question_that_a_lost_assigner_owes_is_asked_again() {
     peer.room_reply(again.seq, RoomVerdict::Granted, "");
     client.end().succeeded();
 }
+
+#[test]
+fn a_pool_on_the_host_takes_no_room_of_a_gpu() {
+    // CU_MEM_LOCATION_TYPE_DEVICE, …_HOST
+    for (place, takes) in [(1, true), (2, false)] {
+        let (lab, _assigner, mut client, mut peer) = start(&format!("pool {place}"));
+        if takes {
+            let request = peer.room_request();
+            assert_eq!((request.device, request.bytes), (0, 100 * MIB));
+            peer.room_reply(request.seq, RoomVerdict::Granted, "");
+        } else {
+            peer.hears_nothing();
+        }
+        client.tell("on");
+        client.end().succeeded().prints("allocate=0");
+        assert_eq!(lab.count("cuMemAllocFromPoolAsync"), 1);
+    }
+}
