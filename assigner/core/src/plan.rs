@@ -382,7 +382,7 @@ impl Scheduler {
         excess: Excess,
     ) -> Vec<Gpu> {
         let client = &self.clients[&who.client];
-        let pool: Vec<Gpu> = self
+        let mut pool: Vec<Gpu> = self
             .candidates(client)
             .filter(|gpu| {
                 self.gpus[gpu.index()].reserved.is_none()
@@ -390,6 +390,12 @@ impl Scheduler {
                     && self.memory.could_fit(who.client, *gpu)
             })
             .collect();
+        if client.bound.is_empty() && client.member.as_ref().is_some_and(Member::keeps) {
+            pool.sort_by_cached_key(|gpu| {
+                (self.outlook(who, *gpu, &[]), self.preference(client, *gpu))
+            });
+            pool = self.beside_siblings(who.client, &pool);
+        }
         let kept = match pool.len() < client.width as usize {
             true => Vec::new(),
             false => self.soonest(who, pool, excess),

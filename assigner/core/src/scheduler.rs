@@ -625,10 +625,11 @@ impl Scheduler {
                 state.bound.remove(&id);
                 state.load -= client.held;
             }
-            self.memory.forget(id, client.bound.iter().copied());
+            // What it had may be what others wait for; afterwards nobody knows that it had something.
             for gpu in &client.bound {
                 self.replan_memory(*gpu);
             }
+            self.memory.forget(id, client.bound.iter().copied());
         }
     }
 }

@@ -27,6 +27,8 @@
 //!   Reachable  all are kept, or lent and can be recalled ──► once all nodes can reach theirs
 //!   Kept       ◄── Firm: nothing is lent any more        ──► once all nodes have theirs
 //!   Holding    ◄── Go: members that wait are granted; for those that do not, GPUs stay kept
+//!   … due      others may have a GPU of it               ──► End once all nodes are served
+//!   … served   all members here have had their turn
 //!   Ending     ◄── End: nothing is kept any more, what is held is recalled; then Out
 //! ```
 //!
@@ -60,7 +62,7 @@ use std::time::Duration;
 pub struct Timing {
     /// How long members may be apart. After that a gang starts although some of its members do not
     /// wait (their GPUs are kept idle for them), and a round that others wait for ends although some
-    /// of its members are still at work.
+    /// of its members are still at work, once all have had their turn.
     pub slack: Duration,
     /// How long GPUs are kept for a gang that cannot start.
     pub patience: Duration,

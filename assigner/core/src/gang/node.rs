@@ -574,6 +574,13 @@ impl Standing {
     }
 }
 
+/// How many wishes for a GPU can come true at the same time.
+pub(crate) fn placed(wishes: &[&BTreeSet<Gpu>]) -> usize {
+    let mut taken: BTreeMap<Gpu, usize> = BTreeMap::new();
+    let wish = |wish: &usize| place(*wish, wishes, &mut taken, &mut BTreeSet::new());
+    (0..wishes.len()).filter(wish).count()
+}
+
 /// Finds a GPU for a wish, moving earlier ones where it must (augmenting paths).
 fn place(
     wish: usize,

@@ -15,9 +15,10 @@
 //! moment, for all of its members here or none: so nobody holds a part while waiting for the rest.
 //! Others may have the kept GPUs until the round is firm; then they are recalled.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::node::placed;
 use super::{
     GangName, GangRefusal, GangSnapshot, GangSpec, Limit, LimitOf, Newcomer, Node, NodeAction,
     NodeConfig, NodeEvent,
@@ -295,6 +296,50 @@ impl Scheduler {
                 NodeEvent::Freed(name)
             }
         })
+    }
+
+    /// Of GPUs in the order of preference, those for a member that is not bound: the first that leave its gang's other
+    /// members theirs. One that took the GPU of a bound one would keep its gang from starting, again and again.
+    pub(crate) fn beside_siblings(&self, id: ClientId, pool: &[Gpu]) -> Vec<Gpu> {
+        let client = &self.clients[&id];
+        let mut chosen = Vec::new();
+        for gpu in pool {
+            if chosen.len() == client.width as usize {
+                break;
+            }
+            chosen.push(*gpu);
+            if !self.leaves_room(client, &chosen) {
+                chosen.pop();
+            }
+        }
+        // If there is none now, it waits for what it could use like everybody else.
+        if chosen.len() < client.width as usize { pool.to_vec() } else { chosen }
+    }
+
+    /// True if all members of a client's gang for which nothing is kept yet can have GPUs beside these.
+    fn leaves_room(&self, client: &Client, taken: &[Gpu]) -> bool {
+        let Some(member) = &client.member else { return true };
+        let members = self.members_of(&member.gang);
+        // One that has just gone may not have been struck out yet.
+        let others = members.iter().filter_map(|id| self.clients.get(id));
+        let others = || others.clone().filter(|it| it.id != client.id);
+        let kept_for = |gpu: &Gpu| self.gpus[gpu.index()].reserved;
+        let is_siblings = |gpu: &Gpu| {
+            kept_for(gpu).is_some_and(|ticket| others().any(|it| it.waiting == Some(ticket)))
+        };
+        let has_some = |it: &Client| {
+            self.candidates(it).any(|gpu| it.waiting.is_some() && kept_for(&gpu) == it.waiting)
+        };
+        let lacking = others().filter(|it| !has_some(it));
+        let wishes: Vec<(BTreeSet<Gpu>, u32)> = lacking
+            .map(|it| {
+                let free = |gpu: &Gpu| !taken.contains(gpu) && !is_siblings(gpu);
+                (self.candidates(it).filter(free).collect(), it.width)
+            })
+            .collect();
+        let each = wishes.iter().flat_map(|(gpus, width)| vec![gpus; *width as usize]);
+        let each: Vec<&BTreeSet<Gpu>> = each.collect();
+        placed(&each) == each.len()
     }
 
     /// True if all GPUs are kept for members that their gang needs here.

@@ -136,11 +136,7 @@ impl Local {
             .values()
             .flat_map(|member| std::iter::repeat_n(&member.gpus, member.width as usize))
             .collect();
-        let mut taken: BTreeMap<Gpu, usize> = BTreeMap::new();
-        let placed = (0..wishes.len())
-            .filter(|wish| place(*wish, &wishes, &mut taken, &mut BTreeSet::new()))
-            .count();
-        count(placed)
+        count(placed(&wishes))
     }
 }
 
