@@ -157,7 +157,7 @@ impl Books {
             let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
             return Some(Task::Grow { bytes, carrier, node });
         }
-        // After the memory: the kernel is tried, which waits for kernels of the program's.
+        // After the memory: loading it may wait for kernels of the program's.
         if let Some(carrier) = carriers.iter().find(|carrier| !self.hashers.knows(carrier.id)) {
             return Some(Task::Load(*carrier));
         }
@@ -176,15 +176,16 @@ impl Books {
 fn perform(task: Task) -> bool {
     match task {
         Task::Load(carrier) => {
-            let mut hasher = None;
-            let tried = inside(carrier, || {
-                hasher = hashing::load();
+            let mut trial = None;
+            let entered = inside(carrier, || {
+                trial = hashing::load();
                 CuResult::SUCCESS
             });
-            if tried.is_ok() {
-                PAGER.books().hashers.set(carrier.id, hasher);
+            let mut books = PAGER.books();
+            if entered.is_ok() && books.contexts.handle(carrier.id).is_some() {
+                books.hashers.try_out(carrier.id, trial);
             }
-            tried.is_ok()
+            entered.is_ok()
         }
         Task::Grow { bytes, carrier, node } => grow(bytes, carrier, node),
         Task::Repin { id, address, bytes, carrier } => repin(id, address, bytes, carrier),

@@ -2,6 +2,8 @@
 //!
 //! Owns: module, results, launches. Does not own: what follows from a hash (`table`).
 //! Where the kernel cannot be loaded, or computes something else than it should, every chunk counts as changed.
+//!
+//! The trial waits behind kernels of the program's, and nobody waits for it but the first page-out, at which these have ended.
 
 use super::device::{self, Answer};
 use crate::log::info;
@@ -28,10 +30,26 @@ pub(super) struct Hasher {
     landed: usize,
 }
 
-/// By the numbers of contexts; `None`: it cannot be used there.
+/// What is known of the kernel in a context.
+#[derive(Debug)]
+enum State {
+    Trying(Trial),
+    Tried(Option<Hasher>),
+}
+
+/// By the numbers of contexts.
 #[derive(Debug, Default)]
 pub(super) struct Hashers {
-    hashers: BTreeMap<u64, Option<Hasher>>,
+    hashers: BTreeMap<u64, State>,
+}
+
+/// What is found when the kernel is needed.
+#[derive(Debug)]
+pub(super) enum Found {
+    Ready(Hasher),
+    /// The trial, to be looked at without the books.
+    Trying(Trial),
+    Nothing,
 }
 
 impl Hashers {
@@ -43,12 +61,26 @@ impl Hashers {
         self.hashers.contains_key(&context)
     }
 
-    pub(super) fn get(&self, context: u64) -> Option<Hasher> {
-        self.hashers.get(&context).copied().flatten()
+    pub(super) fn find(&mut self, context: u64) -> Found {
+        match self.hashers.remove(&context) {
+            Some(State::Trying(trial)) => {
+                self.hashers.insert(context, State::Tried(None));
+                Found::Trying(trial)
+            }
+            Some(State::Tried(hasher)) => {
+                self.hashers.insert(context, State::Tried(hasher));
+                hasher.map_or(Found::Nothing, Found::Ready)
+            }
+            None => Found::Nothing,
+        }
     }
 
-    pub(super) fn set(&mut self, context: u64, hasher: Option<Hasher>) {
-        self.hashers.insert(context, hasher);
+    pub(super) fn try_out(&mut self, context: u64, trial: Option<Trial>) {
+        self.hashers.insert(context, trial.map_or(State::Tried(None), State::Trying));
+    }
+
+    pub(super) fn tried(&mut self, context: u64, hasher: Option<Hasher>) {
+        self.hashers.insert(context, State::Tried(hasher));
     }
 
     pub(super) fn remove(&mut self, context: u64) {
@@ -56,58 +88,69 @@ impl Hashers {
     }
 }
 
-/// Loads the kernel into the current context and tries it; `None`, and a line in the log, where it is of no use.
-pub(super) fn load() -> Option<Hasher> {
-    match try_load() {
-        Ok(Some(hasher)) => Some(hasher),
-        Ok(None) => {
+/// The kernel, and its hash of a pattern, which is on its way. What it took goes with the context, if nobody asks.
+#[derive(Debug)]
+pub(super) struct Trial {
+    hasher: Hasher,
+    words: Vec<u64>,
+    data: u64,
+    stream: usize,
+    event: usize,
+}
+
+/// Loads the kernel into the current context and has it hash something; `None`, and a line in the log, where it is of no use.
+pub(super) fn load() -> Option<Trial> {
+    Trial::begin()
+        .inspect_err(|result| {
+            info!(
+                "the hash kernel cannot be used here ({}): all memory counts as changed when it is moved to the host",
+                device::name(*result)
+            );
+        })
+        .ok()
+}
+
+impl Trial {
+    fn begin() -> Answer<Trial> {
+        let function = device::function(hash::PTX, c"acb_hash128")?;
+        let results = device::allocate(SLOTS * 16)?;
+        let landed = device::allocate_host(SLOTS * 16).inspect_err(|_| device::free(results))?;
+        let hasher = Hasher { function, results, landed };
+        let words: Vec<u64> = (1..=TRIAL_WORDS)
+            .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17))
+            .collect();
+        let (data, stream) = (device::allocate(TRIAL_WORDS * 8)?, device::stream()?);
+        let event = device::copy_in(data, words.as_ptr() as usize, TRIAL_WORDS * 8, stream)
+            .and_then(|()| hasher.begin(1, stream))
+            .and_then(|()| hasher.launch(0, data, TRIAL_WORDS * 8, stream))
+            .and_then(|()| hasher.collect(0, 1, stream))?;
+        Ok(Trial { hasher, words, data, stream, event })
+    }
+
+    /// Whether the result is there; asked in the same context.
+    pub(super) fn has_come(&self) -> bool {
+        device::has_come(self.event) != Ok(false)
+    }
+
+    /// The kernel, if it computes what it should.
+    pub(super) fn outcome(self) -> Option<Hasher> {
+        let come = device::has_come(self.event);
+        device::destroy_event(self.event);
+        device::destroy_stream(self.stream);
+        device::free(self.data);
+        let right = self.hasher.result(0) == hash128(&self.words, 0, SEED);
+        if come != Ok(true) || !right {
             info!(
                 "the hash kernel computes something else here than it should: all memory counts as changed when it is moved \
                  to the host"
             );
-            None
+            return None;
         }
-        Err(result) => {
-            info!(
-                "the hash kernel cannot be used here ({}): all memory counts as changed when it is moved to the host",
-                device::name(result)
-            );
-            None
-        }
+        Some(self.hasher)
     }
-}
-
-fn try_load() -> Answer<Option<Hasher>> {
-    let function = device::function(hash::PTX, c"acb_hash128")?;
-    let results = device::allocate(SLOTS * 16)?;
-    let landed = device::allocate_host(SLOTS * 16).inspect_err(|_| device::free(results))?;
-    let hasher = Hasher { function, results, landed };
-    Ok(hasher.is_right()?.then_some(hasher))
 }
 
 impl Hasher {
-    /// Hashes part of its own results' memory, filled with a pattern, and compares with what the host computes.
-    fn is_right(&self) -> Answer<bool> {
-        let stream = device::stream()?;
-        let words: Vec<u64> = (1..=TRIAL_WORDS)
-            .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17))
-            .collect();
-        let data = device::allocate(TRIAL_WORDS * 8)?;
-        let outcome = device::copy_in(data, words.as_ptr() as usize, TRIAL_WORDS * 8, stream)
-            .and_then(|()| self.begin(1, stream))
-            .and_then(|()| self.launch(0, data, TRIAL_WORDS * 8, stream))
-            .and_then(|()| self.collect(0, 1, stream))
-            .and_then(|event| {
-                let result = device::wait_for(event);
-                device::destroy_event(event);
-                if result.is_success() { Ok(()) } else { Err(result) }
-            });
-        device::free(data);
-        device::destroy_stream(stream);
-        outcome?;
-        Ok(self.result(0) == hash128(&words, 0, SEED))
-    }
-
     pub(super) const fn slots() -> u64 {
         SLOTS
     }

@@ -1,10 +1,10 @@
 //! Contexts that go while their memory is elsewhere or on its way: what was asked for comes, and nobody else's content is touched.
 
-use crate::paging::{MIB, Play, start, start_in};
+use crate::paging::{MIB, Play, paged_welcome, start, start_with};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{Arena, Granted};
+use acb_wire::v1::{Arena, Granted, Welcome};
 
 /// So slow that a move can be stopped in its middle.
 fn slow(words: &str) -> Play {
@@ -12,7 +12,8 @@ fn slow(words: &str) -> Play {
     let path = lab.folder.path().join("gpu.toml");
     let text = std::fs::read_to_string(&path).expect("the lab has written it");
     std::fs::write(&path, text.replace("2 GB", "100 MB")).expect("the folder is writable");
-    start_in(lab, words)
+    // Its programs take their time between two calls.
+    start_with(lab, words, Welcome { idle_us: 2_000_000, ..paged_welcome() })
 }
 
 impl Play {

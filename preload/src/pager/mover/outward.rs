@@ -8,7 +8,7 @@ use super::{Progress, Retry, Station, has_space, unmake};
 use crate::link::LINK;
 use crate::log::{error, info, warning};
 use crate::pager::device::Window;
-use crate::pager::hashing::Hasher;
+use crate::pager::hashing::{Found, Hasher};
 use crate::pager::places::Extent;
 use crate::pager::table::{ChunkId, NotOut, Outward, State, Way};
 use crate::pager::victims::{Next, Victims};
@@ -16,10 +16,12 @@ use crate::pager::{Books, PAGER, device};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, client_message::Kind};
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Chunks dropped before the socket is looked at again.
 const DROPS_AT_ONCE: usize = 8;
+/// The trial of the hash kernel takes microseconds on a GPU that is idle; for so long a page-out waits for it.
+const TRIAL: Duration = Duration::from_millis(20);
 /// A chunk that cannot be copied out after so many tries stays.
 const TRIES: u32 = 3;
 
@@ -31,6 +33,8 @@ pub(super) struct Outbound {
     pass: Option<Pass>,
     /// Openings of the gate for which the chunks have been hashed.
     hashed: Option<u64>,
+    /// Since when a page-out waits for the kernel's trial.
+    trying: Option<Instant>,
     failures: u32,
     /// Since when a page-out waits for a place in the arena.
     placeless: Option<Instant>,
@@ -136,7 +140,9 @@ impl Outbound {
             return Progress::Waiting;
         }
         if self.plan.is_none() {
-            self.begin_pass(device, station);
+            if !self.begin_pass(device, station) {
+                return Progress::Waiting;
+            }
             let victims = PAGER.books().table.victims(device);
             self.plan = Some(Victims::new(victims));
         }
@@ -205,20 +211,41 @@ impl Outbound {
         Progress::Idle
     }
 
-    /// Has the hash kernel run over everything that may have changed, once for each time that the gate was open.
-    fn begin_pass(&mut self, device: u32, station: &Station) {
+    /// Has the hash kernel run over everything that may have changed, once for each time that the gate was open. False: whether it
+    /// can be used will be known in a moment.
+    fn begin_pass(&mut self, device: u32, station: &Station) -> bool {
         let mut books = PAGER.books();
         let openings = books.table.openings();
         if self.pass.is_some() || self.hashed == Some(openings) {
-            return;
+            return true;
         }
+        let context = station.carrier.id;
+        let hasher = match books.hashers.find(context) {
+            Found::Ready(hasher) => Some(hasher),
+            Found::Nothing => None,
+            Found::Trying(trial) => {
+                drop(books);
+                let since = *self.trying.get_or_insert_with(Instant::now);
+                if !trial.has_come() {
+                    PAGER.books().hashers.try_out(context, Some(trial));
+                    // Other programs may keep the GPU busy: then without hashes.
+                    return since.elapsed() > TRIAL;
+                }
+                let hasher = trial.outcome();
+                books = PAGER.books();
+                books.hashers.tried(context, hasher);
+                hasher
+            }
+        };
+        self.trying = None;
         self.hashed = Some(openings);
-        let Some(hasher) = books.hashers.get(station.carrier.id) else { return };
+        let Some(hasher) = hasher else { return true };
         let chunks = books.table.begin_hashing(device, Hasher::slots() as usize);
         drop(books);
         if !chunks.is_empty() {
             self.pass = Pass::begin(hasher, chunks, station);
         }
+        true
     }
 
     /// Queues the copies of a chunk.
