@@ -238,6 +238,7 @@ pub fn unchanged(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>> {
     let computing = gpu.pin_time(bytes) + Duration::from_secs(1);
     owner.ask(&format!("spin {}", computing.as_nanos()))?;
     other.ask(&allocate)?;
+    reported(&outside, &owner, |memory| memory.arena >= bytes)?;
     owner.ask("sync")?;
     // All but what the contexts take. A chunk or two may stay.
     let room = (gpu.memory - 2 * (gpu.context + OWN)) / CHUNK * CHUNK;
