@@ -8,7 +8,6 @@
 use super::contexts::Carrier;
 use super::device;
 use super::ranges::Allocation;
-use super::table::State;
 use super::{Books, Pager};
 use crate::log::debug;
 use crate::work::{self, WORK};
@@ -170,11 +169,11 @@ impl Pager {
         }
     }
 
-    /// The same for the link thread, which waits for no chunk: what is being moved is left for later. When to look again.
+    /// The same for the link thread, which waits for no chunk: what it moves or has hashed is left for later. When to look again.
     pub(super) fn reap_between_moves(&self) -> Option<Duration> {
         let waiting = self.books().frees.pending.clone();
         for pending in waiting {
-            if self.has_come(&pending) && !self.books().is_moving(pending.allocation.range) {
+            if self.has_come(&pending) && !self.books().is_worked_on(pending.allocation.range) {
                 self.finish(pending);
             }
         }
@@ -258,9 +257,9 @@ impl Pager {
 }
 
 impl Books {
-    fn is_moving(&self, range: u64) -> bool {
+    fn is_worked_on(&self, range: u64) -> bool {
         let chunks = self.ranges.range(range).map_or(&[][..], |range| &range.chunks);
-        chunks.iter().any(|id| self.table.chunk(*id).is_some_and(|c| c.state == State::Moving))
+        chunks.iter().any(|id| self.table.is_worked_on(*id))
     }
 
     fn handle_of_range(&self, range: u64) -> Option<usize> {

@@ -516,11 +516,16 @@ impl Table {
 
     // ------------------------------------------------------------ by hand
 
+    /// Whether somebody moves it, or the hash kernel is at it.
+    pub(crate) fn is_worked_on(&self, id: ChunkId) -> bool {
+        let at_it = |chunk: &Chunk| chunk.state == State::Moving || chunk.hashing.is_some();
+        self.chunks.get(&id).is_some_and(at_it)
+    }
+
     /// Takes a chunk from everyone else. `None`: somebody is at it.
     pub(crate) fn hold(&mut self, id: ChunkId) -> Option<State> {
-        let chunk = self.chunks.get(&id)?;
-        let state = chunk.state;
-        if state == State::Moving || chunk.hashing.is_some() {
+        let state = self.chunks.get(&id)?.state;
+        if self.is_worked_on(id) {
             return None;
         }
         self.change(id, |chunk| chunk.state = State::Moving);

@@ -114,6 +114,10 @@ impl World {
             return;
         }
         for id in self.table.begin_hashing(0, 100) {
+            assert!(
+                self.table.is_worked_on(id),
+                "the link thread must not wait for it: it is at it itself"
+            );
             assert_eq!(self.table.hold(id), None, "its memory must not go meanwhile");
             self.hashing.push((id, self.contents[&id].gpu));
         }
