@@ -145,7 +145,8 @@ impl Scheduler {
         if self.policy_of(&self.clients[&client]).is_exclusive() {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {
-                for other in self.gpus[gpu.index()].claimed.to_vec() {
+                let claimed = self.gpus[gpu.index()].claimed.to_vec();
+                for other in claimed {
                     let (theirs, _) = self.expected.get_mut(&other).expect("claims are expected");
                     theirs.lease = None;
                     let theirs: Vec<Gpu> = theirs.bound.iter().map(|(gpu, _)| *gpu).collect();

@@ -517,6 +517,10 @@ impl Scheduler {
         spent += self.now.since(lease.started);
         let is_early = match lease.cause {
             Some(Cause::Priority | Cause::Quota) => spent < self.config.quantum.into(),
+            // What it had others give up for it counts until it has had its quantum: else it could do so again, and they, for ever.
+            Some(Cause::Promise) => {
+                !lease.made_way.is_empty() && spent < self.config.quantum.into()
+            }
             // Its gang's round ended. What is left of a quantum must be worth a round.
             Some(Cause::Gang) => spent < (self.config.quantum / 2).into(),
             None => !lease.is_told && spent < (self.config.quantum / 2).into(),
