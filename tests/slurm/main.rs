@@ -48,6 +48,7 @@ in_both_labs! {
     a_killed_daemon_comes_back: crate::faults::daemon_is_killed,
     tasks_go_on_without_a_daemon: crate::faults::daemon_and_supervisor_are_killed,
     two_nodes_join: crate::nodes::join,
+    a_gang_holds_on_two_nodes: crate::nodes::gang,
     users_are_apart: crate::users::apart,
     a_users_folder_is_no_weapon: crate::users::folder_is_no_weapon,
     a_users_environment_is_no_weapon: crate::users::environment_is_no_weapon,
