@@ -297,7 +297,7 @@ mod tests {
         // Those that are named have failed once.
         let gangs = [
             1687, 2379, 2627, 2755, 2867, 3659, 5131, 5955, 6403, 6559, 6811, 7827, 17755, 34491,
-            36671, 51711, 52199,
+            36671, 61495, 51711, 52199,
         ];
         for seed in (0..1500).chain([1543, 2155, 2787, 3094]).chain(gangs) {
             let outcome = play(&scenario(seed), 1000);

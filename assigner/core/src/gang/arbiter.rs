@@ -384,6 +384,7 @@ impl Gang {
             let is_over = matches!(it.stage, Stage::Out | Stage::Ending);
             if it.round == round { is_over } else { it.stage != Stage::Out }
         };
+        let holds = |it: &Standing| it.round == round && is_holding(it.stage);
         let has_ended = missed || self.standings.values().any(ended);
         let next = match self.phase {
             Phase::Out if self.standings.values().any(|it| it.stage != Stage::Out) => Phase::Ending,
@@ -394,6 +395,8 @@ impl Gang {
                 self.not_before = now.after(doubled.min(timing.patience));
                 Phase::Ending
             }
+            // An earlier arbiter has said Go, and this one heard first of a node that Go had not reached.
+            Phase::Called { .. } if self.standings.values().any(holds) => Phase::Granted,
             Phase::Called { .. } if is_whole && all(has_kept) => Phase::Granted,
             Phase::Called { until, firm: false } if is_whole && all(can_keep) => {
                 Phase::Called { until, firm: true }
