@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use acb_core::Eligible;
 use acb_core::gang::{GangName, GangSpec, Timing};
-use acb_core::{Eligible, Policy};
 
 use crate::random::{Family, Lengths, Random};
 use crate::scenario::{Client, Fault, FaultKind, Node, Scenario, Work};
@@ -104,10 +104,6 @@ fn add_gang(random: &mut Random, scenario: &mut Scenario, number: u64) {
         client.eligible = Eligible::All;
         if random.chance(0.8) {
             client.gpus = 1;
-        }
-        if scenario.nodes[node].config.policy == Policy::GpuSharing {
-            // A known fault: clients beside whose memory that of a gang does not fit can wait for ever.
-            client.memory = 0;
         }
         client.gang = Some(GangSpec { name: name.clone(), size: members as u32 });
         client.work = Work::Rounds {
