@@ -295,11 +295,11 @@ mod tests {
     #[test]
     fn no_invariant_is_violated() {
         // Those that are named have failed once.
-        let gangs = [
+        let named = [
             1687, 2379, 2627, 2755, 2867, 3659, 5131, 5955, 6403, 6559, 6811, 7827, 17755, 34491,
-            36671, 61495, 51711, 52199,
+            36671, 61495, 94542, 51711, 52199,
         ];
-        for seed in (0..1500).chain([1543, 2155, 2787, 3094]).chain(gangs) {
+        for seed in (0..1500).chain([1543, 2155, 2787, 3094]).chain(named) {
             let outcome = play(&scenario(seed), 1000);
             assert_eq!(outcome.violations, [], "seed {seed}");
         }

@@ -88,6 +88,8 @@ pub(super) struct Client {
     pub(super) unsure: bool,
     /// When its latest message arrives, in both directions: they keep their order.
     pub(super) latest: (Time, Time),
+    /// When the latest that did not arrive at once does.
+    pub(super) under_way: Option<Time>,
     /// For the picture.
     doing: Option<(Doing, Time)>,
 }
@@ -122,6 +124,7 @@ impl Client {
             connected: false,
             unsure: false,
             latest: (Time(0), Time(0)),
+            under_way: None,
             doing: None,
         }
     }

@@ -88,9 +88,11 @@ impl World<'_, '_> {
         }
         let at = self.now.after(self.delay()).max(self.clients[from].latest.0);
         self.clients[from].latest.0 = at;
-        if at == self.now {
+        // An earlier one may arrive at this very moment, and not have been looked at yet.
+        if at == self.now && self.clients[from].under_way != Some(self.now) {
             self.reach_assigner(node, life, event);
         } else {
+            self.clients[from].under_way = Some(at);
             self.plan_at(at, Happening::ToAssigner(node, life, event));
         }
     }
