@@ -53,9 +53,14 @@ impl Assigner {
 
     /// A client that has gone through cuInit, with 16 GiB on its GPU.
     pub(crate) fn accept_client(&self) -> Peer {
+        self.accept_client_with(welcome())
+    }
+
+    /// The same, on other terms.
+    pub(crate) fn accept_client_with(&self, welcome: Welcome) -> Peer {
         let mut peer = self.accept();
         peer.hello();
-        peer.say(Say::Welcome(welcome()));
+        peer.say(Say::Welcome(welcome));
         assert!(matches!(peer.hear(), Hear::Bind(_)));
         peer.say(bound());
         peer
