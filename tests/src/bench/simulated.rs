@@ -3,6 +3,8 @@
 //! Owns: which scenario gives which figure. Does not own: the simulation ([`acb_sim`]). Nothing here depends on the speed
 //! of this machine.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use acb_sim::read::Overrides;
 use acb_sim::{Report, Scenario, Watch, soak};
 use anyhow::{Context, Result, bail};
@@ -179,16 +181,25 @@ pub fn promise() -> Result<Vec<Figure>> {
     Ok(vec![figure("promise_late_ms", report.promise_beyond_ms, "ms", how)])
 }
 
-/// Random scenarios with every check.
+/// Random scenarios with every check, on all cores.
 ///
 /// # Errors
 /// None.
 pub fn seeds(effort: Effort) -> Result<Vec<Figure>> {
-    let seeds = u64::from(effort.times(10_000));
-    let failed: Vec<u64> = (0..seeds)
-        .filter(|seed| !soak::play(&soak::scenario(*seed), 1000).violations.is_empty())
-        .collect();
-    let how =
-        format!("of {seeds} seeds of 1000 events; scripts/soak plays more; failed: {failed:?}");
+    let seeds = u64::from(effort.times(100_000));
+    let next = AtomicU64::new(0);
+    let play = || -> Vec<u64> {
+        std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed))
+            .take_while(|seed| *seed < seeds)
+            .filter(|seed| !soak::play(&soak::scenario(*seed), 1000).violations.is_empty())
+            .collect()
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut failed: Vec<u64> = std::thread::scope(|scope| {
+        let players: Vec<_> = (0..cores).map(|_| scope.spawn(play)).collect();
+        players.into_iter().flat_map(|it| it.join().expect("a player does not panic")).collect()
+    });
+    failed.sort_unstable();
+    let how = format!("of {seeds} seeds of 1000 events; failed: {failed:?}");
     Ok(vec![figure("seeds_violations", failed.len() as f64, "seeds", how)])
 }
