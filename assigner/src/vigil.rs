@@ -5,7 +5,7 @@
 //!
 //! A thread that sleeps is woken within 20 to 50 µs, which is most of the way from a release to the
 //! next grant. A holder says that it is about to be idle for long enough ([`ReleaseSoon`]); the worker
-//! then asks for messages again and again instead of sleeping, for at most [`LONGEST`].
+//! then asks for messages again and again instead of sleeping, for at most `LONGEST`.
 //!
 //! [`ReleaseSoon`]: acb_wire::v1::ReleaseSoon
 
