@@ -116,18 +116,18 @@ fn another_user_is_refused() {
     }
 }
 
-#[test]
-fn the_lease_of_a_killed_client_goes_to_the_next() {
-    let home = Home::new();
+/// A program of its own that holds the GPU, and a client that waits for it; `None`, and said, without python3.
+fn holder_and_next(home: &Home, script: &str) -> Option<(std::process::Child, Client)> {
     home.start(&["--gpu-list", "0"]);
     let socket = home.socket();
     let (mut next, _) = Client::join(&socket, None);
     next.bind();
     let mut holder = home.command("python3");
-    holder.args(["-c", HOLDER, socket.to_str().unwrap()]).stdout(std::process::Stdio::piped());
-    let Ok(mut holder) = holder.spawn() else {
+    holder.args(["-c", script, socket.to_str().unwrap()]);
+    holder.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let Ok(holder) = holder.spawn() else {
         eprintln!("skipped: needs python3");
-        return;
+        return None;
     };
     eventually("the other one holds", || {
         let status = home.status();
@@ -135,6 +135,13 @@ fn the_lease_of_a_killed_client_goes_to_the_next() {
         clients.iter().any(|client| client["state"] == "holding").then_some(())
     });
     next.acquire();
+    Some((holder, next))
+}
+
+#[test]
+fn the_lease_of_a_killed_client_goes_to_the_next() {
+    let home = Home::new();
+    let Some((mut holder, mut next)) = holder_and_next(&home, HOLDER) else { return };
     holder.kill().unwrap();
     next.granted();
     holder.wait().unwrap();
@@ -145,22 +152,7 @@ fn the_lease_of_a_killed_client_goes_to_the_next() {
 #[test]
 fn the_lease_of_a_program_that_runs_another_in_its_place_goes_to_the_next() {
     let home = Home::new();
-    home.start(&["--gpu-list", "0"]);
-    let socket = home.socket();
-    let (mut next, _) = Client::join(&socket, None);
-    next.bind();
-    let mut holder = home.command("python3");
-    holder.args(["-c", REPLACED, socket.to_str().unwrap()]).stdin(std::process::Stdio::piped());
-    let Ok(mut holder) = holder.spawn() else {
-        eprintln!("skipped: needs python3");
-        return;
-    };
-    eventually("the other one holds", || {
-        let status = home.status();
-        let clients = status["nodes"][0]["clients"].as_array().unwrap().clone();
-        clients.iter().any(|client| client["state"] == "holding").then_some(())
-    });
-    next.acquire();
+    let Some((mut holder, mut next)) = holder_and_next(&home, REPLACED) else { return };
     // It execs, and lives on.
     drop(holder.stdin.take());
     next.granted();

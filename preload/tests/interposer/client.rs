@@ -19,14 +19,14 @@ pub(crate) fn play(scenario: &str) {
         "launch" => launch(argument),
         "launch-per-thread" => launch_per_thread(),
         "endless" => endless(),
-        "cancel" => cancel(),
-        "stuck-call" => stuck_call(),
+        "cancel" => crate::process_client::cancel(),
+        "stuck-call" => crate::process_client::stuck_call(),
         "capture" => capture(argument),
         "destroy-busy" => destroy_busy(argument),
         "destroy-twice" => destroy_twice(),
         "literal" => literal(),
-        "close-all" => close_all(argument),
-        "fork-while-starting" => fork_while_starting(),
+        "close-all" => crate::process_client::close_all(argument),
+        "fork-while-starting" => crate::process_client::fork_while_starting(),
         "streams" => streams(),
         "allocate" => allocate(argument),
         "paged" => crate::paging_client::play(argument),
@@ -38,7 +38,7 @@ pub(crate) fn play(scenario: &str) {
         "addresses" => addresses(argument),
         "symbols" => symbols(),
         "unsupported" => unsupported(),
-        "fork" => fork(argument),
+        "fork" => crate::process_client::fork(argument),
         "bench" => bench(),
         other => panic!("no scenario {other}"),
     }
@@ -52,7 +52,7 @@ pub(crate) fn pause() {
 }
 
 pub(crate) struct Cuda {
-    library: usize,
+    pub(crate) library: usize,
 }
 
 /// A function of the driver; the signature is that of its header.
@@ -222,53 +222,6 @@ fn launch_per_thread() {
     pause();
 }
 
-/// A call that waits for the GPU is interrupted by a signal handler that never returns.
-fn stuck_call() {
-    use std::os::unix::thread::JoinHandleExt;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    static STUCK: AtomicBool = AtomicBool::new(false);
-    extern "C" fn never_returns(_: c_int) {
-        STUCK.store(true, Ordering::SeqCst);
-        loop {
-            // SAFETY: pause(2) may be called in a handler.
-            unsafe { libc::pause() };
-        }
-    }
-    let cuda = std::sync::Arc::new(Cuda::start());
-    let handler = never_returns as extern "C" fn(c_int);
-    // SAFETY: the handler calls nothing but what a handler may call.
-    unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
-    let theirs = cuda.clone();
-    let waiter = std::thread::spawn(move || theirs.launch(1, NULL));
-    pause();
-    // SAFETY: the thread lives, for nobody lets it through the gate.
-    unsafe { libc::pthread_kill(waiter.as_pthread_t(), libc::SIGUSR1) };
-    while !STUCK.load(Ordering::SeqCst) {
-        std::thread::yield_now();
-    }
-    assert_eq!(cuda.synchronize(), 0);
-    println!("launch={}", cuda.launch(2, NULL));
-}
-
-/// A thread is cancelled while it waits at the gate, and another in the middle of a call.
-fn cancel() {
-    let cuda = Cuda::start();
-    let driver = std::env::var("ACB_DRIVER").expect("the driver's path");
-    let driver = CString::new(driver).expect("no NUL");
-    // SAFETY: a path that ends in NUL.
-    let library = unsafe { libc::dlopen(driver.as_ptr(), libc::RTLD_NOW) } as usize;
-    let driver = Cuda { library };
-    let memset = cuda.find("cuMemsetD8_v2");
-    for _ in 0..2 {
-        // SAFETY: as declared in the driver for tests.
-        let ended = unsafe { function!(driver, "dummyCancel", fn(Handle, c_int))(memset, 100) };
-        println!("cancelled={ended}");
-        pause();
-    }
-    println!("launch={}", cuda.launch(0, NULL));
-    pause();
-}
-
 /// A kernel that ends only when this program sets its flag, which is a submission too.
 fn endless() {
     let cuda = Cuda::start();
@@ -347,48 +300,6 @@ fn literal() {
     // SAFETY: the string lives for ever, and putenv does not write to it.
     assert_eq!(unsafe { libc::putenv(CHOICE.as_ptr().cast_mut()) }, 0);
     println!("cuInit={}", Cuda::load().init());
-}
-
-/// Closes every descriptor but the standard ones, as daemons do, and opens files instead.
-fn close_all(folder: &str) {
-    let cuda = Cuda::start();
-    assert_eq!(cuda.launch(0, NULL), 0);
-    pause();
-    // SAFETY: nothing of this program uses descriptors from 3 on.
-    unsafe { libc::close_range(3, c_uint::MAX, 0) };
-    let mut files: Vec<_> = Vec::new();
-    for n in 0..1020 {
-        let options = std::fs::OpenOptions::new().create(true).append(true).to_owned();
-        files.extend(options.open(format!("{folder}/{n}")));
-    }
-    pause();
-    assert_eq!(cuda.launch(0, NULL), 0);
-    pause();
-    for file in &files {
-        assert_eq!(file.metadata().expect("it is open").len(), 0, "a file was written to");
-    }
-}
-
-/// A thread is in cuInit when another forks; the child tries CUDA.
-fn fork_while_starting() {
-    std::thread::scope(|scope| {
-        scope.spawn(|| println!("parent={}", Cuda::load().init()));
-        pause();
-        // SAFETY: the child does what programs do in children, and leaves by _exit.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let line = format!("child={}\n", Cuda::load().init());
-            // SAFETY: plain system calls.
-            unsafe {
-                libc::write(1, line.as_ptr().cast(), line.len());
-                libc::_exit(0);
-            }
-        }
-        let mut status = 0;
-        // SAFETY: waits for the child made above.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        pause();
-    });
 }
 
 /// Streams are made, used and destroyed while the link asks about them.
@@ -582,42 +493,6 @@ fn unsupported() {
     println!("result={}", unsafe {
         function!(cuda, "cuDeviceGetP2PAttribute", fn(Handle, c_int, c_int, c_int))(NULL, 0, 0, 0)
     });
-}
-
-/// `before`: the child of a process that never used CUDA uses it. `after`: that of one that did.
-fn fork(when: &str) {
-    let cuda = Cuda::load();
-    if when == "after" {
-        assert_eq!(cuda.init(), 0);
-    }
-    // SAFETY: the child does what programs do in children, and leaves by _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let mut count = 0;
-        // SAFETY: as declared.
-        let counted =
-            unsafe { function!(cuda, "cuDeviceGetCount", fn(*mut c_int))(&raw mut count) };
-        let mut context = NULL;
-        // SAFETY: as declared.
-        let made = unsafe {
-            function!(cuda, "cuDevicePrimaryCtxRetain", fn(*mut Handle, c_int))(&raw mut context, 0)
-        };
-        let results = [counted, cuda.init(), made, cuda.launch(0, NULL), cuda.allocate(1).0];
-        let line = format!("child={results:?}\n");
-        // SAFETY: plain system calls; the harness's stdout may be locked by a thread that is not here.
-        unsafe {
-            libc::write(1, line.as_ptr().cast(), line.len());
-            libc::_exit(0);
-        }
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(status, 0, "the child died");
-    if when == "after" {
-        println!("parent={}", cuda.init());
-        pause();
-    }
 }
 
 /// Nanoseconds of a call that the driver for tests answers at once.

@@ -18,6 +18,7 @@ mod paging;
 mod paging_client;
 mod paging_contexts;
 mod paging_shared;
+mod process_client;
 mod rooms;
 
 /// Not a test of its own: where the clients of the others begin.

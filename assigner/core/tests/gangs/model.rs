@@ -27,6 +27,7 @@ const TIMING: Timing = Timing {
     retry: Duration::from_nanos(1),
 };
 
+#[derive(Default)]
 struct Small {
     /// GPUs of each node.
     nodes: Vec<u32>,
@@ -342,11 +343,9 @@ fn a_gang_on_two_nodes_and_a_rival() {
         gangs,
         singles,
         on_the_way: 1,
-        timers: 0,
-        crashes: 0,
-        losses: 0,
         takes: true,
         turns: true,
+        ..Small::default()
     });
     assert!(states > 10_000, "{states}");
 }
@@ -355,17 +354,7 @@ fn a_gang_on_two_nodes_and_a_rival() {
 fn two_gangs_that_want_the_same() {
     let gangs = vec![vec![(0, 0), (1, 0)], vec![(1, 0), (0, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states = check(Small {
-        nodes,
-        gangs,
-        singles,
-        on_the_way: 1,
-        timers: 0,
-        crashes: 0,
-        losses: 0,
-        takes: false,
-        turns: false,
-    });
+    let states = check(Small { nodes, gangs, singles, on_the_way: 1, ..Small::default() });
     assert!(states > 10_000, "{states}");
 }
 
@@ -380,9 +369,7 @@ fn a_gang_on_two_nodes_of_which_one_crashes() {
         on_the_way: 1,
         timers: 1,
         crashes: 1,
-        losses: 0,
-        takes: false,
-        turns: false,
+        ..Small::default()
     });
     assert!(states > 10_000, "{states}");
 }
@@ -391,17 +378,7 @@ fn a_gang_on_two_nodes_of_which_one_crashes() {
 fn messages_that_overtake_each_other() {
     let gangs = vec![vec![(0, 0), (1, 0)]];
     let (nodes, singles) = (vec![1, 1], vec![]);
-    let states = check(Small {
-        nodes,
-        gangs,
-        singles,
-        on_the_way: 2,
-        timers: 0,
-        crashes: 0,
-        losses: 0,
-        takes: false,
-        turns: false,
-    });
+    let states = check(Small { nodes, gangs, singles, on_the_way: 2, ..Small::default() });
     assert!(states > 10_000, "{states}");
 }
 
