@@ -443,10 +443,14 @@ impl Scheduler {
         }
     }
 
-    /// The leases in the way of a client that may have all of them recalled at once, and why; none if one of them must
-    /// be waited for.
+    /// The leases in the way of a client that may have all of them recalled at once, and why, in the order of `claim`;
+    /// none if one of them must be waited for.
     pub(crate) fn takeable(&self, who: &Claimant, kept: &[Gpu]) -> Vec<(ClientId, Cause)> {
         let mut recalls: Vec<(ClientId, Cause)> = Vec::new();
+        if kept.iter().any(|gpu| !self.gpus[gpu.index()].claimed.is_empty()) {
+            return recalls; // who is expected back cannot be recalled
+        }
+        let taken = self.holders_of(kept);
         for holder in kept.iter().flat_map(|gpu| &self.gpus[gpu.index()].holders) {
             let lease = self.lease(*holder);
             if lease.recalled.is_some() || recalls.iter().any(|(id, _)| id == holder) {
@@ -455,13 +459,15 @@ impl Scheduler {
             if !lease.is_ready {
                 return Vec::new(); // not in the middle of its page-in
             }
-            let taken: Vec<ClientId> = recalls.iter().map(|(id, _)| *id).collect();
             match self.claim(who, *holder, &taken) {
                 Claim::Now(cause) => recalls.push((*holder, cause)),
                 // Its tenant would fall below its guarantee by what else is taken from it.
                 Claim::AtQuantum | Claim::Never => return Vec::new(),
             }
         }
+        recalls.sort_by_key(|(id, cause)| {
+            (*cause != Cause::Promise, self.clients[id].width, self.lease(*id).epoch)
+        });
         recalls
     }
 
@@ -470,45 +476,49 @@ impl Scheduler {
         let client = &self.clients[&who.client];
         let width = client.width as usize;
         if !client.bound.is_empty() || pool.len() == width {
-            let mut taken = Vec::new();
-            let all = pool.iter().map(|gpu| {
-                let outlook = self.outlook(who, *gpu, &taken);
-                self.take(&mut taken, *gpu);
-                (*gpu, outlook)
-            });
+            let taken = self.holders_of(&pool);
+            let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &taken)));
             return all.collect();
         }
-        let mut chosen: Vec<(Gpu, Outlook)> = Vec::with_capacity(width);
         let mut taken: Vec<ClientId> = Vec::new();
         if width == 1 && excess.is_none() {
             // The usual case: what comes back when decides, the rest only between equals.
-            let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &[])));
+            let beside = |gpu: Gpu| &self.gpus[gpu.index()].holders;
+            let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, beside(*gpu))));
             let least = all.reduce(|best, other| {
                 let before = |(gpu, _): &(Gpu, Outlook)| self.preference(client, *gpu);
                 let ordered = other.1.cmp(&best.1).then_with(|| before(&other).cmp(&before(&best)));
                 if ordered.is_lt() { other } else { best }
             });
-            chosen.extend(least);
-            return chosen;
+            return least.into_iter().collect();
         }
+        let mut chosen: Vec<Gpu> = Vec::with_capacity(width);
         let mut excess = excess;
         while chosen.len() < width {
             let left = |gpu: Gpu| self.left_of(excess, who.lane, [gpu].into_iter(), &taken);
             let key = |gpu: Gpu| {
-                let far: u32 = chosen
-                    .iter()
-                    .map(|(other, _)| self.config.topology.distance(gpu, *other))
-                    .sum();
+                let far = chosen.iter().map(|other| self.config.topology.distance(gpu, *other));
+                let far: u32 = far.sum();
                 let helps = Reverse(excess.helped_by(left(gpu)));
                 (helps, self.outlook(who, gpu, &taken), far, self.preference(client, gpu))
             };
             let best = (0..pool.len()).min_by_key(|at| key(pool[*at]));
             let gpu = pool.swap_remove(best.expect("the pool is as large as what is wanted"));
-            chosen.push((gpu, self.outlook(who, gpu, &taken)));
+            chosen.push(gpu);
             excess = left(gpu);
             self.take(&mut taken, gpu);
         }
-        chosen
+        // One that alone could be taken may be protected by what else is.
+        chosen.into_iter().map(|gpu| (gpu, self.outlook(who, gpu, &taken))).collect()
+    }
+
+    /// Those who hold GPUs, each once.
+    fn holders_of(&self, gpus: &[Gpu]) -> Vec<ClientId> {
+        let mut holders = Vec::new();
+        for gpu in gpus {
+            self.take(&mut holders, *gpu);
+        }
+        holders
     }
 
     /// Adds the holders of a GPU to those from whom something is taken: each lease once, however many GPUs it covers.

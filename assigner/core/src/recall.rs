@@ -27,7 +27,7 @@ use crate::gang::{NodeEvent, Seat};
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Given, LaneKey};
-use crate::scheduler::{Lease, Scheduler, Ticket};
+use crate::scheduler::{Client, Lease, Scheduler, Ticket};
 
 /// What a waiting client may do about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,9 @@ impl Lease {
 
 impl Scheduler {
     /// What a waiting client may do about the lease of another.
-    /// `taken`: what else would be taken with it.
+    /// `taken`: what else would be taken with it. Of one tenant, what was let go before it is taken first, then the smaller
+    /// leases: its guarantee is compared with what those leave, whatever the order of their GPUs is. So what a tenant
+    /// borrows for a while does not cost it what it is guaranteed.
     pub(crate) fn claim(&self, who: &Claimant, holder: ClientId, taken: &[ClientId]) -> Claim {
         match self.claim_by_rank(who, holder, taken) {
             Claim::Now(Cause::Priority | Cause::Quota) if self.has_made_way(who.client, holder) => {
@@ -150,10 +152,15 @@ impl Scheduler {
         if who.lane.tenant == holder.tenant {
             return by_level;
         }
+        let waits = self.clients[&who.client].waiting;
+        let place = |client: &Client| (client.width, client.lease.as_ref().map(|it| it.epoch));
         let others = taken.iter().filter(|other| **other != id).map(|other| &self.clients[other]);
         let others = others.filter(|other| {
-            other.tenant == holder.tenant
-                && other.lease.as_ref().is_some_and(|lease| lease.recalled.is_none())
+            let Some(lease) = other.lease.as_ref().filter(|lease| lease.recalled.is_none()) else {
+                return false;
+            };
+            let passed = waits.is_some_and(|ticket| lease.passed.contains(&ticket));
+            other.tenant == holder.tenant && (passed || place(other) < place(holder))
         });
         let taken = others.map(|other| other.width).sum();
         match (self.tenants.of(holder.tenant).is_protected(taken), who.entitled) {
@@ -419,7 +426,7 @@ impl Scheduler {
                     }
                     None => self.recall(id, cause),
                 }
-                self.mark_waited_for(id, who);
+                self.mark_waited_for(id, None);
             }
         }
         fired

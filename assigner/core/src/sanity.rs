@@ -41,6 +41,9 @@ pub enum SanityError {
     /// A client waits first in line, but holders in its way have not been told.
     #[error("{0} waits, but the holder of {1} has not been told")]
     Untold(ClientId, Gpu),
+    /// A client could have what is kept for it recalled at once, but waits.
+    #[error("{0} may have all of its GPUs recalled at once, but {1} is spared")]
+    Spared(ClientId, ClientId),
     /// A request that has made way for another one twice: they could go on for ever.
     #[error("one request has made way for that of {0} twice")]
     Twice(ClientId),
@@ -287,6 +290,7 @@ impl Scheduler {
             }
             let kept_gpus: Vec<Gpu> = kept_for(*ticket).map(|(gpu, _)| gpu).collect();
             self.check_told(*ticket, &kept_gpus)?;
+            self.check_spared(*ticket, &kept_gpus)?;
             if kept == 0 && !limited {
                 self.check_not_outranked(*ticket, &candidates)?;
             }
@@ -313,6 +317,17 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    /// Nobody is spared whom a guarantee, a level or a promise may recall at once, if that lets the other one start.
+    fn check_spared(&self, ticket: Ticket, kept: &[Gpu]) -> Result<(), SanityError> {
+        let waiter = &self.queue[&ticket];
+        let lane = self.clients[&waiter.client].lane();
+        let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
+        match self.takeable(&who, kept).first() {
+            Some((spared, _)) => Err(SanityError::Spared(waiter.client, *spared)),
+            None => Ok(()),
+        }
     }
 
     /// No request has made way for another one twice: what keeps them from taking GPUs from each other for ever.
