@@ -33,5 +33,6 @@ mod pager;
 mod paths;
 mod process;
 mod settings;
+mod shared_pools;
 mod table;
 mod work;

@@ -55,6 +55,8 @@ pub(crate) enum Key {
     Library(usize, usize),
     /// What a context has for kernels, by the limit's number.
     Limit(usize, u32),
+    /// What the driver has reserved for a pool for other processes, by the pool's number here.
+    Pool(u64),
     /// What a graph allocates when it runs, by its number here and the device.
     Graph(u64, u32),
 }
@@ -129,6 +131,13 @@ pub(crate) struct Promise {
     bytes: u64,
     portion: Portion,
     kind: MemoryKind,
+}
+
+impl Promise {
+    /// The same for memory that is not called by the call that asks for it.
+    pub(crate) fn of_kind(self, kind: MemoryKind) -> Promise {
+        Promise { kind, ..self }
+    }
 }
 
 /// How much is asked for at once.

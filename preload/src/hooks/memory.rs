@@ -65,6 +65,11 @@ unsafe fn allocate_on<T>(
     result
 }
 
+/// Linear memory of the driver's: of a pool for other processes, or an allocation of its own.
+fn free_address(address: u64, call: impl Fn() -> CuResult) -> CuResult {
+    pool::free_shared(address, &call).unwrap_or_else(|| free(Key::Pointer(address), call))
+}
+
 fn free(key: Key, call: impl FnOnce() -> CuResult) -> CuResult {
     let taken = LEDGER.take(key);
     let result = call();
@@ -166,7 +171,7 @@ pub(crate) unsafe fn cuMemFree_v2(dptr: u64) -> CuResult {
         return result;
     }
     // SAFETY: the program's own argument.
-    free(Key::Pointer(dptr), || unsafe { real::cuMemFree_v2(dptr) })
+    free_address(dptr, || unsafe { real::cuMemFree_v2(dptr) })
 }
 
 /// Memory of the pager's; `None`: it pages nothing here, or the driver has to say what is wrong.
@@ -222,10 +227,12 @@ macro_rules! stream_ordered {
                         real::$symbol(dptr, bytesize, $($parameter),*)
                     });
                 }
+                let call = || real::$symbol(dptr, bytesize, $($parameter),*);
+                if let Some(result) = pool::allocate_shared($name, bytesize as u64, dptr, $pool, call) {
+                    return result;
+                }
                 let device = pool::device_of($pool, current_device());
-                allocate_on(device, $name, bytesize as u64, dptr, Key::Pointer, || {
-                    real::$symbol(dptr, bytesize, $($parameter),*)
-                })
+                allocate_on(device, $name, bytesize as u64, dptr, Key::Pointer, call)
             }
         }
     )*};
@@ -292,7 +299,7 @@ pub(crate) unsafe fn cuMemFreeAsync(dptr: u64, hStream: sys::CUstream) -> CuResu
     let call = || unsafe { real::cuMemFreeAsync(dptr, hStream) };
     match graph::captured(stream_of(hStream, StreamForm::Legacy).0) {
         Some(graph) => graph::free(graph, dptr, call),
-        None => free(Key::Pointer(dptr), call),
+        None => free_address(dptr, call),
     }
 }
 
@@ -304,7 +311,7 @@ pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> C
     let call = || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) };
     match graph::captured(stream_of(hStream, StreamForm::PerThread).0) {
         Some(graph) => graph::free(graph, dptr, call),
-        None => free(Key::Pointer(dptr), call),
+        None => free_address(dptr, call),
     }
 }
 

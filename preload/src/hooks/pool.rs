@@ -2,17 +2,23 @@
 //!
 //! Owns: what programs see of it. Does not own: allocating and freeing (`memory`).
 //!
-//! Pools elsewhere than on a device, and those whose memory is for other processes, have memory of the driver's own.
+//! Pools elsewhere than on a device, and those whose memory is for other processes, have memory of the driver's own. That of
+//! the latter counts as "pools" (`shared_pools`).
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use super::memory::{current_device, rounded};
+use crate::memory::{Key, LEDGER};
 use crate::pager::{Home, PAGER};
+use crate::shared_pools::{Change, PoolId, SHARED_POOLS};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::collections::BTreeMap;
 use std::ffi::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// As status calls it.
+const SHARED: &str = "pools";
 const PINNED: u32 = 1;
 const ON_DEVICE: u32 = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as u32;
 
@@ -56,6 +62,9 @@ pub(crate) unsafe fn cuMemPoolCreate(
         if home == Home::Driver {
             let device = (location == ON_DEVICE).then_some(id as c_int);
             elsewhere().insert(pool, device);
+            if types != 0 && location == ON_DEVICE {
+                SHARED_POOLS.made(pool, id);
+            }
         }
         PAGER.pool_made(pool, home, limit);
     }
@@ -69,6 +78,7 @@ pub(crate) unsafe fn cuMemPoolDestroy(pool: sys::CUmemoryPool) -> CuResult {
     if result.is_success() {
         elsewhere().remove(&(pool as u64));
         PAGER.pool_gone(pool as u64);
+        return_memory(SHARED_POOLS.destroyed(pool as u64));
     }
     result
 }
@@ -116,7 +126,119 @@ pub(crate) unsafe fn cuMemPoolSetAttribute(
 pub(crate) unsafe fn cuMemPoolTrimTo(pool: sys::CUmemoryPool, minBytesToKeep: usize) -> CuResult {
     PAGER.trim();
     // SAFETY: the program's own arguments.
-    unsafe { real::cuMemPoolTrimTo(pool, minBytesToKeep) }
+    let result = unsafe { real::cuMemPoolTrimTo(pool, minBytesToKeep) };
+    if let Some((id, _)) = SHARED_POOLS.find(pool as u64) {
+        settle("cuMemPoolTrimTo", pool as u64, id);
+    }
+    result
+}
+
+/// The pool for other processes that an allocation comes from, if it does; without a pool it comes from the device's.
+fn shared_source(pool: Option<u64>) -> Option<(u64, PoolId, u32)> {
+    if SHARED_POOLS.are_none() {
+        return None;
+    }
+    let pool = match pool {
+        Some(pool) => pool,
+        None => {
+            let mut current = std::ptr::null_mut();
+            // SAFETY: a place on this stack.
+            let result = unsafe { real::cuDeviceGetMemPool(&raw mut current, current_device()?) };
+            result.is_success().then_some(current as u64)?
+        }
+    };
+    SHARED_POOLS.find(pool).map(|(id, device)| (pool, id, device))
+}
+
+/// An allocation in a pool for other processes; `None`: it is in none.
+///
+/// # Safety
+/// `place` is where `call` puts the address when it succeeds.
+pub(super) unsafe fn allocate_shared(
+    symbol: &str,
+    bytes: u64,
+    place: *const u64,
+    pool: Option<u64>,
+    call: impl FnOnce() -> CuResult,
+) -> Option<CuResult> {
+    let (pool, id, device) = shared_source(pool)?;
+    let bytes = rounded(bytes);
+    let growth = SHARED_POOLS.begin(id, bytes);
+    let Some(promise) = LEDGER.reserve_exactly(symbol, device as c_int, growth) else {
+        SHARED_POOLS.failed(id, bytes, growth);
+        return Some(CuResult::OUT_OF_MEMORY);
+    };
+    let result = call();
+    if !result.is_success() {
+        LEDGER.forget(promise);
+        SHARED_POOLS.failed(id, bytes, growth);
+        return Some(result);
+    }
+    // SAFETY: the call succeeded.
+    let address = unsafe { place.read_unaligned() };
+    LEDGER.grown(promise.of_kind(SHARED), key(id), 0);
+    SHARED_POOLS.allocated(id, address, bytes);
+    if settle(symbol, pool, id) {
+        return Some(result);
+    }
+    // The driver took more than there is room for.
+    // SAFETY: what has just been allocated, and nobody knows yet.
+    let _ = free_shared(address, || unsafe { real::cuMemFree_v2(address) });
+    Some(CuResult::OUT_OF_MEMORY)
+}
+
+/// The end of such an allocation; `None`: it is none.
+pub(super) fn free_shared(address: u64, call: impl FnOnce() -> CuResult) -> Option<CuResult> {
+    let freeing = SHARED_POOLS.take(address)?;
+    let result = call();
+    match result.is_success() {
+        true => return_memory(SHARED_POOLS.freed(freeing)),
+        false => SHARED_POOLS.put_back(freeing),
+    }
+    Some(result)
+}
+
+fn key(PoolId(id): PoolId) -> Key {
+    Key::Pool(id)
+}
+
+fn return_memory(gone: Option<(PoolId, u64)>) {
+    if let Some((id, bytes)) = gone
+        && bytes > 0
+    {
+        LEDGER.shrunk(key(id), bytes);
+    }
+}
+
+/// Counts what the driver has reserved for a pool; false: there is no room for that, and the reason has been told.
+fn settle(symbol: &str, pool: u64, id: PoolId) -> bool {
+    let mut reserved = 0_u64;
+    // SAFETY: a pool that exists, and a place on this stack for a number of 64 bits.
+    let result = unsafe {
+        let place = (&raw mut reserved).cast();
+        real::cuMemPoolGetAttribute(pool as sys::CUmemoryPool, RESERVED, place)
+    };
+    if !result.is_success() {
+        return true;
+    }
+    match SHARED_POOLS.settle(id, reserved) {
+        Change::None => true,
+        Change::Less(bytes) => {
+            LEDGER.shrunk(key(id), bytes);
+            true
+        }
+        Change::More(bytes) => {
+            let device = SHARED_POOLS.find(pool).map_or(0, |(_, device)| device);
+            match LEDGER.reserve_exactly(symbol, device as c_int, bytes) {
+                Some(promise) => LEDGER.grown(promise.of_kind(SHARED), key(id), 0),
+                None => {
+                    SHARED_POOLS.not_more(id, bytes);
+                    return false;
+                }
+            }
+            true
+        }
+    }
 }
 
 pub(crate) unsafe fn cuMemPoolSetAccess(

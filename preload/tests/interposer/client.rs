@@ -30,6 +30,7 @@ pub(crate) fn play(scenario: &str) {
         "streams" => streams(),
         "allocate" => allocate(argument),
         "paged" => crate::paging_client::play(argument),
+        "between" => crate::between_client::play(argument),
         "fixed" => crate::fixed_client::play(argument),
         "pool" => pool(argument),
         "physical" => physical(),

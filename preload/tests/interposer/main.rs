@@ -7,6 +7,8 @@ mod assigner;
 mod client;
 mod setup;
 
+mod between;
+mod between_client;
 mod contact;
 mod exports;
 mod fixed;

@@ -58,7 +58,11 @@ impl Task {
                 Work::Set(_) => 2,
                 Work::Host(_) => 3,
                 Work::Free(_) => 11,
-                Work::Nothing | Work::Event(_) | Work::Map(..) => 5,
+                Work::Nothing
+                | Work::Event(_)
+                | Work::Signal(..)
+                | Work::Await(..)
+                | Work::Map(..) => 5,
                 Work::Wait(_) => 12,
             },
             Task::Child(_) => 4,

@@ -24,6 +24,7 @@ mod physical;
 mod pool;
 mod ptx;
 mod replay;
+mod shared_event;
 mod space;
 mod timeline;
 mod work;

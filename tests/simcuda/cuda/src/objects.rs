@@ -1,6 +1,6 @@
 //! The objects that programs hold handles to, and the tables of them. Data only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use acb_cuda_abi::CuResult;
@@ -15,8 +15,10 @@ use crate::kernels::Kernel;
 use crate::link::Link;
 use crate::physical::Physical;
 use crate::ptx::{Image, Parameter};
+use crate::shared_event::SharedEvent;
 use crate::space::{ALIGNMENT, GRANULARITY, Space};
 use crate::timeline::{Op, Timeline};
+use crate::work::Work;
 
 /// A context.
 pub(crate) struct Context {
@@ -69,6 +71,8 @@ pub(crate) struct Stream {
 pub(crate) struct Event {
     pub(crate) context: Handle<Context>,
     pub(crate) timed: bool,
+    /// Alone it says how far the event is, but for what is captured.
+    pub(crate) shared: Option<Arc<SharedEvent>>,
     pub(crate) state: EventState,
 }
 
@@ -125,10 +129,28 @@ pub(crate) struct Mapped {
     pub(crate) references: u32,
 }
 
+/// Memory of another process's, opened by its handle.
+pub(crate) struct OpenedMemory {
+    pub(crate) context: Handle<Context>,
+    /// What the handle said.
+    pub(crate) named: [u64; 4],
+    /// It is closed as often.
+    pub(crate) times: u32,
+}
+
+/// A pool that several processes have: the one that it is of, and its handle there.
+pub(crate) type PoolName = [u64; 2];
+
 /// A pool of memory that is handed out in stream order.
 pub(crate) struct Pool {
     pub(crate) ordinal: usize,
     pub(crate) default: bool,
+    /// Types of handles that can be made of it.
+    pub(crate) handle_types: u32,
+    /// Another process's, of which single allocations are imported.
+    pub(crate) origin: Option<PoolName>,
+    /// The file by which others find it.
+    pub(crate) file: Option<std::fs::File>,
     /// Other GPUs that reach its allocations, one bit each.
     pub(crate) open_to: u32,
     pub(crate) release_threshold: u64,
@@ -215,6 +237,7 @@ pub(crate) struct Tables {
     pub(crate) libraries: Slab<Library>,
     pub(crate) kernels: Slab<LibraryKernel>,
     pub(crate) mapped: Slab<Mapped>,
+    pub(crate) opened: BTreeMap<u64, OpenedMemory>,
     pub(crate) pools: Slab<Pool>,
     pub(crate) device_pools: Vec<(Handle<Pool>, Handle<Pool>)>,
     pub(crate) graphs: Slab<Graph>,
@@ -246,6 +269,7 @@ impl Tables {
             libraries: Slab::new(Tag::Library),
             kernels: Slab::new(Tag::Kernel),
             mapped: Slab::new(Tag::Physical),
+            opened: BTreeMap::new(),
             pools: Slab::new(Tag::Pool),
             device_pools: Vec::new(),
             graphs: Slab::new(Tag::Graph),
@@ -277,6 +301,25 @@ impl Tables {
         match context.broken {
             Some(code) => Err(code),
             None => Ok(context),
+        }
+    }
+
+    /// The work that records an event.
+    pub(crate) fn recording_work(&self, handle: Handle<Event>) -> Work {
+        match self.events.get(handle).and_then(|event| event.shared.as_ref()) {
+            Some(shared) => Work::Signal(Arc::clone(shared), shared.record()),
+            None => Work::Event(handle),
+        }
+    }
+
+    /// That work has been handed in.
+    pub(crate) fn is_recorded(&mut self, handle: Handle<Event>, op: Option<Handle<Op>>) {
+        let Some(event) = self.events.get_mut(handle) else { return };
+        match (&event.shared, op) {
+            (Some(_), _) => event.state = EventState::Unrecorded,
+            (None, Some(op)) => event.state = EventState::Pending(op),
+            // It was over at once, and noted so.
+            (None, None) => {}
         }
     }
 

@@ -73,14 +73,7 @@ impl Physical {
             return Ok(file.as_raw_fd());
         }
         // The name tells an importer of the descriptor which GPU it is.
-        let name = CString::new(format!("{NAME}{}", self.gpu)).map_err(|_| OPERATING_SYSTEM)?;
-        // SAFETY: a name that ends; the descriptor is new, or negative.
-        let number = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-        if number < 0 {
-            return Err(OPERATING_SYSTEM);
-        }
-        // SAFETY: just made, and nobody else's.
-        let new = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+        let new = anonymous_file(&format!("{NAME}{}", self.gpu))?;
         fill(&new).map_err(|_| OPERATING_SYSTEM)?;
         // SAFETY: in the place of pages that are this object's own.
         let mapped = unsafe { map_file(&new, self.length, self.base.cast()) };
@@ -95,9 +88,7 @@ impl Physical {
         length: usize,
         gpu: usize,
     ) -> Outcome<Arc<Physical>> {
-        let path = format!("/proc/{pid}/fd/{number}");
-        let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|_| INVALID_VALUE)?;
+        let file = file_of(pid, number, &format!("{NAME}{gpu}"))?;
         if file.metadata().map_err(|_| INVALID_VALUE)?.len() != length as u64 {
             return Err(INVALID_VALUE);
         }
@@ -117,13 +108,12 @@ impl Physical {
 
     /// Memory behind a descriptor that some process was given.
     pub(crate) fn import_descriptor(number: RawFd) -> Outcome<Arc<Physical>> {
+        let own = std::process::id();
+        let name = name_of(own, number).ok_or(INVALID_VALUE)?;
+        let gpu = name.strip_prefix(NAME).and_then(|gpu| gpu.parse().ok()).ok_or(INVALID_VALUE)?;
         let path = format!("/proc/self/fd/{number}");
-        let link = std::fs::read_link(&path).map_err(|_| INVALID_VALUE)?;
-        let name = link.to_string_lossy().into_owned();
-        let gpu = name.strip_prefix("/memfd:").and_then(|name| name.strip_prefix(NAME));
-        let gpu = gpu.and_then(|rest| rest.split(' ').next()?.parse().ok()).ok_or(INVALID_VALUE)?;
-        let length = std::fs::metadata(&path).map_err(|_| INVALID_VALUE)?.len() as usize;
-        Physical::import(std::process::id(), number, length, gpu)
+        let length = std::fs::metadata(path).map_err(|_| INVALID_VALUE)?.len() as usize;
+        Physical::import(own, number, length, gpu)
     }
 
     /// The GPU that it is on.
@@ -202,11 +192,43 @@ pub(crate) fn unmap(address: u64, length: usize) {
     unsafe { libc::munmap(address as *mut libc::c_void, length) };
 }
 
+/// A file in memory that other processes can open by its number here.
+pub(crate) fn anonymous_file(name: &str) -> Outcome<File> {
+    let name = CString::new(name).map_err(|_| OPERATING_SYSTEM)?;
+    // SAFETY: a name that ends; the descriptor is new, or negative.
+    let number = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if number < 0 {
+        return Err(OPERATING_SYSTEM);
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// How such a file is called, if it is one.
+fn name_of(pid: u32, number: RawFd) -> Option<String> {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
+    let name = link.to_string_lossy().into_owned();
+    Some(name.strip_prefix("/memfd:")?.split(' ').next()?.to_owned())
+}
+
+/// The file that a process has under a number, if it is called so.
+pub(crate) fn file_of(pid: u32, number: RawFd, name: &str) -> Outcome<File> {
+    if name_of(pid, number).as_deref() != Some(name) {
+        return Err(INVALID_VALUE);
+    }
+    let path = format!("/proc/{pid}/fd/{number}");
+    OpenOptions::new().read(true).write(true).open(path).map_err(|_| INVALID_VALUE)
+}
+
 /// Maps a file's pages; at an address if one is given, instead of what is there.
 ///
 /// # Safety
 /// The address is null, or that of as many pages of the caller's own.
-unsafe fn map_file(file: &File, length: usize, at: *mut libc::c_void) -> Option<*mut libc::c_void> {
+pub(crate) unsafe fn map_file(
+    file: &File,
+    length: usize,
+    at: *mut libc::c_void,
+) -> Option<*mut libc::c_void> {
     let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller vouches for the address; the file is open.

@@ -1,12 +1,14 @@
 //! Memory that is allocated and freed in stream order: pools, what they keep, and
 //! what is given back.
 
+use std::sync::Arc;
+
 use crate::code::{INVALID_VALUE, Outcome};
 use crate::driver::Driver;
 use crate::handles::Handle;
 use crate::objects::{Pool, Tables};
 use crate::physical::Physical;
-use crate::space::{GRANULARITY, RegionKind};
+use crate::space::{ALIGNMENT, GRANULARITY, RegionKind};
 
 impl Pool {
     /// A pool of a device.
@@ -14,6 +16,9 @@ impl Pool {
         Pool {
             ordinal,
             default,
+            handle_types: 0,
+            origin: None,
+            file: None,
             open_to: 0,
             release_threshold: 0,
             reuse: [1; 3],
@@ -44,21 +49,30 @@ impl Tables {
         bytes: usize,
     ) -> Outcome<u64> {
         let pool = self.pools.get_mut(handle).ok_or(INVALID_VALUE)?;
+        if pool.origin.is_some() {
+            // What is another process's has what that allocates.
+            return Err(INVALID_VALUE);
+        }
+        let shareable = pool.handle_types != 0;
         let gpu = *driver.devices.get(pool.ordinal).ok_or(INVALID_VALUE)?;
         // Small blocks share what would be one block of the driver's; here they
         // count by themselves.
-        let unit = if bytes >= GRANULARITY { GRANULARITY } else { crate::space::ALIGNMENT };
+        let unit = if bytes >= GRANULARITY { GRANULARITY } else { ALIGNMENT };
         let length = bytes.checked_next_multiple_of(unit).ok_or(crate::code::OUT_OF_MEMORY)?;
         let memory = match pool.kept.iter().position(|kept| kept.length() == length) {
             Some(at) => pool.kept.swap_remove(at),
             None => {
-                let new = Physical::new(gpu, length).or_else(|_| {
+                let make = || match shareable {
+                    true => Physical::new_shareable(gpu, length),
+                    false => Physical::new(gpu, length),
+                };
+                let new = make().or_else(|_| {
                     // What is kept for others may make room.
                     for (_, handle) in self.device_pools.clone() {
                         self.trim_pool(handle, 0);
                     }
                     self.trim_pool(handle, 0);
-                    Physical::new(gpu, length)
+                    make()
                 })?;
                 let pool = self.pools.get_mut(handle).ok_or(INVALID_VALUE)?;
                 pool.reserved += length as u64;
@@ -102,14 +116,40 @@ impl Tables {
         let RegionKind::Pooled { pool: handle, .. } = region.kind else { return };
         let Some(pool) = self.pools.get_mut(handle) else { return };
         pool.used -= region.length as u64;
+        if pool.origin.is_some() {
+            // It goes on where it is from.
+            pool.reserved -= region.length as u64;
+            return;
+        }
         pool.kept.push(memory);
         let threshold = pool.release_threshold;
         self.trim_pool(handle, threshold);
     }
 
-    /// Gives back what the pool keeps unused, as far as it holds more than `keep`.
+    /// Puts an allocation of another process's into the pool that was imported for it.
+    pub(crate) fn import_pooled(
+        &mut self,
+        handle: Handle<Pool>,
+        memory: Arc<Physical>,
+    ) -> Outcome<u64> {
+        let (gpu, length) = (memory.gpu(), memory.length());
+        let start = self.space.add(length, ALIGNMENT, RegionKind::Pooled { pool: handle, gpu })?;
+        let pool = self.pools.get_mut(handle).ok_or(INVALID_VALUE)?;
+        pool.used += length as u64;
+        pool.reserved += length as u64;
+        pool.used_high = pool.used_high.max(pool.used);
+        pool.reserved_high = pool.reserved_high.max(pool.reserved);
+        let open_to = pool.open_to | 1 << gpu;
+        self.space.map(start, length, memory, 0, open_to)?;
+        Ok(start)
+    }
+
+    /// Gives back what the pool keeps unused, as far as it holds more than `keep`. Pools for other processes give nothing back
+    /// before their end, whatever their threshold.
     pub(crate) fn trim_pool(&mut self, handle: Handle<Pool>, keep: u64) {
-        let Some(pool) = self.pools.get_mut(handle) else { return };
+        let Some(pool) = self.pools.get_mut(handle).filter(|pool| pool.handle_types == 0) else {
+            return;
+        };
         while pool.reserved > keep
             && let Some(memory) = pool.kept.pop()
         {

@@ -118,15 +118,17 @@ impl Driver {
                 Task::Run(submission) => submission,
                 Task::Record(event) => {
                     record = Some(event);
-                    nothing(Work::Event(event))
+                    nothing(tables.recording_work(event))
                 }
                 Task::Wait(event) => {
-                    if let Some(EventState::Pending(op)) =
-                        tables.events.get(event).map(|e| &e.state)
-                    {
+                    let event = tables.events.get(event);
+                    if let Some(EventState::Pending(op)) = event.map(|event| &event.state) {
                         before.push(*op);
                     }
-                    nothing(Work::Nothing)
+                    match event.and_then(|event| event.shared.as_ref()) {
+                        Some(shared) => nothing(Work::Await(Arc::clone(shared), shared.latest())),
+                        None => nothing(Work::Nothing),
+                    }
                 }
                 Task::Allocate(allocation) => match memory.get(&allocation.address) {
                     Some(memory) => nothing(Work::Map(allocation.address, Arc::clone(memory))),
@@ -136,10 +138,8 @@ impl Driver {
             };
             let seat = (stream, Seat::Within);
             let op = tables.enter(&engines, seat, context, submission, before, now)?;
-            if let (Some(op), Some(event)) = (op, record)
-                && let Some(event) = tables.events.get_mut(event)
-            {
-                event.state = EventState::Pending(op);
+            if let Some(event) = record {
+                tables.is_recorded(event, op);
             }
             ops.push(op);
         }

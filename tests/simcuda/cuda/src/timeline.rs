@@ -22,7 +22,7 @@ use crate::work::{HostCall, Ready, Work};
 
 /// Work of this many bytes or less is done with the lock held.
 const LIGHT: usize = 64 << 10;
-/// How often the flags of endless kernels are looked at, and values that streams wait for.
+/// How often the flags of endless kernels are looked at, and values and events of others that streams wait for.
 const FLAG_INTERVAL: Nanos = 500_000;
 
 /// Work to hand in.
@@ -67,7 +67,7 @@ pub(crate) struct Timeline {
     queues: [[Queue; ENGINES]; GPUS_MAX],
     /// Work that needs no engine and waits for nothing any more.
     due: VecDeque<Handle<Op>>,
-    /// Work that waits for a value in memory.
+    /// Work that waits for a value in memory, or for another process.
     watched: Vec<Handle<Op>>,
     /// Effects to do without the lock, and the moment of each.
     pub(crate) heavy: VecDeque<(Handle<Op>, Nanos, Ready)>,
@@ -214,7 +214,8 @@ impl Tables {
 
     /// Work that takes no time on an idle engine need not be queued.
     fn runs_at_once(&self, engines: &Engines<'_>, submission: &Submission) -> bool {
-        if submission.length != 0 || matches!(submission.work, Work::Host(_) | Work::Wait(_)) {
+        let waits = matches!(submission.work, Work::Host(_) | Work::Wait(_) | Work::Await(..));
+        if submission.length != 0 || waits {
             return false;
         }
         let Some(kind) = submission.engine else { return true };
@@ -236,6 +237,7 @@ impl Tables {
                     event.state = EventState::At(now);
                 }
             }
+            Work::Signal(event, number) => event.reach(number),
             Work::Free(address) => self.free_later(address),
             Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Kernel(ref call) if call.touches_nothing() => {}
@@ -376,6 +378,7 @@ impl Tables {
                     event.state = EventState::At(end);
                 }
             }
+            Work::Signal(event, number) => event.reach(number),
             Work::Free(address) => self.free_later(address),
             Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Host(call) => {
@@ -383,6 +386,15 @@ impl Tables {
                 return;
             }
             _ if broken => {}
+            Work::Await(ref event, number) => {
+                if !event.has_reached(number) {
+                    if let Some(op) = self.timeline.ops.get_mut(handle) {
+                        op.submission.work = work;
+                    }
+                    self.timeline.watched.push(handle);
+                    return;
+                }
+            }
             Work::Wait(shape) => match shape.has_come(&self.space) {
                 Some(true) => {}
                 Some(false) => {

@@ -9,6 +9,7 @@ use crate::handles::Handle;
 use crate::kernels::KernelCall;
 use crate::objects::Event;
 use crate::physical::{Physical, Segment};
+use crate::shared_event::SharedEvent;
 use crate::space::{Access, Space};
 
 /// What an operation does.
@@ -26,6 +27,10 @@ pub(crate) enum Work {
     Set(Box<SetShape>),
     /// Waits until memory has a value.
     Wait(WaitShape),
+    /// Notes in an event of several processes that this record is reached.
+    Signal(Arc<SharedEvent>, u64),
+    /// Waits until it is.
+    Await(Arc<SharedEvent>, u64),
     /// Calls the program back.
     Host(HostCall),
     /// Frees an allocation of a pool or of a graph.
@@ -222,6 +227,8 @@ impl Work {
             | Work::Host(_)
             | Work::Free(_)
             | Work::Map(..)
+            | Work::Signal(..)
+            | Work::Await(..)
             | Work::Wait(_) => Ok(Vec::new()),
         };
         Ok(Ready { runs: runs?, work: self })
@@ -254,6 +261,8 @@ impl Ready {
             | Work::Host(_)
             | Work::Free(_)
             | Work::Map(..)
+            | Work::Signal(..)
+            | Work::Await(..)
             | Work::Wait(_) => {}
         }
     }

@@ -480,6 +480,7 @@ fn destroy(driver: &Driver, tables: Locked<'_>, handle: Handle<Context>) {
         .collect();
     for start in regions {
         tables.space.remove(start);
+        tables.opened.remove(&start);
     }
     let limits = context.limits.iter();
     let limits: u64 =

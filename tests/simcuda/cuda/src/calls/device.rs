@@ -143,7 +143,7 @@ unsafe fn put_text(to: *mut c_char, length: c_int, text: &str) -> Outcome {
 }
 
 /// The attributes of a GPU of compute capability 9.0; what it cannot do here (no
-/// managed memory that moves, no IPC of events) it says it cannot.
+/// managed memory that moves) it says it cannot.
 pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
     Ok(match attribute {
         // threads in a block; block dimensions; grid dimensions
@@ -228,13 +228,14 @@ pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
         115 => 1,
         // GPUDirect RDMA and what belongs to it
         116..=118 => 0,
-        // pool handle types; clusters; deferred mapping; 64-bit waits
-        119 => 0,
+        // pool handle types: descriptors; clusters; deferred mapping; 64-bit waits
+        119 => 1,
         120 => 1,
         121..=123 => 0,
         // DMA-BUF; IPC events; memory sync domains; tensor maps; fabric handles
         124 => 1,
-        125 | 126 => 0,
+        125 => 1,
+        126 => 0,
         127 => 1,
         128 => 0,
         // unified function pointers; NUMA; multicast; MPS; host NUMA

@@ -13,13 +13,15 @@ use crate::driver;
 use crate::graph::Task;
 use crate::handles::Handle;
 use crate::objects::{Event, EventState, Tables};
+use crate::shared_event::SharedEvent;
 use crate::timeline::Submission;
-use crate::work::Work;
 use simcuda_device::Nanos;
 
 const BLOCKING_SYNC: c_uint = 1;
 const DISABLE_TIMING: c_uint = 2;
 const INTERPROCESS: c_uint = 4;
+/// How often an event of several processes is looked at.
+const POLL: std::time::Duration = std::time::Duration::from_micros(100);
 /// `CU_EVENT_RECORD_EXTERNAL`
 const EXTERNAL: c_uint = 1;
 
@@ -33,8 +35,12 @@ calls! {
         }
         let mut tables = driver.lock();
         let context = driver.current(&tables)?;
+        let shared = match flags & INTERPROCESS {
+            0 => None,
+            _ => Some(SharedEvent::new()?),
+        };
         let state = EventState::Unrecorded;
-        let handle = tables.events.insert(Event { context, timed: !untimed, state });
+        let handle = tables.events.insert(Event { context, timed: !untimed, shared, state });
         put(event, handle.bits() as sys::CUevent)
     }
 
@@ -59,7 +65,10 @@ calls! {
         match event.state {
             EventState::Pending(_) => Err(NOT_READY),
             EventState::Captured(..) => Err(CAPTURED_EVENT),
-            EventState::Unrecorded | EventState::At(_) => Ok(()),
+            EventState::Unrecorded | EventState::At(_) => {
+                let over = event.shared.as_ref().is_none_or(|shared| shared.is_over());
+                if over { Ok(()) } else { Err(NOT_READY) }
+            }
         }
     }
 
@@ -70,6 +79,16 @@ calls! {
         tables.check_event(handle)?;
         tables.check_unsafe(driver::caller())?;
         let context = tables.event(handle)?.context;
+        if let Some(shared) = tables.event(handle)?.shared.clone() {
+            let number = shared.latest();
+            while !shared.has_reached(number) {
+                tables.context(context)?;
+                // Another process may have to end it, and tells nobody.
+                drop(driver.look(tables));
+                std::thread::sleep(POLL);
+                tables = driver.lock();
+            }
+        }
         match tables.event(handle)?.state {
             EventState::Pending(op) => {
                 tables = driver.wait(tables, |tables| !tables.timeline.is_pending(op));
@@ -132,14 +151,13 @@ fn record(event: u64, stream: u64, form: acb_cuda_abi::StreamForm, flags: c_uint
         (None, _) => {}
     }
     let gpu = tables.gpu_of(stream)?;
-    let submission = Submission { engine: None, gpu, length: 0, work: Work::Event(event) };
+    let work = tables.recording_work(event);
+    let submission = Submission { engine: None, gpu, length: 0, work };
     let now = simcuda_device::clock::now();
     let op = tables.submit(&driver.engines(), stream, submission, &[], now)?;
-    if let Some(op) = op {
-        // It cannot end before the lock is given back.
-        if let Some(event) = tables.events.get_mut(event) {
-            event.state = EventState::Pending(op);
-        }
+    // It cannot end before the lock is given back.
+    tables.is_recorded(event, op);
+    if op.is_some() {
         driver.stir(&tables);
     }
     Ok(())

@@ -430,7 +430,11 @@ impl Tables {
                     Work::Set(_) => "MEMSET".to_owned(),
                     Work::Host(_) => "HOST".to_owned(),
                     Work::Free(address) => format!("MEM_FREE {address:#x}"),
-                    Work::Nothing | Work::Event(_) | Work::Map(..) => "EMPTY".to_owned(),
+                    Work::Nothing
+                    | Work::Event(_)
+                    | Work::Signal(..)
+                    | Work::Await(..)
+                    | Work::Map(..) => "EMPTY".to_owned(),
                     Work::Wait(_) => "BATCH_MEM_OP".to_owned(),
                 },
                 Task::Empty => "EMPTY".to_owned(),

@@ -53,6 +53,7 @@ mod mipmap;
 mod module;
 mod node;
 mod pool;
+mod pool_share;
 mod replay;
 mod set;
 mod shape;
@@ -83,6 +84,7 @@ pub(crate) mod all {
     pub(crate) use super::module::*;
     pub(crate) use super::node::*;
     pub(crate) use super::pool::*;
+    pub(crate) use super::pool_share::*;
     pub(crate) use super::replay::*;
     pub(crate) use super::set::*;
     pub(crate) use super::stream::*;

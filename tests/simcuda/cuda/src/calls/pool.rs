@@ -16,6 +16,9 @@ use crate::space::RegionKind;
 use crate::timeline::Submission;
 use crate::work::Work;
 
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
+const FILE_DESCRIPTOR: c_uint = 1;
+
 calls! {
     fn cuMemPoolCreate(pool: *mut sys::CUmemoryPool, properties: *const sys::CUmemPoolProps) {
         let driver = driver::get()?;
@@ -29,13 +32,14 @@ calls! {
         if location != 1 || fields.read() != 1 {
             return Err(INVALID_VALUE);
         }
-        if fields.add(1).read() != 0 {
-            // Memory to be handed to other processes.
+        let handle_types = fields.add(1).read();
+        if handle_types & !FILE_DESCRIPTOR != 0 {
+            // Handles of other systems and machines.
             return Err(NOT_SUPPORTED);
         }
         driver.gpu(dev).map_err(|_| INVALID_VALUE)?;
-        let handle = driver.lock().pools.insert(Pool::new(dev as usize, false));
-        put(pool, handle.bits() as sys::CUmemoryPool)
+        let made = Pool { handle_types, ..Pool::new(dev as usize, false) };
+        put(pool, driver.lock().pools.insert(made).bits() as sys::CUmemoryPool)
     }
 
     fn cuMemPoolDestroy(pool: sys::CUmemoryPool) {
@@ -47,7 +51,7 @@ calls! {
             return Err(INVALID_VALUE);
         }
         let ordinal = found.ordinal;
-        tables.trim_pool(handle, 0);
+        // What is allocated lives on, what is kept does not.
         tables.pools.remove(handle);
         let (default, current) = tables.device_pool(ordinal);
         if current == handle {
@@ -162,7 +166,8 @@ calls! {
         driver.gpu(dev)?;
         let mut tables = driver.lock();
         let handle = Handle::from_bits(pool as u64);
-        if tables.pools.get(handle).ok_or(INVALID_VALUE)?.ordinal != dev as usize {
+        let found = tables.pools.get(handle).ok_or(INVALID_VALUE)?;
+        if found.ordinal != dev as usize || found.origin.is_some() {
             return Err(INVALID_VALUE);
         }
         tables.device_pool(dev as usize);

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // C pointers
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::Arc;
 
 use acb_cuda_abi::sys;
 
@@ -116,11 +117,16 @@ stream_calls! {
         if tables.capture_wait(handle, event)? {
             return Ok(());
         }
-        let state = tables.event(event)?.state.clone();
-        let EventState::Pending(op) = state else { return Ok(()) };
+        let event = tables.event(event)?;
+        let (work, before) = match (&event.shared, &event.state) {
+            (Some(shared), _) if shared.is_over() => return Ok(()),
+            (Some(shared), _) => (Work::Await(Arc::clone(shared), shared.latest()), None),
+            (None, EventState::Pending(op)) => (Work::Nothing, Some(*op)),
+            (None, _) => return Ok(()),
+        };
         let gpu = tables.gpu_of(handle)?;
-        let submission = Submission { engine: None, gpu, length: 0, work: Work::Nothing };
-        driver.submit(tables, handle, submission, &[op]).map(drop)
+        let submission = Submission { engine: None, gpu, length: 0, work };
+        driver.submit(tables, handle, submission, before.as_slice()).map(drop)
     }
 
     fn cuLaunchHostFunc cuLaunchHostFunc_ptsz [form] (
