@@ -109,5 +109,6 @@ fn memory(report: &MemoryReport) -> Value {
         "paged_in": report.paged_in,
         "clean": report.clean,
         "pin_in_switch_ns": report.pin_in_switch_ns,
+        "lies": report.lies,
     })
 }

@@ -81,7 +81,8 @@ impl Pager {
             Err(result) => {
                 self.unclaim(device, bytes);
                 warning!(
-                    "{call}: cuMemAddressReserve of {} failed: {}",
+                    "{call}: cuMemAddressReserve of {} failed ({}), which is returned: look at this process's limit of \
+                     virtual memory (ulimit -v), or set ACB_PAGER=off",
                     size(bytes),
                     device::name(result)
                 );
@@ -102,9 +103,15 @@ impl Pager {
                 (bytes, vec![mapping])
             })
             .collect();
-        let chunks = self.place(device, &pieces).inspect_err(|result| {
+        let chunks = self.place(device, &pieces).map_err(|(failed, result)| {
             let _ = device::free_addresses(start, bytes);
-            warning!("{call}: mapping {} failed: {}", size(bytes), device::name(*result));
+            warning!(
+                "{call}: {failed} of {} on GPU {device} failed ({}), which is returned: programs outside of slurm-acb may hold \
+                 the GPU's memory; end them (nvidia-smi shows them)",
+                size(bytes),
+                device::name(result)
+            );
+            result
         })?;
         let range = NewRange { bytes, device, context, chunks };
         let mut books = self.books();
@@ -121,7 +128,7 @@ impl Pager {
     }
 
     /// Chunks for pieces that are claimed: on the GPU at once where a lease is held, else absent until the next one.
-    fn place(&self, device: u32, pieces: &[(u64, Vec<Mapping>)]) -> Answer<Vec<ChunkId>> {
+    fn place(&self, device: u32, pieces: &[(u64, Vec<Mapping>)]) -> Result<Vec<ChunkId>, Failure> {
         let add = |books: &mut Books, state| -> Vec<ChunkId> {
             let new = pieces.iter();
             new.map(|(bytes, mappings)| books.table.add(device, *bytes, mappings.clone(), state))
@@ -134,9 +141,9 @@ impl Pager {
                 LINK.gate.leave();
                 return match mapped {
                     Ok(()) => Ok(chunks),
-                    Err(result) => {
+                    Err(failure) => {
                         self.abandon(&chunks);
-                        Err(result)
+                        Err(failure)
                     }
                 };
             }
@@ -150,7 +157,7 @@ impl Pager {
 
     /// Maps chunks that this thread moves, inside the gate, as credit comes. If the gate closes meanwhile, the rest is left
     /// absent: nothing can be submitted that would touch it.
-    fn map_inside(&self, chunks: &[ChunkId]) -> Answer<()> {
+    fn map_inside(&self, chunks: &[ChunkId]) -> Result<(), Failure> {
         for id in chunks {
             if !self.wait_for_credit(*id) {
                 let mut books = self.books();
@@ -169,11 +176,11 @@ impl Pager {
     }
 
     /// With room in hand, but on a GPU that others may fill.
-    pub(super) fn make_patiently(&self, id: ChunkId) -> Answer<u64> {
+    pub(super) fn make_patiently(&self, id: ChunkId) -> Result<u64, Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.make(id) {
-                Err(CuResult::OUT_OF_MEMORY) if Instant::now() < deadline => {
+                Err((_, CuResult::OUT_OF_MEMORY)) if Instant::now() < deadline => {
                     std::thread::sleep(PAUSE);
                 }
                 made => return made,
@@ -213,9 +220,11 @@ impl Pager {
     }
 
     /// Physical memory for a chunk that the caller moves, mapped and accessible; all or nothing.
-    pub(super) fn make(&self, id: ChunkId) -> Answer<u64> {
+    pub(super) fn make(&self, id: ChunkId) -> Result<u64, Failure> {
         let books = self.books();
-        let Some(chunk) = books.table.chunk(id) else { return Err(CuResult::INVALID_VALUE) };
+        let Some(chunk) = books.table.chunk(id) else {
+            return Err(("cuMemMap", CuResult::INVALID_VALUE));
+        };
         let kind = (chunk.device, chunk.bytes, chunk.handle_types);
         let mappings = chunk.mappings.clone();
         drop(books);
@@ -256,16 +265,32 @@ impl Pager {
             books = self.wait(books);
         }
         let Some(chunk) = books.table.chunk(id) else { return };
-        let (handle, mappings) = (chunk.handle, chunk.mappings.clone());
+        let (device, bytes, handle) = (chunk.device, chunk.bytes, chunk.handle);
+        let mappings = chunk.mappings.clone();
         drop(books);
-        if handle != 0 {
-            unmake(&mappings, handle);
-        }
+        let gone = unmake(device, &mappings, handle);
         let mut books = self.books();
-        books.table.remove(id);
+        match gone {
+            Ok(()) => books.table.remove(id),
+            // Nobody's, but there.
+            Err((call, result)) => {
+                warning!(
+                    "{call} of {} on GPU {device} failed ({}): the driver keeps this memory, which counts as the program's \
+                     until that ends; end it if others need the room",
+                    size(bytes),
+                    device::name(result)
+                );
+                books.table.change(id, |chunk| chunk.stays = Some("kept by the driver"));
+                books.table.release(id, State::Resident);
+                books.pins += 1;
+            }
+        }
         self.changed.notify_all();
     }
 }
+
+/// A call that has failed, and its answer.
+pub(super) type Failure = (&'static str, CuResult);
 
 /// Where and for whom memory is allocated.
 #[derive(Clone, Copy)]
@@ -276,48 +301,57 @@ struct Place<'a> {
 }
 
 /// Create, map, set access.
-fn make((device, bytes, types): (u32, u64, u32), mappings: &[Mapping]) -> Answer<u64> {
-    let handle = device::create(device, bytes, types)?;
+fn make((device, bytes, types): (u32, u64, u32), mappings: &[Mapping]) -> Result<u64, Failure> {
+    let handle = device::create(device, bytes, types).map_err(|result| ("cuMemCreate", result))?;
     for (done, mapping) in mappings.iter().enumerate() {
-        if let Err(result) = map_one(device, handle, mapping) {
-            unmake(&mappings[..done], handle);
-            return Err(result);
+        if let Err(failure) = map_one(device, handle, mapping) {
+            let _ = unmake(device, &mappings[..done], handle);
+            return Err(failure);
         }
     }
     Ok(handle)
 }
 
-fn map_one(device: u32, handle: u64, mapping: &Mapping) -> Answer<()> {
-    device::map(mapping.address, mapping.bytes, mapping.offset, handle)?;
+fn map_one(device: u32, handle: u64, mapping: &Mapping) -> Result<(), Failure> {
+    device::map(mapping.address, mapping.bytes, mapping.offset, handle)
+        .map_err(|result| ("cuMemMap", result))?;
     let own = [device::read_write(device)];
     let grants = mapping.access.as_deref().unwrap_or(&own);
     let opened = match grants.is_empty() {
         true => Ok(()),
         false => device::open(mapping.address, mapping.bytes, grants),
     };
-    if opened.is_err() {
+    opened.map_err(|result| {
         let _ = device::unmap(mapping.address, mapping.bytes);
-    }
-    opened
+        ("cuMemSetAccess", result)
+    })
 }
 
-/// Unmap, release; false: the driver keeps the memory, which has no remedy. That of a broken context may stay until the process
-/// ends.
-pub(super) fn unmake(mappings: &[Mapping], handle: u64) -> bool {
+/// Unmap, release. Where the driver refuses, all is as it was: mapped and accessible. It may keep memory of a broken context until
+/// the process ends.
+pub(super) fn unmake(device: u32, mappings: &[Mapping], handle: u64) -> Result<(), Failure> {
     // A chunk of a broken context may be there in name alone.
     if handle == 0 {
-        return true;
+        return Ok(());
     }
-    let mut gone = true;
-    for mapping in mappings {
+    let again = |gone: &[Mapping]| {
+        for mapping in gone {
+            if let Err((_, result)) = map_one(device, handle, mapping) {
+                let cause = device::name(result);
+                warning!(
+                    "cuMemMap of memory that the driver would not let go failed ({cause}): it is out of reach"
+                );
+            }
+        }
+    };
+    for (done, mapping) in mappings.iter().enumerate() {
         if let Err(result) = device::unmap(mapping.address, mapping.bytes) {
-            debug!("cuMemUnmap failed: {}", device::name(result));
-            gone = false;
+            again(&mappings[..done]);
+            return Err(("cuMemUnmap", result));
         }
     }
-    if let Err(result) = device::release(handle) {
-        debug!("cuMemRelease failed: {}", device::name(result));
-        gone = false;
-    }
-    gone
+    device::release(handle).map_err(|result| {
+        again(mappings);
+        ("cuMemRelease", result)
+    })
 }

@@ -20,6 +20,8 @@ struct Context {
     leaving: bool,
     /// A kernel or a copy has failed in it: nothing can be done in it any more, and what was in its memory is lost.
     broken: bool,
+    /// Calls in it that have failed though it works.
+    doubts: u32,
 }
 
 impl Context {
@@ -47,7 +49,7 @@ impl Contexts {
         let made = &mut self.made;
         let context = self.contexts.entry(handle).or_insert_with(|| {
             *made += 1;
-            Context { id: *made, device, users: 0, leaving: false, broken: false }
+            Context { id: *made, device, users: 0, leaving: false, broken: false, doubts: 0 }
         });
         context.id
     }
@@ -64,18 +66,29 @@ impl Contexts {
         self.contexts.contains_key(&handle)
     }
 
-    /// A context in which to work on a device's memory.
+    /// A context in which to work on a device's memory: the first of those in which the least has failed.
     pub(crate) fn carrier(&self, device: u32) -> Option<Carrier> {
-        let mut all = self.contexts.iter().filter(|(_, c)| c.device == device && c.is_usable());
-        all.next().map(|(handle, context)| Carrier { handle: *handle, id: context.id })
+        let all = self.contexts.iter().filter(|(_, c)| c.device == device && c.is_usable());
+        let best = all.min_by_key(|(handle, context)| (context.doubts, **handle));
+        best.map(|(handle, context)| Carrier { handle: *handle, id: context.id })
     }
 
-    /// Nothing can be done in it any more.
-    pub(crate) fn break_down(&mut self, carrier: Carrier) {
+    /// Something has failed in it: others are tried first.
+    pub(crate) fn doubt(&mut self, carrier: Carrier) {
         if let Some(context) = self.contexts.get_mut(&carrier.handle)
             && context.id == carrier.id
         {
-            context.broken = true;
+            context.doubts = context.doubts.saturating_add(1);
+        }
+    }
+
+    /// Nothing can be done in it any more; true: that is news.
+    pub(crate) fn break_down(&mut self, carrier: Carrier) -> bool {
+        match self.contexts.get_mut(&carrier.handle) {
+            Some(context) if context.id == carrier.id => {
+                !std::mem::replace(&mut context.broken, true)
+            }
+            _ => false,
         }
     }
 
@@ -121,7 +134,7 @@ impl Contexts {
     /// Whether the work under way should come to its end.
     pub(crate) fn is_leaving(&self, carrier: Carrier) -> bool {
         match self.contexts.get(&carrier.handle) {
-            Some(context) => context.id != carrier.id || context.leaving,
+            Some(context) => context.id != carrier.id || !context.is_usable(),
             None => true,
         }
     }
@@ -171,7 +184,12 @@ mod tests {
         assert!(!contexts.is_bereft(0));
         let first = Carrier { handle: 0x10, id: contexts.note(0x10, 0) };
         let second = Carrier { handle: 0x20, id: contexts.note(0x20, 0) };
-        contexts.break_down(first);
+        contexts.doubt(first);
+        assert_eq!(contexts.carrier(0), Some(second), "something has failed in the first");
+        contexts.doubt(second);
+        assert_eq!(contexts.carrier(0), Some(first), "and in the second");
+        assert!(contexts.break_down(first) && !contexts.break_down(first));
+        assert!(contexts.is_leaving(first) && !contexts.is_leaving(second));
         assert_eq!(contexts.carrier(0), Some(second));
         assert!(!contexts.is_bereft(0));
         contexts.break_down(second);

@@ -4,6 +4,7 @@
 //! Copies and events belong to the calling thread's current context; the rest to the process.
 #![allow(unsafe_code)] // FFI: calls to the driver with addresses and handles that the pager keeps.
 
+use super::allocate::Failure;
 use super::table::{Grant, Mapping};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
@@ -189,7 +190,12 @@ enum After {
 
 impl Window {
     /// To a chunk with these mappings.
-    pub(crate) fn to(device: u32, bytes: u64, handle: u64, mappings: &[Mapping]) -> Answer<Self> {
+    pub(crate) fn to(
+        device: u32,
+        bytes: u64,
+        handle: u64,
+        mappings: &[Mapping],
+    ) -> Result<Self, Failure> {
         let own = read_write(device);
         let whole =
             || mappings.iter().filter(|mapping| mapping.offset == 0 && mapping.bytes == bytes);
@@ -198,7 +204,8 @@ impl Window {
             return Ok(Window { address: mapping.address, after: After::Nothing });
         }
         let Some(mapping) = whole().next() else { return Window::scratch(device, bytes, handle) };
-        open(mapping.address, mapping.bytes, &[own])?;
+        open(mapping.address, mapping.bytes, &[own])
+            .map_err(|result| ("cuMemSetAccess", result))?;
         let (kind, id, _) = own;
         let mut grants = mapping.access.clone().unwrap_or_default();
         if !grants.iter().any(|(k, i, _)| (*k, *i) == (kind, id)) {
@@ -208,11 +215,13 @@ impl Window {
     }
 
     /// To a chunk that is mapped nowhere.
-    pub(crate) fn scratch(device: u32, bytes: u64, handle: u64) -> Answer<Self> {
-        let address = reserve(bytes)?;
-        let mapped = map(address, bytes, 0, handle).and_then(|()| {
-            open(address, bytes, &[read_write(device)]).inspect_err(|_| {
+    pub(crate) fn scratch(device: u32, bytes: u64, handle: u64) -> Result<Self, Failure> {
+        let address = reserve(bytes).map_err(|result| ("cuMemAddressReserve", result))?;
+        let mapped = map(address, bytes, 0, handle).map_err(|result| ("cuMemMap", result));
+        let mapped = mapped.and_then(|()| {
+            open(address, bytes, &[read_write(device)]).map_err(|result| {
                 let _ = unmap(address, bytes);
+                ("cuMemSetAccess", result)
             })
         });
         mapped.inspect_err(|_| {
@@ -423,7 +432,7 @@ pub(crate) fn launch(
     answer(result, ())
 }
 
-/// Whether an answer means that the context is broken for good, so that nothing of it can be moved or saved.
+/// Whether an answer means that the context is broken for good, so that nothing can be moved through it.
 pub(crate) fn is_lost(result: CuResult) -> bool {
     use sys::cudaError_enum as E;
     let lost = [
@@ -437,6 +446,9 @@ pub(crate) fn is_lost(result: CuResult) -> bool {
         E::CUDA_ERROR_INVALID_PC,
         E::CUDA_ERROR_ASSERT,
         E::CUDA_ERROR_ECC_UNCORRECTABLE,
+        E::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        E::CUDA_ERROR_CONTAINED,
+        E::CUDA_ERROR_EXTERNAL_DEVICE,
         E::CUDA_ERROR_CONTEXT_IS_DESTROYED,
         E::CUDA_ERROR_DEINITIALIZED,
     ];

@@ -143,9 +143,11 @@ impl Pager {
             self.changed.notify_all();
             return Ok(());
         }
-        let outcome = self.make_patiently(chunk).and_then(|handle| {
+        let made = self.make_patiently(chunk).map_err(|(_, result)| result);
+        let outcome = made.and_then(|handle| {
             self.fill_unmapped(chunk, handle).inspect_err(|_| {
-                unmake(&[], handle);
+                // It has no mappings, which would have to be made anew.
+                let _ = unmake(0, &[], handle);
             })?;
             Ok(handle)
         });
@@ -168,7 +170,8 @@ impl Pager {
         if pieces.is_empty() {
             return Ok(());
         }
-        let window = device::Window::scratch(device, bytes, handle)?;
+        let window =
+            device::Window::scratch(device, bytes, handle).map_err(|(_, result)| result)?;
         let stream = device::stream()?;
         let mut copied = Ok(());
         let mut to = window.address;

@@ -46,7 +46,7 @@ pub(crate) use ranges::GRANULE;
 
 use crate::gate::Gate;
 use crate::link::LINK;
-use crate::log::{debug, info};
+use crate::log::{debug, warning};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
 use account::Word;
@@ -406,13 +406,36 @@ impl Pager {
         }
     }
 
+    /// A call of the pager's has failed in a context. True: no context of the device works any more, and what its memory holds
+    /// cannot be reached.
+    fn failed_in(&self, carrier: Carrier, device: u32, call: &str, result: CuResult) -> bool {
+        if device::is_lost(result) {
+            self.break_down(carrier, device, call, result);
+        } else if result != CuResult::OUT_OF_MEMORY {
+            self.books().contexts.doubt(carrier);
+        }
+        self.books().contexts.is_bereft(device)
+    }
+
     /// A context has turned out to be broken.
-    fn break_down(&self, carrier: Carrier, result: CuResult) {
-        info!(
-            "a CUDA context is broken ({}): what its memory held is lost, and its room goes to who asks for it",
-            device::name(result)
-        );
-        self.books().contexts.break_down(carrier);
+    fn break_down(&self, carrier: Carrier, device: u32, call: &str, result: CuResult) {
+        let bereft = {
+            let mut books = self.books();
+            if !books.contexts.break_down(carrier) {
+                return;
+            }
+            books.contexts.is_bereft(device)
+        };
+        let cause = device::name(result);
+        if bereft {
+            warning!(
+                "{call} on GPU {device} failed ({cause}): a kernel or a copy has broken the program's CUDA context, what its                  memory held is lost, and its next call is told so; end the program and start it anew"
+            );
+        } else {
+            warning!(
+                "{call} on GPU {device} failed ({cause}): a CUDA context of the program is broken, and its memory is moved                  through another context, where it is whole; end the program and start it anew if it does not expect that"
+            );
+        }
     }
 
     /// Begins driver calls in a context; false: it is going, or everything is.

@@ -56,6 +56,7 @@ impl Reporter {
                 report.paged_in = moved.inward;
                 report.clean = moved.clean;
                 report.pin_in_switch_ns = moved.pin_ns;
+                report.lies = moved.lies;
             }
             LINK.send(Kind::MemoryReport(report));
         }

@@ -19,6 +19,7 @@ mod leases;
 mod paging;
 mod paging_client;
 mod paging_contexts;
+mod paging_faults;
 mod paging_shared;
 mod process_client;
 mod rooms;

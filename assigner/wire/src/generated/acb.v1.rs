@@ -205,6 +205,9 @@ pub struct MemoryReport {
     /// Time spent on pinning host memory while a page-out waited for it, since Hello.
     #[prost(uint64, tag = "8")]
     pub pin_in_switch_ns: u64,
+    /// Chunks of which the hash was that of their copy although they differed; found where all is compared.
+    #[prost(uint64, tag = "9")]
+    pub lies: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FixedMemory {

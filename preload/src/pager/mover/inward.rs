@@ -5,7 +5,7 @@
 use super::{Progress, Retry, Station, has_space};
 use crate::link::LINK;
 use crate::log::{info, warning};
-use crate::pager::allocate::unmake;
+use crate::pager::allocate::{Failure, unmake};
 use crate::pager::device::Window;
 use crate::pager::table::{ChunkId, Inward};
 use crate::pager::{PAGER, device};
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Chunks mapped before the socket is looked at again.
 const AT_ONCE: usize = 8;
+const COPY: &str = "cuMemcpyHtoDAsync";
 
 #[derive(Default)]
 pub(super) struct Inbound {
@@ -35,17 +36,22 @@ impl Inbound {
         !self.flights.is_empty()
     }
 
-    /// Their context is gone, and their content with it; the memory is there.
-    pub(super) fn abandon(&mut self) {
-        for flight in self.flights.drain(..) {
-            PAGER.books().table.end_in(flight.id, flight.handle, false);
+    /// Their context is gone, and what was to come with it, unless there is another: the host has it still.
+    pub(super) fn abandon(&mut self, bereft: bool) {
+        for flight in std::mem::take(&mut self.flights) {
+            flight.window.close();
+            settle(flight.id, flight.handle, bereft);
         }
         self.bytes = 0;
-        PAGER.changed.notify_all();
     }
 
     /// Takes in what has arrived.
-    pub(super) fn finish(&mut self, station: &mut Station) -> Progress {
+    pub(super) fn finish(
+        &mut self,
+        device: u32,
+        station: &mut Station,
+        retry: &mut Retry,
+    ) -> Progress {
         let mut progress = Progress::Idle;
         while let Some(flight) = self.flights.front() {
             let come = device::has_come(flight.event);
@@ -54,19 +60,23 @@ impl Inbound {
             }
             let Some(flight) = self.flights.pop_front() else { break };
             self.bytes -= flight.bytes;
-            if let Err(result) = come
-                && !device::is_lost(result)
-            {
-                warning!("copying memory back to the GPU failed: {}", device::name(result));
-            }
             station.done_with(flight.event);
             flight.window.close();
+            progress = Progress::More;
+            if let Err(result) = come {
+                let bereft = PAGER.failed_in(station.carrier, device, COPY, result);
+                settle(flight.id, flight.handle, bereft);
+                if !device::is_lost(result) {
+                    tell(retry, device, (COPY, result), flight.bytes);
+                    retry.failed();
+                }
+                continue;
+            }
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
             books.table.end_in(flight.id, flight.handle, open);
             books.moved.inward += flight.bytes;
             PAGER.changed.notify_all();
-            progress = Progress::More;
         }
         progress
     }
@@ -94,11 +104,13 @@ impl Inbound {
             let Some(inward) = next else {
                 return if self.is_moving() { Progress::Waiting } else { Progress::Idle };
             };
-            if let Err((call, result)) = self.bring(&inward, station) {
-                PAGER.books().table.fail_in(inward.id);
-                PAGER.changed.notify_all();
-                tell(retry, device, call, result, inward.bytes);
-                retry.failed();
+            if let Err((made, (call, result))) = self.bring(device, &inward, station) {
+                let bereft = PAGER.failed_in(station.carrier, device, call, result);
+                settle(inward.id, made, bereft);
+                if !device::is_lost(result) {
+                    tell(retry, device, (call, result), inward.bytes);
+                    retry.failed();
+                }
                 return Progress::Waiting;
             }
             if retry.told {
@@ -123,7 +135,7 @@ impl Inbound {
             };
             drop(books);
             let handle = match PAGER.make(inward.id) {
-                Err(result) if !device::is_lost(result) => {
+                Err((_, result)) if !device::is_lost(result) => {
                     PAGER.books().table.fail_in(inward.id);
                     PAGER.changed.notify_all();
                     retry.failed();
@@ -137,12 +149,14 @@ impl Inbound {
         Progress::More
     }
 
+    /// The handle of what was made before it failed, and why it did.
     fn bring(
         &mut self,
+        device: u32,
         inward: &Inward,
         station: &mut Station,
-    ) -> Result<(), (&'static str, CuResult)> {
-        let handle = PAGER.make(inward.id).map_err(|result| ("cuMemCreate or cuMemMap", result))?;
+    ) -> Result<(), (u64, Failure)> {
+        let handle = PAGER.make(inward.id).map_err(|failure| (0, failure))?;
         if inward.from.is_empty() {
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
@@ -150,37 +164,20 @@ impl Inbound {
             PAGER.changed.notify_all();
             return Ok(());
         }
-        let device = PAGER.books().table.chunk(inward.id).map_or(0, |chunk| chunk.device);
         let window = Window::to(device, inward.bytes, handle, &inward.mappings)
-            .inspect_err(|_| {
-                unmake(&inward.mappings, handle);
-            })
-            .map_err(|result| ("cuMemSetAccess", result))?;
+            .map_err(|failure| (handle, failure))?;
         match self.copy(inward, window.address, station) {
             Ok(event) => {
-                self.flights.push_back(Flight {
-                    id: inward.id,
-                    bytes: inward.bytes,
-                    handle,
-                    event,
-                    window,
-                });
+                let (id, bytes) = (inward.id, inward.bytes);
+                self.flights.push_back(Flight { id, bytes, handle, event, window });
                 self.bytes += inward.bytes;
-                Ok(())
-            }
-            // The program will see its own error; it must not wait for content that cannot come.
-            Err(result) if device::is_lost(result) => {
-                window.close();
-                PAGER.books().table.end_in(inward.id, handle, true);
-                PAGER.changed.notify_all();
                 Ok(())
             }
             Err(result) => {
                 // Parts of it may be under way.
                 device::drain(station.inward());
                 window.close();
-                unmake(&inward.mappings, handle);
-                Err(("cuMemcpyHtoDAsync", result))
+                Err((handle, (COPY, result)))
             }
         }
     }
@@ -196,21 +193,53 @@ impl Inbound {
     }
 }
 
+/// What becomes of a chunk whose content did not come: it is absent, and the host has the content still. Only where no context
+/// works any more it is there without: the program will see its own error, and must not wait for what cannot come.
+fn settle(id: ChunkId, handle: u64, bereft: bool) {
+    let (device, mappings) = {
+        let mut books = PAGER.books();
+        let Some(chunk) = books.table.chunk(id) else { return };
+        let known = (chunk.device, chunk.mappings.clone());
+        if bereft {
+            books.table.end_in(id, handle, true);
+            PAGER.changed.notify_all();
+            return;
+        }
+        known
+    };
+    if let Err((call, result)) = unmake(device, &mappings, handle) {
+        let cause = device::name(result);
+        warning!(
+            "{call} of memory that could not be filled failed ({cause}): GPU {device} keeps it until the program ends"
+        );
+    }
+    PAGER.books().table.fail_in(id);
+    PAGER.changed.notify_all();
+}
+
 /// Says once what the program waits for.
-fn tell(retry: &mut Retry, device: u32, call: &str, result: CuResult, bytes: u64) {
+fn tell(retry: &mut Retry, device: u32, (call, result): Failure, bytes: u64) {
     static TOLD: AtomicBool = AtomicBool::new(false);
     let again = TOLD.swap(true, Ordering::Relaxed);
     if std::mem::replace(&mut retry.told, true) {
         return;
     }
+    let cause = device::name(result);
     if again {
-        info!("{call} on GPU {device} failed again ({}); trying again", device::name(result));
+        info!("{call} on GPU {device} failed again ({cause}); trying again");
         return;
     }
+    let remedy = match result {
+        CuResult::OUT_OF_MEMORY => {
+            "although the GPU assigner has given room: programs outside of slurm-acb may hold its memory; end them (nvidia-smi \
+             shows them)"
+        }
+        _ => {
+            "and the program waits for its memory: look for Xid errors of this GPU (dmesg), and end the program if it goes on"
+        }
+    };
     warning!(
-        "{call} of {} on GPU {device} failed ({}) although the GPU assigner has given room: programs outside of slurm-acb \
-         may hold its memory. This program waits and tries again; end the others (nvidia-smi shows them)",
-        crate::memory::size(bytes),
-        device::name(result)
+        "{call} of {} on GPU {device} failed ({cause}) {remedy}. It is tried again",
+        crate::memory::size(bytes)
     );
 }

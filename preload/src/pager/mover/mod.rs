@@ -11,6 +11,7 @@ mod outward;
 mod pass;
 mod station;
 
+use super::allocate::Failure;
 use super::report::Reporter;
 use super::{PAGER, device};
 use crate::lease::Lease;
@@ -206,9 +207,11 @@ impl Lane {
             CuResult::SUCCESS
         });
         if !entered.is_success() {
-            // Destroyed on a way unknown here: what was under way is lost with it.
-            self.inbound.abandon();
-            self.outbound.abandon();
+            // Destroyed on a way unknown here, and what was under way in it is not: the memory is there.
+            PAGER.break_down(carrier, self.device, "cuCtxPushCurrent", entered);
+            let bereft = PAGER.books().contexts.is_bereft(self.device);
+            self.inbound.abandon(bereft);
+            self.outbound.abandon(bereft);
             progress = Progress::Waiting;
         }
         if !self.is_moving() {
@@ -229,8 +232,8 @@ impl Lane {
             // What has begun ends, and no more of it: somebody waits for that.
             self.outbound.stop();
         }
-        let mut progress = self.inbound.finish(station);
-        progress = progress.max(self.outbound.finish(self.device, station));
+        let mut progress = self.inbound.finish(self.device, station, &mut self.retry);
+        progress = progress.max(self.outbound.finish(self.device, station, &mut self.retry));
         if leaving {
             return progress;
         }
@@ -258,14 +261,17 @@ impl Lane {
         if !station.enter() {
             return false;
         }
+        // Streams that were made once answer well as long as their context works.
+        let known = station.is_built();
         let built = work::with_context(carrier.handle, || station.build());
         if built.is_success() {
             return true;
         }
         station.leave();
-        if device::is_fault(built) {
-            PAGER.break_down(carrier, built);
+        if known || device::is_fault(built) {
+            PAGER.break_down(carrier, self.device, "cuStreamQuery", built);
         } else {
+            PAGER.books().contexts.doubt(carrier);
             self.retry.failed();
         }
         false
@@ -300,6 +306,6 @@ fn has_space(queued: usize, bytes: u64, chunk: u64) -> bool {
 }
 
 /// Physical memory of a chunk that the caller moves goes.
-fn unmake(outward: &super::table::Outward) -> bool {
-    super::allocate::unmake(&outward.mappings, outward.handle)
+fn unmake(device: u32, outward: &super::table::Outward) -> Result<(), Failure> {
+    super::allocate::unmake(device, &outward.mappings, outward.handle)
 }

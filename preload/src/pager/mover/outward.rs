@@ -7,13 +7,13 @@ use super::pass::Pass;
 use super::{Progress, Retry, Station, has_space, unmake};
 use crate::link::LINK;
 use crate::log::{error, info, warning};
+use crate::pager::allocate::Failure;
 use crate::pager::device::Window;
 use crate::pager::hashing::{Found, Hasher};
 use crate::pager::places::Extent;
 use crate::pager::table::{ChunkId, NotOut, Outward, State, Way};
 use crate::pager::victims::{Next, Victims};
 use crate::pager::{Books, PAGER, device};
-use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, client_message::Kind};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,6 +24,10 @@ const DROPS_AT_ONCE: usize = 8;
 const TRIAL: Duration = Duration::from_millis(20);
 /// A chunk that cannot be copied out after so many tries stays.
 const TRIES: u32 = 3;
+const COPY: &str = "cuMemcpyDtoHAsync";
+
+/// A chunk that could not go, and why.
+type Failed = (Outward, Failure);
 
 #[derive(Default)]
 pub(super) struct Outbound {
@@ -62,13 +66,12 @@ impl Outbound {
         self.plan = None;
     }
 
-    /// Their context is gone: what was in it is lost.
-    pub(super) fn abandon(&mut self) {
-        for flight in self.flights.drain(..) {
-            unmake(&flight.outward);
-            let mut books = PAGER.books();
-            books.table.lose(flight.outward.id);
-            books.say();
+    /// Their context is gone: with it, if it was the last, what was in memory.
+    pub(super) fn abandon(&mut self, bereft: bool) {
+        for flight in std::mem::take(&mut self.flights) {
+            flight.give_scratch();
+            flight.window.close();
+            settle(&flight.outward, bereft);
         }
         self.bytes = 0;
         if let Some(mut pass) = self.pass.take() {
@@ -98,11 +101,11 @@ impl Outbound {
             let Some(chunk) = books.table.chunk(id) else { continue };
             let (mappings, handle) = (chunk.mappings.clone(), chunk.handle);
             drop(books);
-            let gone = crate::pager::allocate::unmake(&mappings, handle);
+            let gone = crate::pager::allocate::unmake(device, &mappings, handle);
             let mut books = PAGER.books();
             match gone {
-                true => books.table.lose(id),
-                false => books.table.release(id, State::Resident),
+                Ok(()) => books.table.lose(id),
+                Err(_) => books.table.release(id, State::Resident),
             }
             books.say();
             PAGER.changed.notify_all();
@@ -175,17 +178,19 @@ impl Outbound {
                 Ok(outward) => {
                     drop(books);
                     self.note_place();
-                    if outward.way == Way::Drop {
-                        self.drop_chunk(&outward);
-                        dropped += 1;
-                        if dropped == DROPS_AT_ONCE {
-                            return Progress::More;
+                    let sent = match outward.way {
+                        Way::Drop => {
+                            dropped += 1;
+                            self.drop_chunk(device, &outward)
                         }
-                    } else if let Err(result) = self.send(outward, station) {
-                        retry.failed();
-                        self.failures += 1;
-                        self.tell_failure(device, result);
+                        _ => self.send(outward, station),
+                    };
+                    if let Err(failure) = sent {
+                        self.fail(device, failure, station, retry);
                         return Progress::Waiting;
+                    }
+                    if dropped == DROPS_AT_ONCE {
+                        return Progress::More;
                     }
                 }
             }
@@ -248,8 +253,8 @@ impl Outbound {
         true
     }
 
-    /// Queues the copies of a chunk.
-    fn send(&mut self, outward: Outward, station: &mut Station) -> Result<(), CuResult> {
+    /// Queues the copies of a chunk; if that fails, it is to be settled what becomes of it.
+    fn send(&mut self, outward: Outward, station: &mut Station) -> Result<(), Failed> {
         let (extents, compare) = match &outward.way {
             Way::Copy(extents) => (extents.clone(), None),
             Way::Compare(copy) => {
@@ -271,12 +276,11 @@ impl Outbound {
                 self.flights.push_back(Flight { outward, event, window, compare });
                 Ok(())
             }
-            Err(result) => {
-                let mut books = PAGER.books();
+            Err(failure) => {
                 if let Some((_, scratch)) = compare {
-                    books.table.places.give(&scratch);
+                    PAGER.books().table.places.give(&scratch);
                 }
-                books.settle_failure(outward, result)
+                Err((outward, failure))
             }
         }
     }
@@ -286,7 +290,7 @@ impl Outbound {
         outward: &Outward,
         extents: &[Extent],
         station: &mut Station,
-    ) -> device::Answer<(usize, Window)> {
+    ) -> Result<(usize, Window), Failure> {
         let (device, pieces) = {
             let books = PAGER.books();
             let device = books.table.chunk(outward.id).map_or(0, |chunk| chunk.device);
@@ -305,14 +309,19 @@ impl Outbound {
                 // Parts of it may be under way.
                 device::drain(station.outward());
                 window.close();
-                Err(result)
+                Err((COPY, result))
             }
         }
     }
 
     // ------------------------------------------------------------ ending
 
-    pub(super) fn finish(&mut self, device: u32, station: &mut Station) -> Progress {
+    pub(super) fn finish(
+        &mut self,
+        device: u32,
+        station: &mut Station,
+        retry: &mut Retry,
+    ) -> Progress {
         let mut progress = self.finish_pass(station);
         let mut done = 0;
         while let Some(flight) = self.flights.front() {
@@ -324,22 +333,24 @@ impl Outbound {
             let Some(flight) = self.flights.pop_front() else { break };
             self.bytes -= flight.outward.bytes;
             station.done_with(flight.event);
-            flight.window.close();
-            match come {
-                Ok(_) => self.land(flight.outward, flight.compare, station),
-                Err(result) => {
-                    self.failures += 1;
-                    let settled = {
-                        let mut books = PAGER.books();
-                        if let Some((_, scratch)) = &flight.compare {
-                            books.table.places.give(scratch);
-                        }
-                        books.settle_failure(flight.outward, result)
-                    };
-                    if settled.is_err() {
-                        self.tell_failure(device, result);
-                    }
+            let landed = match come {
+                Ok(_) => {
+                    flight.window.close();
+                    self.land(device, flight.outward, flight.compare, station)
                 }
+                Err(result) => {
+                    flight.give_scratch();
+                    flight.window.close();
+                    Err((flight.outward, (COPY, result)))
+                }
+            };
+            match landed {
+                Ok(()) if self.failures > 0 => {
+                    self.failures = 0;
+                    retry.succeeded();
+                }
+                Ok(()) => {}
+                Err(failed) => self.fail(device, failed, station, retry),
             }
             progress = Progress::More;
             done += 1;
@@ -373,15 +384,16 @@ impl Outbound {
 
     fn land(
         &mut self,
+        device: u32,
         outward: Outward,
         compare: Option<(Vec<Extent>, Vec<Extent>)>,
         station: &mut Station,
-    ) {
+    ) -> Result<(), Failed> {
         if let Some((copy, scratch)) = compare {
             let alike = PAGER.are_alike(&copy, &scratch);
             PAGER.books().table.places.give(&scratch);
             if alike {
-                return self.drop_chunk(&outward);
+                return self.drop_chunk(device, &outward);
             }
             error!(
                 "a chunk of {} has the hash of its host copy but differs from it: it is copied. Please report this",
@@ -392,24 +404,22 @@ impl Outbound {
                 books.moved.lies += 1;
                 books.table.differs(outward.id);
             }
-            let outward = Outward { way: Way::Copy(copy), ..outward };
-            if let Err(result) = self.send(outward, station) {
-                warning!("copying memory to the host failed: {}", device::name(result));
-            }
-            return;
+            return self.send(Outward { way: Way::Copy(copy), ..outward }, station);
         }
-        unmake(&outward);
-        self.failures = 0;
+        if let Err(failure) = unmake(device, &outward) {
+            return Err((outward, failure));
+        }
         let mut books = PAGER.books();
         books.moved.out += outward.bytes;
         books.table.end_out(outward.id);
         books.say();
         PAGER.changed.notify_all();
+        Ok(())
     }
 
     /// The host has the content already, or there is none.
-    fn drop_chunk(&mut self, outward: &Outward) {
-        unmake(outward);
+    fn drop_chunk(&mut self, device: u32, outward: &Outward) -> Result<(), Failed> {
+        unmake(device, outward).map_err(|failure| (outward.clone(), failure))?;
         let mut books = PAGER.books();
         if books.table.chunk(outward.id).is_some_and(|chunk| chunk.has_copy()) {
             books.moved.clean += outward.bytes;
@@ -417,25 +427,42 @@ impl Outbound {
         books.table.end_out(outward.id);
         books.say();
         PAGER.changed.notify_all();
+        Ok(())
     }
 
     // ------------------------------------------------------------ trouble
 
-    fn tell_failure(&mut self, device: u32, result: CuResult) {
+    /// A chunk could not go. It stays, for its content is there, and is to be tried like the others: through another context, if
+    /// there is one. Only without any that works its content is lost.
+    fn fail(
+        &mut self,
+        device: u32,
+        (outward, (call, result)): Failed,
+        station: &Station,
+        retry: &mut Retry,
+    ) {
+        self.plan = None;
+        let bereft = PAGER.failed_in(station.carrier, device, call, result);
+        settle(&outward, bereft);
+        if device::is_lost(result) {
+            return;
+        }
+        retry.failed();
+        self.failures += 1;
+        let cause = device::name(result);
         if self.failures == 1 {
             warning!(
-                "cuMemcpyDtoHAsync failed on GPU {device} ({}); trying again",
-                device::name(result)
+                "{call} on GPU {device} failed ({cause}): the memory stays, and is tried again"
             );
         }
         if self.failures >= TRIES {
             self.failures = 0;
-            PAGER
-                .books()
-                .refuse(device, "its memory cannot be copied to the host: cuMemcpyDtoHAsync fails");
+            let why = format!(
+                "its memory cannot be moved to the host: {call} fails ({cause}); look for Xid errors of this GPU (dmesg), and \
+                 end the program if others need the room"
+            );
+            PAGER.books().refuse(device, &why);
         }
-        // The chunk is resident again, and to be tried like the others.
-        self.plan = None;
     }
 
     fn wait_for_place(
@@ -479,19 +506,27 @@ impl Books {
             LINK.send(Kind::Evicted(Evicted { device, bytes: 0, failed: reason.to_owned() }));
         }
     }
+}
 
-    /// A copy has failed: of a broken context the chunk is lost and its memory free, else it stays.
-    fn settle_failure(&mut self, outward: Outward, result: CuResult) -> Result<(), CuResult> {
-        if !device::is_lost(result) || !unmake(&outward) {
-            self.table.fail_out(outward.id);
-            PAGER.changed.notify_all();
-            return Err(result);
+impl Flight {
+    fn give_scratch(&self) {
+        if let Some((_, scratch)) = &self.compare {
+            PAGER.books().table.places.give(scratch);
         }
-        self.table.lose(outward.id);
-        self.say();
-        PAGER.changed.notify_all();
-        Ok(())
     }
+}
+
+/// What becomes of a chunk that could not be copied: it stays, unless nothing can reach its content any more.
+fn settle(outward: &Outward, bereft: bool) {
+    let device = PAGER.books().table.chunk(outward.id).map_or(0, |chunk| chunk.device);
+    let gone = bereft && unmake(device, outward).is_ok();
+    let mut books = PAGER.books();
+    match gone {
+        true => books.table.lose(outward.id),
+        false => books.table.fail_out(outward.id),
+    }
+    books.say();
+    PAGER.changed.notify_all();
 }
 
 impl crate::pager::Pager {

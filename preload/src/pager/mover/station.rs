@@ -39,6 +39,10 @@ impl Station {
         }
     }
 
+    pub(super) fn is_built(&self) -> bool {
+        self.streams.is_some()
+    }
+
     /// Makes the streams, in the current context, or says why it cannot be done.
     pub(super) fn build(&mut self) -> CuResult {
         if let Some(streams) = self.streams {

@@ -99,6 +99,8 @@ pub(crate) enum LaunchFault {
     None,
     Fails,
     Endless,
+    /// It finds the same for all memory.
+    Lies,
 }
 
 /// Memory that a kernel touches.
@@ -116,6 +118,9 @@ impl KernelCall {
         }
         if faults.strikes(FaultKind::Endless, Some(&self.name)) {
             self.fault = LaunchFault::Endless;
+        }
+        if self.kernel == Kernel::Hash && faults.strikes(FaultKind::HashLies, None) {
+            self.fault = LaunchFault::Lies;
         }
         if self.kernel == Kernel::Unknown {
             name_once(&self.name);
@@ -227,6 +232,9 @@ impl KernelCall {
                         (row, place) = (row + 1, 0);
                     }
                 });
+                if self.fault == LaunchFault::Lies {
+                    sums.fill([1; 2]);
+                }
                 each_word(&runs[0], |at, word| {
                     word.fetch_add(sums[at as usize / 2][at as usize % 2], Ordering::Relaxed);
                 });

@@ -81,7 +81,9 @@ impl Driver {
                 call.meet_faults(&self.faults);
                 submission.length = call.length(&self.config.gpus[submission.gpu]);
             }
-            Work::Copy(shape) => shape.fails = self.faults.strikes(FaultKind::CopyFails, None),
+            Work::Copy(shape) => {
+                shape.fails = self.faults.strike(FaultKind::CopyFails, shape.as_call()).is_some();
+            }
             _ => {}
         }
     }

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use simcuda_device::fault::{Call, Way};
+
 use crate::code::{ILLEGAL_ADDRESS, Outcome};
 use crate::handles::Handle;
 use crate::kernels::KernelCall;
@@ -90,6 +92,18 @@ pub(crate) struct CopyShape {
     pub(crate) extent: Extent,
     /// A scripted fault: the copy breaks its context.
     pub(crate) fails: bool,
+}
+
+impl CopyShape {
+    /// As scripted faults look at it.
+    pub(crate) fn as_call(&self) -> Call<'static> {
+        let way = match (&self.from, &self.to) {
+            (Side::Device { .. }, Side::Host(_)) => Some(Way::Out),
+            (Side::Host(_) | Side::Staged(_), Side::Device { .. }) => Some(Way::In),
+            _ => None,
+        };
+        Call { kernel: None, way, bytes: self.extent.total() as u64 }
+    }
 }
 
 /// How far rows and layers are apart.

@@ -21,8 +21,41 @@ pub enum FaultKind {
     MapFails,
     /// A copy fails while it runs, which breaks its context.
     CopyFails,
+    /// A copy is refused when it is handed in; its context stays sound.
+    CopyRefused,
     /// Pinning host memory fails.
     PinFails,
+    /// `cuMemAddressReserve` fails.
+    ReserveFails,
+    /// `cuMemSetAccess` fails.
+    AccessFails,
+    /// `cuMemUnmap` fails: the memory stays mapped.
+    UnmapFails,
+    /// `cuMemRelease` fails: the handle stays.
+    ReleaseFails,
+    /// The pager's hash kernel finds the same hash for everything.
+    HashLies,
+}
+
+/// Where a copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// From the host to a GPU.
+    In,
+    /// From a GPU to the host.
+    Out,
+}
+
+/// A call that may go wrong, as rules look at it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Call<'a> {
+    /// The kernel that it launches.
+    pub kernel: Option<&'a str>,
+    /// Where it copies to; `None`: neither to nor from a GPU alone, or no copy.
+    pub way: Option<Way>,
+    /// Bytes that it moves.
+    pub bytes: u64,
 }
 
 /// One `[[fault]]` table.
@@ -37,6 +70,13 @@ pub struct FaultRule {
     pub env: Option<String>,
     /// Only for this kernel.
     pub kernel: Option<String>,
+    /// Only for copies in this direction.
+    pub way: Option<Way>,
+    /// Only for copies of so many bytes or more.
+    #[serde(default)]
+    pub bytes: u64,
+    /// The code with which the call ends, where the kind leaves a choice.
+    pub error: Option<u32>,
     /// At the n-th matching call of a process, counted from 1.
     #[serde(default = "one")]
     pub at: u64,
@@ -92,15 +132,23 @@ impl Faults {
 
     /// Counts one call of this kind; whether it goes wrong.
     pub fn strikes(&self, kind: FaultKind, kernel: Option<&str>) -> bool {
-        let mut strikes = false;
+        self.strike(kind, Call { kernel, ..Call::default() }).is_some()
+    }
+
+    /// Counts one call of this kind; the rule by which it goes wrong.
+    pub fn strike(&self, kind: FaultKind, call: Call<'_>) -> Option<&FaultRule> {
+        let mut struck = None;
         for (rule, count) in &self.rules {
-            let kernel_fits = rule.kernel.as_deref().is_none_or(|name| Some(name) == kernel);
-            if rule.kind == kind && kernel_fits {
+            let kernel_fits = rule.kernel.as_deref().is_none_or(|name| Some(name) == call.kernel);
+            let way_fits = rule.way.is_none_or(|way| Some(way) == call.way);
+            if rule.kind == kind && kernel_fits && way_fits && call.bytes >= rule.bytes {
                 let turn = count.fetch_add(1, Ordering::Relaxed) + 1;
-                strikes |= turn >= rule.at && (rule.times == 0 || turn < rule.at + rule.times);
+                if turn >= rule.at && (rule.times == 0 || turn < rule.at + rule.times) {
+                    struck = Some(rule);
+                }
             }
         }
-        strikes
+        struck
     }
 }
 
@@ -120,6 +168,19 @@ mod tests {
             (0..5).map(|_| faults.strikes(FaultKind::OutOfMemory, None)).collect();
         assert_eq!(struck, [false, true, true, false, false]);
         assert!(!faults.strikes(FaultKind::CopyFails, None));
+    }
+
+    #[test]
+    fn direction_and_size_narrow_it_and_an_error_can_be_chosen() {
+        let rules = [rule("kind = 'copy_refused'\nway = 'out'\nbytes = 100\nerror = 46")];
+        let faults = Faults::new(&rules, "p", |_| None);
+        let call = |way, bytes| Call { way: Some(way), bytes, ..Call::default() };
+        for small in [call(Way::In, 100), call(Way::Out, 99), Call::default()] {
+            assert_eq!(faults.strike(FaultKind::CopyRefused, small), None);
+        }
+        let struck = faults.strike(FaultKind::CopyRefused, call(Way::Out, 100));
+        assert_eq!(struck.and_then(|rule| rule.error), Some(46));
+        assert_eq!(faults.strike(FaultKind::CopyRefused, call(Way::Out, 100)), None);
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use acb_cuda_abi::{StreamForm, sys};
+use acb_cuda_abi::{CuResult, StreamForm, sys};
 use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
 use super::shape::{End, Request, deep, flat, inside};
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome, UNKNOWN};
 use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::kernels::span;
@@ -409,7 +409,11 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
     }
     let mut submission = shaped(driver, &request, gpu, (to, from), staged);
     if let Work::Copy(shape) = &mut submission.work {
-        shape.fails = driver.faults.strikes(FaultKind::CopyFails, None);
+        let call = shape.as_call();
+        if let Some(rule) = driver.faults.strike(FaultKind::CopyRefused, call) {
+            return Err(rule.error.map_or(UNKNOWN, CuResult));
+        }
+        shape.fails = driver.faults.strike(FaultKind::CopyFails, call).is_some();
     }
     hand_in(driver, tables, stream, submission, waits)
 }

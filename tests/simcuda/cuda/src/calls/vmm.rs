@@ -9,7 +9,7 @@ use acb_cuda_abi::sys;
 use simcuda_device::fault::FaultKind;
 
 use super::put;
-use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
+use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome, UNKNOWN};
 use crate::driver;
 use crate::handles::Handle;
 use crate::host_time;
@@ -36,6 +36,9 @@ calls! {
         let fits = alignment == 0 || alignment.is_power_of_two();
         if size == 0 || !size.is_multiple_of(GRANULARITY) || !fits || flags != 0 || pointer.is_null() {
             return Err(INVALID_VALUE);
+        }
+        if driver.faults.strikes(FaultKind::ReserveFails, None) {
+            return Err(OUT_OF_MEMORY);
         }
         let align = alignment.max(GRANULARITY);
         let start = driver.lock().space.add(size, align, RegionKind::Reservation)?;
@@ -104,6 +107,9 @@ calls! {
         }
         let handle = Handle::from_bits(handle);
         let mapped = tables.mapped.get_mut(handle).ok_or(INVALID_VALUE)?;
+        if driver.faults.strikes(FaultKind::ReleaseFails, None) {
+            return Err(UNKNOWN);
+        }
         mapped.references -= 1;
         if mapped.references == 0 {
             // Mapped memory stays until it is unmapped.
@@ -148,6 +154,9 @@ calls! {
         if size == 0 || region.kind != RegionKind::Reservation {
             return Err(INVALID_VALUE);
         }
+        if driver.faults.strikes(FaultKind::UnmapFails, None) {
+            return Err(UNKNOWN);
+        }
         // Work that uses the range is not waited for: it will fail.
         tables.space.unmap(pointer, size)?;
         drop(tables);
@@ -165,6 +174,9 @@ calls! {
         let driver = driver::get()?;
         if descriptions.is_null() || count == 0 || size == 0 {
             return Err(INVALID_VALUE);
+        }
+        if driver.faults.strikes(FaultKind::AccessFails, None) {
+            return Err(UNKNOWN);
         }
         let mut tables = driver.lock();
         let mut cost = 0;
