@@ -220,6 +220,26 @@ fn nodes_of_graphs_may_name_memory_that_is_absent() {
 }
 
 #[test]
+fn graphs_that_decide_on_the_gpu_see_memory_that_has_moved() {
+    let words = "a4 a4 a2 w0:7 . W N1:3 . R K7:1:3 N0:2 . R K7:0:2 N1:0 R K7:1:0 .";
+    let mut play = start_in(Lab::on_software_gpu(""), words);
+    for bytes in [4, 4, 2] {
+        play.claim(bytes * MIB);
+    }
+    play.turn(1, 10 * MIB);
+    for epoch in [2, 3, 4] {
+        play.swap_out(epoch - 1, 10 * MIB);
+        play.turn(epoch, 10 * MIB);
+    }
+    let ended = play.end().prints("node=0").prints("captured=0").prints("instantiated=0");
+    // CUDA_ERROR_NOT_SUPPORTED: such graphs are not copied.
+    let ended = ended.prints("cloned=801");
+    let out = ended.stdout();
+    assert_eq!(out.matches("ran=0").count(), 3, "{}", ended.text());
+    assert_eq!(out.matches("left=0 wrong=0").count(), 3, "{}", ended.text());
+}
+
+#[test]
 fn a_device_has_as_much_memory_as_its_client_may_have() {
     let lab = Lab::on_software_gpu("memory = \"32 GiB\"");
     let mut play = start_in(lab, "s D .");

@@ -54,6 +54,13 @@ pub(super) fn check(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
     println!("read={result} wrong={wrong}");
 }
 
+pub(super) fn splitmix64(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
 /// What `acb_fill` leaves.
 pub(super) fn check_fill(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
     let mut words = vec![0u64; bytes / 8];
@@ -64,12 +71,6 @@ pub(super) fn check_fill(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
             address,
             words.len() * 8,
         )
-    };
-    let splitmix64 = |seed: u64| {
-        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
     };
     let wrong = words.iter().zip(0..).filter(|(word, i)| **word != splitmix64(seed + i)).count();
     println!("filled={result} wrong={wrong}");

@@ -15,8 +15,11 @@
 //! from a pool on device 1 that device 0 may use too. `G0:1` makes a graph that copies the first allocation to the second, `R` runs
 //! it. `B0` binds mapped memory to a multicast object, `b0` an address; `J0` takes a descriptor for other devices and compares;
 //! `S0:7` puts mapped memory behind an array and looks for pattern 7 there; `O0` makes a texture of memory.
+//! `W` makes a graph of the first three allocations with conditional nodes, `N1:3` sets its flag and its rounds, `K7:1:3` checks what a run
+//! with these has left where the first allocation has pattern 7.
 //! `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
 
+mod conditional;
 mod content;
 mod contexts;
 mod devices;
@@ -104,6 +107,16 @@ pub(crate) fn play(words: &str) {
                 let (from, to) = rest.split_once(':').expect("from, and to");
                 let from = held[from.parse::<usize>().unwrap()];
                 graph = copying_graph(&cuda, from, held[to.parse::<usize>().unwrap()].0);
+            }
+            "W" => graph = conditional::make(&cuda, held[0], held[1].0, held[2].0),
+            "N" => {
+                let (flag, rounds) = rest.split_once(':').expect("a flag, and rounds");
+                let (flag, rounds) = (flag.parse().unwrap(), rounds.parse().unwrap());
+                println!("chosen={}", conditional::choose(&cuda, held[2].0, flag, rounds));
+            }
+            "K" => {
+                let all: Vec<u64> = rest.split(':').map(|it| it.parse().unwrap()).collect();
+                conditional::check(&cuda, held[1], held[2].0, (all[0], all[1], all[2]));
             }
             "R" => println!("ran={}", run_graph(&cuda, graph)),
             "D" => println!("total={}", total_bytes(&cuda) >> 20),

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::code::{INVALID_VALUE, NOT_SUPPORTED, Outcome};
+use crate::conditions::{self, ConditionId};
 use crate::graph_memory::Allocation;
 use crate::handles::Handle;
 use crate::objects::{Event, Tables};
@@ -43,12 +44,60 @@ pub(crate) enum Task {
     /// allocation.
     Run(Submission),
     Child(Handle<Graph>),
+    Conditional(Conditional),
     Record(Handle<Event>),
     Wait(Handle<Event>),
     Allocate(Allocation),
 }
 
+/// A node whose bodies run as a condition says.
+#[derive(Clone)]
+pub(crate) struct Conditional {
+    pub(crate) condition: ConditionId,
+    pub(crate) branching: Branching,
+    pub(crate) bodies: Vec<Handle<Graph>>,
+    /// The bodies as the program is shown them, for as long as the node is there.
+    #[allow(dead_code)]
+    pub(crate) shown: Arc<[u64]>,
+}
+
+/// How the condition decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Branching {
+    /// The first body, or the second one if it is zero.
+    If,
+    /// The only body, until it is zero.
+    While,
+    /// The body of its number.
+    Switch,
+}
+
+impl Branching {
+    /// The body that runs next, of so many.
+    pub(crate) fn choose(self, value: u32, bodies: usize) -> Option<usize> {
+        let body = match self {
+            Branching::Switch => value as usize,
+            Branching::If | Branching::While => usize::from(value == 0),
+        };
+        (body < bodies).then_some(body)
+    }
+}
+
 impl Task {
+    /// The graphs inside it.
+    pub(crate) fn inner(&self) -> &[Handle<Graph>] {
+        match self {
+            Task::Child(child) => std::slice::from_ref(child),
+            Task::Conditional(conditional) => &conditional.bodies,
+            _ => &[],
+        }
+    }
+
+    /// What a conditional node's bodies may have.
+    fn may_be_conditional(&self) -> bool {
+        matches!(self.kind(), 0 | 1 | 2 | 4 | 5 | 13)
+    }
+
     /// `CUgraphNodeType`
     pub(crate) fn kind(&self) -> u32 {
         match self {
@@ -62,6 +111,8 @@ impl Task {
                 | Work::Event(_)
                 | Work::Signal(..)
                 | Work::Await(..)
+                | Work::Begin(_)
+                | Work::Branch(_)
                 | Work::Map(..) => 5,
                 Work::Wait(_) => 12,
             },
@@ -70,6 +121,7 @@ impl Task {
             Task::Wait(_) => 6,
             Task::Record(_) => 7,
             Task::Allocate(_) => 10,
+            Task::Conditional(_) => 13,
         }
     }
 
@@ -130,8 +182,9 @@ impl Tables {
     pub(crate) fn remove_graph(&mut self, graph: Handle<Graph>) {
         let Some(graph) = self.graphs.remove(graph) else { return };
         for node in graph.nodes {
-            if let Some(Node { task: Task::Child(child), .. }) = self.nodes.remove(node) {
-                self.remove_graph(child);
+            let node = self.nodes.remove(node);
+            for inner in node.iter().flat_map(|node| node.task.inner()) {
+                self.remove_graph(*inner);
             }
         }
     }
@@ -143,8 +196,9 @@ impl Tables {
         if node.task.is_memory() {
             return Err(NOT_SUPPORTED);
         }
-        if let Some(Node { task: Task::Child(child), .. }) = self.nodes.remove(handle) {
-            self.remove_graph(child);
+        let node = self.nodes.remove(handle);
+        for inner in node.iter().flat_map(|node| node.task.inner()) {
+            self.remove_graph(*inner);
         }
         let Some(graph) = self.graphs.get_mut(graph) else { return Ok(()) };
         graph.nodes.retain(|&other| other != handle);
@@ -156,15 +210,44 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether a graph has memory of its own, which keeps it from being copied.
-    pub(crate) fn has_memory(&self, graph: Handle<Graph>) -> bool {
-        self.graphs.get(graph).is_some_and(|graph| {
-            graph.nodes.iter().any(|&node| match self.nodes.get(node).map(|node| &node.task) {
-                Some(Task::Child(child)) => self.has_memory(*child),
-                Some(task) => task.is_memory(),
-                None => false,
-            })
+    /// Whether any node of a graph, or of graphs inside it, is so.
+    fn any_task(&self, graph: Handle<Graph>, is_so: &dyn Fn(&Task) -> bool) -> bool {
+        let nodes = self.graphs.get(graph).map_or(&[][..], |graph| &graph.nodes[..]);
+        nodes.iter().filter_map(|&node| self.nodes.get(node)).any(|node| {
+            is_so(&node.task) || node.task.inner().iter().any(|&inner| self.any_task(inner, is_so))
         })
+    }
+
+    /// Whether a graph has memory of its own.
+    pub(crate) fn has_memory(&self, graph: Handle<Graph>) -> bool {
+        self.any_task(graph, &Task::is_memory)
+    }
+
+    /// Whether nothing keeps a graph from being copied: memory of its own, or conditions.
+    pub(crate) fn may_be_copied(&self, graph: Handle<Graph>) -> bool {
+        !self.any_task(graph, &|task| task.is_memory() || task.kind() == 13)
+    }
+
+    /// Whether a graph is `outer`, or inside one of its nodes.
+    pub(crate) fn is_within(&self, graph: Handle<Graph>, outer: Handle<Graph>) -> bool {
+        graph == outer || self.any_task(outer, &|task| task.inner().contains(&graph))
+    }
+
+    /// The conditions of a graph's nodes, and whether their bodies have what they may have alone.
+    pub(crate) fn conditions(&self, graph: Handle<Graph>) -> (Vec<ConditionId>, bool) {
+        let found = std::cell::RefCell::new((Vec::new(), true));
+        self.any_task(graph, &|task| {
+            if let Task::Conditional(conditional) = task {
+                let forbidden = |inner: &Task| !inner.may_be_conditional();
+                let bodies = &conditional.bodies;
+                let good = !bodies.iter().any(|&body| self.any_task(body, &forbidden));
+                let mut found = found.borrow_mut();
+                found.0.push(conditional.condition);
+                found.1 &= good;
+            }
+            false
+        });
+        found.into_inner()
     }
 
     /// A copy of a graph, its nodes knowing what they are copies of.
@@ -179,8 +262,14 @@ impl Tables {
         for &handle in &nodes {
             let Some(node) = self.nodes.get(handle) else { continue };
             let (enabled, mut task) = (node.enabled, node.task.clone());
-            if let Task::Child(child) = task {
-                task = Task::Child(self.copy_graph(child, true)?);
+            match &mut task {
+                Task::Child(child) => *child = self.copy_graph(*child, true)?,
+                Task::Conditional(conditional) => {
+                    for body in &mut conditional.bodies {
+                        *body = self.copy_graph(*body, true)?;
+                    }
+                }
+                _ => {}
             }
             let original = Some(handle);
             let node = Node { graph: copy, task, after: Vec::new(), original, enabled };
@@ -266,6 +355,10 @@ impl Tables {
             // Its addresses can be used by one at a time.
             return Err(NOT_SUPPORTED);
         }
+        let (_, good) = self.conditions(of);
+        if !good || conditions::is_loose(of) {
+            return Err(INVALID_VALUE);
+        }
         let graph = self.copy_graph(of, true)?;
         let id = self.next_id();
         let memory = HashMap::new();
@@ -321,7 +414,13 @@ impl Tables {
             if sorted(a, &own_place) != sorted(b, &other_place) {
                 return Err((Unlike::Topology, theirs));
             }
-            if let (Task::Child(a), Task::Child(b)) = (&a.task, &b.task) {
+            if let (Task::Conditional(a), Task::Conditional(b)) = (&a.task, &b.task)
+                && (a.condition, a.branching, a.bodies.len())
+                    != (b.condition, b.branching, b.bodies.len())
+            {
+                return Err((Unlike::NotSupported, theirs));
+            }
+            for (a, b) in a.task.inner().iter().zip(b.task.inner()) {
                 self.alike(*a, *b)?;
             }
         }
@@ -333,14 +432,12 @@ impl Tables {
         let other = self.graphs.get(other).ok_or(INVALID_VALUE)?.nodes.clone();
         for (mine, theirs) in own.into_iter().zip(other) {
             let task = self.nodes.get(theirs).ok_or(INVALID_VALUE)?.task.clone();
-            let old = self.nodes.get(mine).map(|node| node.task.clone());
-            match (old, task) {
-                (Some(Task::Child(inner)), Task::Child(new)) => self.take_tasks(inner, new)?,
-                (_, task) => {
-                    if let Some(node) = self.nodes.get_mut(mine) {
-                        node.task = task;
-                    }
-                }
+            let old = self.nodes.get(mine).map_or(Vec::new(), |node| node.task.inner().to_vec());
+            for (inner, new) in old.iter().zip(task.inner()) {
+                self.take_tasks(*inner, *new)?;
+            }
+            if let Some(node) = self.nodes.get_mut(mine).filter(|_| task.inner().is_empty()) {
+                node.task = task;
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use simcuda_device::fault::{FaultKind, Faults};
 use simcuda_device::{GpuConfig, Nanos, engine};
 
 use crate::code::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS, Outcome};
+use crate::conditions;
 use crate::physical::Segment;
 use crate::ptx::Parameter;
 use crate::space::Access;
@@ -26,6 +27,7 @@ pub(crate) enum Kernel {
     Sum,
     Endless,
     Hash,
+    Condition,
     Unknown,
 }
 
@@ -39,6 +41,7 @@ impl Kernel {
             "acb_step" => (Kernel::Step, 4),
             "acb_sum" => (Kernel::Sum, 3),
             "acb_endless" => (Kernel::Endless, 1),
+            "acb_condition" => (Kernel::Condition, 3),
             hash::KERNEL => (Kernel::Hash, 4),
             _ => return Kernel::Unknown,
         };
@@ -134,7 +137,7 @@ impl KernelCall {
         }
         let bytes = |words: u64| span(words.saturating_mul(8), gpu.memory_bandwidth);
         let own = match self.kernel {
-            Kernel::Nop => 0,
+            Kernel::Nop | Kernel::Condition => 0,
             Kernel::Spin => self.arguments[0].min(engine::ENDLESS / 2),
             Kernel::Fill | Kernel::Sum => bytes(self.arguments[1]),
             Kernel::Step => self.arguments[3].min(engine::ENDLESS / 2),
@@ -171,6 +174,9 @@ impl KernelCall {
             Kernel::Sum => {
                 Ok(vec![words(self.arguments[2], 1, Access::Write)?, words(p, n, Access::Read)?])
             }
+            // There is nothing else that it could set.
+            Kernel::Condition if !conditions::exists(n) => Err(LAUNCH_FAILED),
+            Kernel::Condition => Ok(vec![words(p, 1, Access::Write)?]),
             Kernel::Endless => Ok(vec![words(p, 1, Access::Read)?]),
             Kernel::Hash => {
                 let out = words(self.arguments[3], 2 * u64::from(self.rows), Access::Write)?;
@@ -239,6 +245,11 @@ impl KernelCall {
                     word.fetch_add(sums[at as usize / 2][at as usize % 2], Ordering::Relaxed);
                 });
             }
+            // cudaGraphSetConditional(second, first -= third)
+            Kernel::Condition => each_word(&runs[0], |_, word| {
+                let left = word.fetch_sub(third, Ordering::Relaxed).wrapping_sub(third);
+                conditions::set(n, left as u32);
+            }),
             Kernel::Nop | Kernel::Spin | Kernel::Endless | Kernel::Unknown => {}
         }
     }

@@ -10,6 +10,7 @@
 mod calls;
 mod capture;
 mod code;
+mod conditions;
 mod driver;
 mod exports;
 mod graph;

@@ -5,25 +5,48 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use simcuda_device::clock;
 use simcuda_device::fault::FaultKind;
+use simcuda_device::{Nanos, clock};
 
 use crate::code::{INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
+use crate::conditions::{self, ConditionId};
 use crate::driver::{Driver, Locked};
-use crate::graph::{Executable, Graph, Node, Task};
+use crate::graph::{Branching, Conditional, Executable, Graph, Node, Task};
 use crate::handles::Handle;
-use crate::objects::{EventState, Stream, Tables};
+use crate::objects::{Context, EventState, Stream, Tables};
 use crate::physical::Physical;
-use crate::timeline::{Op, Seat, Submission};
+use crate::timeline::{Engines, Op, Seat, Submission};
 use crate::work::Work;
 
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`
 const FREES_ON_LAUNCH: u64 = 1;
 
 /// A node as it is run: what it does, and which steps it follows.
-struct Step {
+#[derive(Clone)]
+pub(crate) struct Step {
     task: Task,
     after: Vec<usize>,
+}
+
+/// A conditional node as it is run.
+pub(crate) struct Branch {
+    condition: ConditionId,
+    branching: Branching,
+    bodies: Vec<Vec<Step>>,
+}
+
+impl Branch {
+    /// The body whose turn it is.
+    pub(crate) fn next(&self) -> Option<Vec<Step>> {
+        let value = conditions::value(self.condition);
+        let body = self.branching.choose(value, self.bodies.len())?;
+        Some(self.bodies[body].clone())
+    }
+
+    /// Whether it looks at its condition again.
+    pub(crate) fn repeats(&self) -> bool {
+        self.branching == Branching::While
+    }
 }
 
 /// Whether a step waits for an earlier one, be it through others.
@@ -54,7 +77,7 @@ impl Driver {
         let graph = tables.executables.get(handle).ok_or(INVALID_VALUE)?.graph;
         tables.check_legacy(stream)?;
         if let Some(capture) = tables.recording(stream)? {
-            if tables.has_memory(graph) {
+            if !tables.may_be_copied(graph) {
                 tables.spoil(capture);
                 return Err(NOT_SUPPORTED);
             }
@@ -65,9 +88,6 @@ impl Driver {
         tables.flatten(graph, &[], &mut steps);
         tables.take_graph_memory(handle, &steps)?;
         let freed = tables.settle_graph_memory(handle, &steps)?;
-        for step in &mut steps {
-            self.strike(step);
-        }
         self.run(&mut tables, handle, stream, steps, freed)?;
         self.stir(&tables);
         Ok(())
@@ -106,11 +126,57 @@ impl Driver {
         }
         let last = tables.executables.get(handle).ok_or(INVALID_VALUE)?.last;
         let before: Vec<Handle<Op>> = last.into_iter().collect();
-        let head = tables.submit(&engines, stream, nothing(Work::Nothing), &before, now)?;
+        let graph = tables.executables.get(handle).ok_or(INVALID_VALUE)?.graph;
+        let begin = match tables.conditions(graph).0 {
+            none if none.is_empty() => Work::Nothing,
+            conditions => Work::Begin(conditions.into()),
+        };
+        let head = tables.submit(&engines, stream, nothing(begin), &before, now)?;
         let memory = tables.executables.get(handle).map(|one| one.memory.clone());
         let memory = memory.unwrap_or_default();
+        let place = (stream, context);
+        let all = tables.enter_steps(&engines, place, gpu, steps, (head, &memory), now)?;
+        let end = tables.submit(&engines, stream, nothing(Work::Nothing), &all, now)?;
+        if let Some(executable) = tables.executables.get_mut(handle) {
+            executable.last = end;
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    /// A body of a conditional node runs; what is not over yet of it.
+    pub(crate) fn run_steps(
+        &mut self,
+        engines: &Engines<'_>,
+        (stream, context): (Handle<Stream>, Handle<Context>),
+        gpu: usize,
+        steps: Vec<Step>,
+        now: Nanos,
+    ) -> Vec<Handle<Op>> {
+        let nothing = (None, &HashMap::new());
+        // A context that is gone or broken runs nothing more.
+        let ops = self.enter_steps(engines, (stream, context), gpu, steps, nothing, now);
+        let ops = ops.unwrap_or_default();
+        ops.into_iter().filter(|&op| self.timeline.is_pending(op)).collect()
+    }
+
+    /// Hands in a graph's work, behind `head` all of it.
+    fn enter_steps(
+        &mut self,
+        engines: &Engines<'_>,
+        (stream, context): (Handle<Stream>, Handle<Context>),
+        gpu: usize,
+        steps: Vec<Step>,
+        (head, memory): (Option<Handle<Op>>, &HashMap<u64, Arc<Physical>>),
+        now: Nanos,
+    ) -> Outcome<Vec<Handle<Op>>> {
+        let tables = self;
+        let driver = crate::driver::get()?;
+        let nothing = |work| Submission { engine: None, gpu, length: 0, work };
         let mut ops: Vec<Option<Handle<Op>>> = Vec::with_capacity(steps.len());
-        for step in steps {
+        for mut step in steps {
+            driver.strike(&mut step);
             let mut before: Vec<Handle<Op>> =
                 step.after.iter().filter_map(|&other| ops[other]).collect();
             // After what has ended already, the head still is what to wait for.
@@ -136,25 +202,34 @@ impl Driver {
                     Some(memory) => nothing(Work::Map(allocation.address, Arc::clone(memory))),
                     None => nothing(Work::Nothing),
                 },
-                Task::Empty | Task::Child(_) => nothing(Work::Nothing),
+                Task::Empty | Task::Child(_) | Task::Conditional(_) => nothing(Work::Nothing),
             };
             let seat = (stream, Seat::Within);
-            let op = tables.enter(&engines, seat, context, submission, before, now)?;
+            let op = tables.enter(engines, seat, context, submission, before, now)?;
             if let Some(event) = record {
                 tables.is_recorded(event, op);
             }
             ops.push(op);
         }
-        let all: Vec<Handle<Op>> = ops.into_iter().flatten().collect();
-        let end = tables.submit(&engines, stream, nothing(Work::Nothing), &all, now)?;
-        if let Some(executable) = tables.executables.get_mut(handle) {
-            executable.last = end;
-        }
-        Ok(())
+        Ok(ops.into_iter().flatten().collect())
     }
-}
 
-impl Tables {
+    /// A conditional node, with its bodies as they are now.
+    fn branch(&self, conditional: &Conditional) -> Task {
+        let bodies = conditional.bodies.iter().map(|&body| {
+            let mut steps = Vec::new();
+            self.flatten(body, &[], &mut steps);
+            steps
+        });
+        let branch = Branch {
+            condition: conditional.condition,
+            branching: conditional.branching,
+            bodies: bodies.collect(),
+        };
+        let work = Work::Branch(Arc::new(branch));
+        Task::Run(Submission { engine: None, gpu: 0, length: 0, work })
+    }
+
     /// Adds a graph's nodes as steps that follow the steps `entry`; the steps
     /// that its end is made of.
     fn flatten(&self, graph: Handle<Graph>, entry: &[usize], steps: &mut Vec<Step>) -> Vec<usize> {
@@ -171,7 +246,11 @@ impl Tables {
             let end = match &node.task {
                 Task::Child(child) => self.flatten(*child, &after, steps),
                 task => {
-                    let task = if node.enabled { task.clone() } else { Task::Empty };
+                    let task = match task {
+                        _ if !node.enabled => Task::Empty,
+                        Task::Conditional(conditional) => self.branch(conditional),
+                        task => task.clone(),
+                    };
                     steps.push(Step { task, after });
                     vec![steps.len() - 1]
                 }

@@ -9,15 +9,18 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 use simcuda_device::engine::{EngineId, Progress};
 use simcuda_device::layout::{ENGINES, EngineKind, GPUS_MAX};
 use simcuda_device::{Charge, Nanos, State};
 
 use crate::code::Outcome;
+use crate::conditions;
 use crate::handles::{Handle, Slab, Tag};
 use crate::kernels::flag_is_set;
 use crate::objects::{Context, EventState, Stream, StreamKind, Tables};
+use crate::replay::Branch;
 use crate::work::{HostCall, Ready, Work};
 
 /// Work of this many bytes or less is done with the lock held.
@@ -214,7 +217,10 @@ impl Tables {
 
     /// Work that takes no time on an idle engine need not be queued.
     fn runs_at_once(&self, engines: &Engines<'_>, submission: &Submission) -> bool {
-        let waits = matches!(submission.work, Work::Host(_) | Work::Wait(_) | Work::Await(..));
+        let waits = matches!(
+            submission.work,
+            Work::Host(_) | Work::Wait(_) | Work::Await(..) | Work::Branch(_)
+        );
         if submission.length != 0 || waits {
             return false;
         }
@@ -238,6 +244,7 @@ impl Tables {
                 }
             }
             Work::Signal(event, number) => event.reach(number),
+            Work::Begin(conditions) => conditions::begin(&conditions),
             Work::Free(address) => self.free_later(address),
             Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Kernel(ref call) if call.touches_nothing() => {}
@@ -379,6 +386,7 @@ impl Tables {
                 }
             }
             Work::Signal(event, number) => event.reach(number),
+            Work::Begin(conditions) => conditions::begin(&conditions),
             Work::Free(address) => self.free_later(address),
             Work::Map(address, memory) => self.map_graph_memory(address, memory),
             Work::Host(call) => {
@@ -386,6 +394,11 @@ impl Tables {
                 return;
             }
             _ if broken => {}
+            Work::Branch(branch) => {
+                if self.go_into(engines, handle, &branch, end) {
+                    return;
+                }
+            }
             Work::Await(ref event, number) => {
                 if !event.has_reached(number) {
                     if let Some(op) = self.timeline.ops.get_mut(handle) {
@@ -425,6 +438,39 @@ impl Tables {
             },
         }
         self.end(engines, handle, end);
+    }
+
+    /// Runs the body of a conditional node that is its turn, before what waits for the node; false: none is.
+    fn go_into(
+        &mut self,
+        engines: &Engines<'_>,
+        handle: Handle<Op>,
+        branch: &Arc<Branch>,
+        now: Nanos,
+    ) -> bool {
+        let Some(body) = branch.next() else { return false };
+        let Some(op) = self.timeline.ops.get(handle) else { return false };
+        let place = (op.stream, op.context);
+        let (gpu, again) = (op.submission.gpu, branch.repeats());
+        let before = self.run_steps(engines, place, gpu, body, now);
+        let Some(op) = self.timeline.ops.get_mut(handle) else { return false };
+        if again {
+            op.submission.work = Work::Branch(Arc::clone(branch));
+        }
+        op.unmet = before.len();
+        let over = before.is_empty();
+        for other in before {
+            if let Some(other) = self.timeline.ops.get_mut(other) {
+                other.dependents.push(handle);
+            }
+        }
+        match (over, again) {
+            // All of it took no time: what it set is looked at once more.
+            (true, true) => self.timeline.due.push_back(handle),
+            (true, false) => return false,
+            (false, _) => {}
+        }
+        true
     }
 
     /// Whether the operation's context is broken, so that it does nothing.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use simcuda_device::fault::{Call, Way};
 
 use crate::code::{ILLEGAL_ADDRESS, Outcome};
+use crate::conditions::ConditionId;
 use crate::handles::Handle;
 use crate::kernels::KernelCall;
 use crate::objects::Event;
 use crate::physical::{Physical, Segment};
+use crate::replay::Branch;
 use crate::shared_event::SharedEvent;
 use crate::space::{Access, Space};
 
@@ -37,6 +39,10 @@ pub(crate) enum Work {
     Host(HostCall),
     /// Frees an allocation of a pool or of a graph.
     Free(u64),
+    /// A run of a graph begins: its conditions have their defaults.
+    Begin(Arc<[ConditionId]>),
+    /// Runs bodies of a conditional node.
+    Branch(Arc<Branch>),
     /// Puts memory behind a graph's allocation.
     Map(u64, Arc<Physical>),
 }
@@ -243,6 +249,8 @@ impl Work {
             | Work::Map(..)
             | Work::Signal(..)
             | Work::Await(..)
+            | Work::Begin(_)
+            | Work::Branch(_)
             | Work::Wait(_) => Ok(Vec::new()),
         };
         Ok(Ready { runs: runs?, work: self })
@@ -277,6 +285,8 @@ impl Ready {
             | Work::Map(..)
             | Work::Signal(..)
             | Work::Await(..)
+            | Work::Begin(_)
+            | Work::Branch(_)
             | Work::Wait(_) => {}
         }
     }

@@ -37,6 +37,7 @@ calls! {
             7 => cuGraphAddEventRecordNode(node, graph, dependencies, count, (*p).eventRecord.event),
             10 => cuGraphAddMemAllocNode(node, graph, dependencies, count, (&raw mut (*p).alloc).cast()),
             11 => cuGraphAddMemFreeNode(node, graph, dependencies, count, (*p).free.dptr),
+            13 => super::conditional::add_conditional(node, graph, dependencies, count, p.cast()),
             _ => Err(NOT_SUPPORTED),
         }
     }

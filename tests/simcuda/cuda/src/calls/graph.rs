@@ -41,7 +41,7 @@ calls! {
         let driver = driver::get()?;
         let mut tables = driver.lock();
         let graph = Handle::from_bits(graph as u64);
-        if tables.has_memory(graph) {
+        if !tables.may_be_copied(graph) {
             return Err(NOT_SUPPORTED);
         }
         let handle = tables.copy_graph(graph, false)?;
@@ -77,7 +77,7 @@ calls! {
     ) {
         add(node, graph, dependencies, count, |_, tables| {
             let child = Handle::from_bits(child as u64);
-            if tables.has_memory(child) {
+            if !tables.may_be_copied(child) {
                 return Err(NOT_SUPPORTED);
             }
             tables.copy_graph(child, true).map(Task::Child)
@@ -434,11 +434,14 @@ impl Tables {
                     | Work::Event(_)
                     | Work::Signal(..)
                     | Work::Await(..)
+                    | Work::Begin(_)
+                    | Work::Branch(_)
                     | Work::Map(..) => "EMPTY".to_owned(),
                     Work::Wait(_) => "BATCH_MEM_OP".to_owned(),
                 },
                 Task::Empty => "EMPTY".to_owned(),
                 Task::Child(_) => "GRAPH".to_owned(),
+                Task::Conditional(_) => "CONDITIONAL".to_owned(),
                 Task::Record(_) => "EVENT_RECORD".to_owned(),
                 Task::Wait(_) => "WAIT_EVENT".to_owned(),
                 Task::Allocate(allocation) => format!("MEM_ALLOC {:#x}", allocation.address),

@@ -35,6 +35,7 @@ macro_rules! stream_calls {
 
 mod array;
 mod capture;
+mod conditional;
 mod context;
 mod copy;
 mod device;
@@ -66,6 +67,7 @@ mod vmm;
 pub(crate) mod all {
     pub(crate) use super::array::*;
     pub(crate) use super::capture::*;
+    pub(crate) use super::conditional::*;
     pub(crate) use super::context::*;
     pub(crate) use super::copy::*;
     pub(crate) use super::device::*;
