@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use acb_core::ClientId;
 use acb_wire::frame::{Decoder, FrameError};
-use acb_wire::v1::{ClientMessage, Hello, RefusedCode, RoomKind, client_message::Kind};
+use acb_wire::v1::{
+    ClientMessage, Hello, RefusedCode, RoomKind, RoomRequest, client_message::Kind,
+};
 use tokio::net::{UnixListener, UnixStream, unix::UCred};
 use tokio::time::{sleep, timeout};
 
@@ -222,10 +224,9 @@ impl Peer {
                 Err(ending) => return ending,
             };
             if let Kind::RoomRequest(request) = &message
-                && request.kind() == RoomKind::ContextSize
+                && matches!(request.kind(), RoomKind::ContextSize | RoomKind::ProcessSize)
             {
-                let (seq, device) = (request.seq, request.device);
-                tokio::task::spawn_local(measure(Rc::clone(broker), client, seq, device));
+                tokio::task::spawn_local(measure(Rc::clone(broker), client, *request));
                 continue;
             }
             let answer = broker.borrow_mut().message(client, message);
@@ -285,15 +286,15 @@ impl Peer {
 }
 
 /// Asks NVML elsewhere, for it takes its time, and tells the client.
-async fn measure(broker: Rc<RefCell<Broker>>, client: ClientId, seq: u64, device: u32) {
-    let question = broker.borrow().context_question(client, device);
+async fn measure(broker: Rc<RefCell<Broker>>, client: ClientId, request: RoomRequest) {
+    let question = broker.borrow().size_question(client, request.device);
     let bytes = match question {
         Some((meter, pid, uuid)) => {
             tokio::task::spawn_blocking(move || meter.bytes_of(pid, &uuid)).await.ok().flatten()
         }
         None => None,
     };
-    broker.borrow_mut().context_measured(client, seq, bytes.unwrap_or(0));
+    broker.borrow_mut().measured(client, &request, bytes.unwrap_or(0));
 }
 
 async fn gone(watch: Option<&ProcessWatch>) {

@@ -1,50 +1,71 @@
 //! How much memory the variables of a program's code take, as far as its image says.
 //!
-//! Owns: reading images: PTX, machine code (ELF), and containers of either. Does not own: the account (`memory`).
+//! Owns: reading images: PTX and machine code (ELF). Does not own: containers of either (`container`), the account (`memory`),
+//! what is done about an image that cannot be read (`hooks::module`).
 //!
-//! What is compressed in a container is not read. Code itself, constants and small variables are part of a context's size.
+//! Code itself, constants and small variables are part of a context's size.
 #![allow(unsafe_code)] // FFI: an image is a pointer without a length.
+
+mod container;
 
 use std::ffi::{CStr, c_void};
 
 /// Variables that take less are not counted for themselves.
-const LEAST: u64 = 1 << 20;
+pub(crate) const LEAST: u64 = 1 << 20;
 
 const ELF: u32 = u32::from_le_bytes(*b"\x7fELF");
 const CONTAINER: u32 = 0xba55_ed50;
 const WRAPPER: u32 = 0x4662_43b1;
 
-/// Bytes of the variables of an image in memory; 0: not many, or it does not say.
+/// What an image says of its variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variables {
+    /// They take so many bytes; 0: none to speak of.
+    Bytes(u64),
+    /// It is in a form that is not known here; the driver may know it.
+    Unknown,
+}
+
+/// The compute capability of the GPU that an image is for, as images have it: 90 for 9.0.
+pub(crate) type Capability = u32;
+
+/// The variables of an image in memory.
 ///
 /// # Safety
 /// `image` is NULL, or what cuModuleLoadData takes.
-pub(crate) unsafe fn variables_at(image: *const c_void) -> u64 {
+pub(crate) unsafe fn variables_at(
+    image: *const c_void,
+    gpu: impl FnOnce() -> Option<Capability>,
+) -> Variables {
+    if image.is_null() {
+        return Variables::Bytes(0);
+    }
     // SAFETY: the caller vouches for it.
     let bytes = unsafe { whole(image.cast()) };
-    bytes.map_or(0, variables)
+    bytes.map_or(Variables::Unknown, |bytes| variables(bytes, gpu))
 }
 
-/// The same of an image that is all there.
-pub(crate) fn variables(image: &[u8]) -> u64 {
+/// The same of an image that is all there; `gpu` is asked only where an image has to be chosen.
+pub(crate) fn variables(image: &[u8], gpu: impl FnOnce() -> Option<Capability>) -> Variables {
     let bytes = match word(image, 0) {
         Some(ELF) => of_machine_code(image),
-        Some(CONTAINER) => of_container(image),
+        Some(CONTAINER) => container::variables(image, gpu),
         _ => {
             let text = image.split(|byte| *byte == 0).next().unwrap_or_default();
             std::str::from_utf8(text).ok().map(of_text)
         }
     };
-    bytes.filter(|bytes| *bytes >= LEAST).unwrap_or(0)
+    match bytes {
+        Some(bytes) => Variables::Bytes(if bytes >= LEAST { bytes } else { 0 }),
+        None => Variables::Unknown,
+    }
 }
 
 /// An image from its beginning to its end, which it says itself.
 ///
 /// # Safety
-/// As above.
+/// `image` is what cuModuleLoadData takes.
 unsafe fn whole<'a>(image: *const u8) -> Option<&'a [u8]> {
-    if image.is_null() {
-        return None;
-    }
     let mut head = [0; 4];
     for (at, byte) in head.iter_mut().enumerate() {
         // SAFETY: a text ends with a zero, anything else is longer.
@@ -60,8 +81,7 @@ unsafe fn whole<'a>(image: *const u8) -> Option<&'a [u8]> {
             let head = piece(64);
             let table = long(head, 40)? + u64::from(half(head, 58)?) * u64::from(half(head, 60)?);
             let head = piece(usize::try_from(table).ok()?);
-            let end = sections(head)?.map(|section| section.end()).max().unwrap_or(0);
-            Some(piece(usize::try_from(end.max(table)).ok()?))
+            Some(piece(end_of_machine_code(head)?))
         }
         CONTAINER => {
             let head = piece(16);
@@ -112,6 +132,17 @@ fn sections(image: &[u8]) -> Option<impl Iterator<Item = Section> + '_> {
     }))
 }
 
+/// How long a file of machine code is, of which all is there to the end of the table of its sections.
+fn end_of_machine_code(image: &[u8]) -> Option<usize> {
+    let table = |at, entry, count| {
+        let entries = u64::from(half(image, entry)?) * u64::from(half(image, count)?);
+        long(image, at)?.checked_add(entries)
+    };
+    let content = sections(image)?.map(|section| section.end()).max().unwrap_or(0);
+    let end = content.max(table(32, 54, 56)?).max(table(40, 58, 60)?);
+    usize::try_from(end).ok()
+}
+
 /// Machine code keeps its variables in `.nv.global`, those with a value in `.nv.global.init`.
 fn of_machine_code(image: &[u8]) -> Option<u64> {
     let names = sections(image)?.nth(half(image, 62)? as usize)?;
@@ -125,33 +156,6 @@ fn of_machine_code(image: &[u8]) -> Option<u64> {
         }
     }
     Some(all)
-}
-
-/// A container has the same code for several kinds of GPU: the largest counts.
-fn of_container(image: &[u8]) -> Option<u64> {
-    const TEXT: u16 = 1;
-    let end = usize::from(half(image, 6)?).checked_add(usize::try_from(long(image, 8)?).ok()?)?;
-    let mut at = usize::from(half(image, 6)?);
-    let mut most = 0;
-    while at < end {
-        let entry = image.get(at..)?;
-        let (kind, head) = (half(entry, 0)?, word(entry, 4)? as usize);
-        let bytes = usize::try_from(long(entry, 8)?).ok()?;
-        let content = entry.get(head..head.checked_add(bytes)?)?;
-        if word(content, 0) == Some(ELF) {
-            most = most.max(of_machine_code(content)?);
-        } else if kind == TEXT
-            && let Some(text) = content.split(|byte| *byte == 0).next()
-            && text.is_ascii()
-        {
-            most = most.max(std::str::from_utf8(text).map_or(0, of_text));
-        }
-        at = at.checked_add(head)?.checked_add(bytes)?;
-        if head + bytes == 0 {
-            return None;
-        }
-    }
-    Some(most)
 }
 
 /// Declarations such as `.global .align 4 .b8 table[12][3] = …;` outside of all functions.
@@ -213,6 +217,7 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Variables::Bytes;
 
     const MIB: u64 = 1 << 20;
     const TEXT: &str = ".version 6.4\n.target sm_52\n// .global .b8 none[9000000];\n.visible .global .align 8 .b64 a[131072];\n\
@@ -243,6 +248,11 @@ mod tests {
         image
     }
 
+    /// The GPU does not matter.
+    fn read(image: &[u8]) -> Variables {
+        variables(image, || None)
+    }
+
     fn container(entries: &[(u16, &[u8])]) -> Vec<u8> {
         let mut files = Vec::new();
         for (kind, content) in entries {
@@ -263,36 +273,41 @@ mod tests {
     #[test]
     fn declarations_of_a_text_are_added_up() {
         let expected = 131_072 * 8 + 2 * 1024 * 4 + 8;
-        assert_eq!(variables(TEXT.as_bytes()), expected);
+        assert_eq!(read(TEXT.as_bytes()), Bytes(expected));
         // SAFETY: a text with a zero at its end.
-        assert_eq!(unsafe { variables_at(TEXT.as_ptr().cast()) }, expected);
-        assert_eq!(variables(b".version 6.4\n.global .u64 one;\n"), 0);
-        assert_eq!(variables(b""), 0);
+        assert_eq!(unsafe { variables_at(TEXT.as_ptr().cast(), || None) }, Bytes(expected));
+        assert_eq!(read(b".version 6.4\n.global .u64 one;\n"), Bytes(0));
+        assert_eq!(read(b""), Bytes(0));
+        // SAFETY: NULL is an image like any other to a driver: a wrong one.
+        assert_eq!(unsafe { variables_at(std::ptr::null(), || None) }, Bytes(0));
+        assert_eq!(read(b"\xff\xfe is no text"), Variables::Unknown);
     }
 
     #[test]
     fn machine_code_says_what_its_variables_take() {
         let image = machine_code(5 * MIB);
-        assert_eq!(variables(&image), 5 * MIB);
+        assert_eq!(read(&image), Bytes(5 * MIB));
         // SAFETY: an image that says where its tables end.
-        assert_eq!(unsafe { variables_at(image.as_ptr().cast()) }, 5 * MIB);
-        assert_eq!(variables(&machine_code(1000)), 0);
-        assert_eq!(variables(&image[..100]), 0);
+        assert_eq!(unsafe { variables_at(image.as_ptr().cast(), || None) }, Bytes(5 * MIB));
+        assert_eq!(read(&machine_code(1000)), Bytes(0));
+        assert_eq!(read(&image[..100]), Variables::Unknown);
     }
 
     #[test]
     fn the_largest_of_a_container_counts() {
         let (small, large) = (machine_code(2 * MIB), machine_code(3 * MIB));
         let image =
-            container(&[(1, TEXT.as_bytes()), (2, &small), (2, &large), (2, b"(compressed)")]);
-        assert_eq!(variables(&image), 3 * MIB);
+            container(&[(1, TEXT.as_bytes()), (2, &small), (2, &large), (8, b"(of a later kind)")]);
+        assert_eq!(read(&image), Bytes(3 * MIB));
         let mut wrapper = WRAPPER.to_le_bytes().to_vec();
         wrapper.extend(1_u32.to_le_bytes());
         wrapper.extend((image.as_ptr() as u64).to_le_bytes());
         wrapper.extend([0; 8]);
         // SAFETY: a wrapper of an image that lives.
-        assert_eq!(unsafe { variables_at(wrapper.as_ptr().cast()) }, 3 * MIB);
-        assert_eq!(variables(&container(&[(1, TEXT.as_bytes())])), variables(TEXT.as_bytes()));
-        assert_eq!(variables(&image[..200]), 0);
+        assert_eq!(unsafe { variables_at(wrapper.as_ptr().cast(), || None) }, Bytes(3 * MIB));
+        assert_eq!(read(&container(&[(1, TEXT.as_bytes())])), read(TEXT.as_bytes()));
+        assert_eq!(read(&image[..200]), Variables::Unknown);
+        assert_eq!(read(&container(&[(8, b"(of a later kind)")])), Variables::Unknown);
+        assert_eq!(read(&container(&[])), Bytes(0));
     }
 }

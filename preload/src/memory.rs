@@ -11,6 +11,7 @@
 //! Memory that can be moved is the pager's (`pager`), and counted there.
 
 mod contexts;
+mod measuring;
 
 use crate::link::LINK;
 use crate::log::warning;
@@ -429,7 +430,7 @@ impl Ledger {
         if is_settled {
             return;
         }
-        let is_question = request.kind == RoomKind::ContextSize;
+        let is_question = matches!(request.kind, RoomKind::ContextSize | RoomKind::ProcessSize);
         if is_question {
             request.bytes = reply.bytes;
         }

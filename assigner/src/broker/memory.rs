@@ -52,8 +52,8 @@ impl Broker {
         });
     }
 
-    /// What is to be asked about a context that a client has just made. `None`: nobody could tell.
-    pub fn context_question(
+    /// What is to be asked about a client's process. `None`: nobody could tell.
+    pub fn size_question(
         &self,
         client: ClientId,
         device: u32,
@@ -63,9 +63,10 @@ impl Broker {
         Some((Arc::clone(&self.meter), pid, self.gpus[gpu.0 as usize].uuid.clone()))
     }
 
-    /// The answer, for this client and those to come.
-    pub fn context_measured(&mut self, client: ClientId, seq: u64, bytes: u64) {
-        if bytes > 0 {
+    /// The answer; what a context takes is for clients to come, too.
+    pub fn measured(&mut self, client: ClientId, request: &v1::RoomRequest, bytes: u64) {
+        let seq = request.seq;
+        if bytes > 0 && request.kind() == RoomKind::ContextSize {
             self.context = Some(self.context.map_or(bytes, |largest| largest.max(bytes)));
         }
         let verdict = v1::RoomVerdict::Granted.into();

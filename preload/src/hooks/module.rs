@@ -6,8 +6,10 @@
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments)] // Each is called by its export, with the program's arguments.
 
 use super::memory::{current_device, rounded};
-use crate::image;
-use crate::memory::{Key, LEDGER, Promise, Taken};
+use super::submit;
+use crate::image::{self, Capability, Variables};
+use crate::log::{info, warning};
+use crate::memory::{Key, LEDGER, Promise, Taken, size};
 use crate::table::real;
 use crate::work::{WORK, current_context};
 use acb_cuda_abi::{CuResult, sys};
@@ -57,27 +59,39 @@ impl Libraries {
     }
 }
 
-/// The bytes of an image's variables.
+/// The compute capability of the GPU in use, or of the first one.
+fn capability() -> Option<Capability> {
+    let device = current_device().unwrap_or(0);
+    let attribute = |number| {
+        let mut value: c_int = 0;
+        // SAFETY: a place on this stack; CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, …_MINOR.
+        let result = unsafe { real::cuDeviceGetAttribute(&raw mut value, number, device) };
+        u32::try_from(value).ok().filter(|_| result.is_success())
+    };
+    Some(attribute(75)? * 10 + attribute(76)?)
+}
+
+/// What an image says of its variables.
 ///
 /// # Safety
 /// `image` is what cuModuleLoadData takes.
-unsafe fn in_memory(image: *const c_void) -> u64 {
+unsafe fn in_memory(image: *const c_void) -> Variables {
     // SAFETY: the caller vouches for it.
-    rounded(unsafe { image::variables_at(image) })
+    unsafe { image::variables_at(image, capability) }
 }
 
 /// The same of an image in a file.
 ///
 /// # Safety
 /// `path` is NULL or a string.
-unsafe fn in_file(path: *const c_char) -> u64 {
+unsafe fn in_file(path: *const c_char) -> Variables {
     if path.is_null() {
-        return 0;
+        return Variables::Bytes(0);
     }
     // SAFETY: not NULL.
     let path = unsafe { CStr::from_ptr(path) };
     let content = std::fs::read(OsStr::from_bytes(path.to_bytes()));
-    content.map_or(0, |image| rounded(image::variables(&image)))
+    content.map_or(Variables::Bytes(0), |image| image::variables(&image, capability))
 }
 
 /// Loads a module into the current context.
@@ -85,25 +99,73 @@ unsafe fn in_file(path: *const c_char) -> u64 {
 /// # Safety
 /// `place` is where `call` puts the module when it succeeds.
 unsafe fn load_module(
-    symbol: &str,
-    bytes: u64,
-    place: *const sys::CUmodule,
+    symbol: &'static str,
+    variables: Variables,
+    place: *mut sys::CUmodule,
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
-    let Some(device) = current_device().filter(|_| bytes > 0) else { return call() };
-    let Some(promise) = LEDGER.reserve_exactly(symbol, device, bytes) else {
-        return CuResult::OUT_OF_MEMORY;
+    let Some(device) = current_device() else { return call() };
+    // SAFETY: read after the call has succeeded.
+    let key = || Key::Module(unsafe { place.read() } as usize);
+    let promise = match variables {
+        Variables::Bytes(0) => return call(),
+        Variables::Bytes(bytes) => match LEDGER.reserve_exactly(symbol, device, rounded(bytes)) {
+            Some(promise) => promise,
+            None => return CuResult::OUT_OF_MEMORY,
+        },
+        Variables::Unknown => {
+            let (result, bytes) = measured(symbol, device, call);
+            if !result.is_success() || bytes == 0 {
+                return result;
+            }
+            match LEDGER.reserve_exactly(symbol, device, bytes) {
+                Some(promise) => {
+                    LEDGER.allocated(promise, key(), current_context());
+                    return result;
+                }
+                None => {
+                    // SAFETY: the call has just put it there.
+                    let _ = unsafe { real::cuModuleUnload(place.read()) };
+                    return CuResult::OUT_OF_MEMORY;
+                }
+            }
+        }
     };
     let result = call();
     match result.is_success() {
-        true => {
-            // SAFETY: the call succeeded.
-            let module = unsafe { place.read() } as usize;
-            LEDGER.allocated(promise, Key::Module(module), current_context());
-        }
+        true => LEDGER.allocated(promise, key(), current_context()),
         false => LEDGER.forget(promise),
     }
     result
+}
+
+/// Loads code of which nobody knows what it takes, and by how much that was more than nothing.
+fn measured(
+    symbol: &'static str,
+    device: c_int,
+    call: impl FnOnce() -> CuResult,
+) -> (CuResult, u64) {
+    let mut taken = None;
+    let result = submit::pass(symbol, false, || {
+        let before = LEDGER.uncounted(device);
+        let result = call();
+        let after = before.filter(|_| result.is_success()).and_then(|_| LEDGER.uncounted(device));
+        taken = before.zip(after).map(|(before, after)| after.since(before));
+        result
+    });
+    match taken {
+        Some(bytes) if bytes >= image::LEAST => {
+            info!("{symbol}: the code takes {} of GPU {device}, as measured", size(bytes));
+            return (result, rounded(bytes));
+        }
+        None if result.is_success() => warning!(
+            "{symbol}: what the variables of this code take of GPU {device} is not counted, for its image is in a form that is not known \
+             here, and NVML cannot tell: other programs may find less memory than they were promised. Build it without compression \
+             (nvcc -Xfatbin -compress=false) if it has large variables"
+        ),
+        _ => {}
+    }
+    (result, 0)
 }
 
 /// Loads a library, which has its variables in all contexts from then on; drivers that load lazily may have them in fewer.
@@ -111,39 +173,82 @@ unsafe fn load_module(
 /// # Safety
 /// `place` is where `call` puts the library when it succeeds.
 unsafe fn load_library(
-    symbol: &str,
-    bytes: u64,
-    place: *const sys::CUlibrary,
+    symbol: &'static str,
+    variables: Variables,
+    place: *mut sys::CUlibrary,
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
-    if bytes == 0 {
-        return call();
-    }
-    let mut promises = Vec::new();
-    let forget = |promises: Vec<(usize, Promise)>| {
-        promises.into_iter().for_each(|(_, promise)| LEDGER.forget(promise));
-    };
-    for (context, device) in LEDGER.contexts() {
-        match LEDGER.reserve_exactly(symbol, device, bytes) {
-            Some(promise) => promises.push((context, promise)),
-            None => {
-                forget(promises);
+    // SAFETY: read after the call has succeeded.
+    let library = || unsafe { place.read() };
+    match variables {
+        Variables::Bytes(0) => call(),
+        Variables::Bytes(bytes) => {
+            let bytes = rounded(bytes);
+            let Some(promises) = Promises::of(symbol, bytes) else {
                 return CuResult::OUT_OF_MEMORY;
+            };
+            let result = call();
+            match result.is_success() {
+                true => promises.count(library(), bytes),
+                false => promises.forget(),
             }
+            result
+        }
+        Variables::Unknown => {
+            let Some(device) = current_device() else { return call() };
+            let (result, bytes) = measured(symbol, device, || {
+                let result = call();
+                if result.is_success() {
+                    let mut module = std::ptr::null_mut();
+                    // SAFETY: what was just loaded. Its variables come when a context uses it: this one will.
+                    let _ = unsafe { real::cuLibraryGetModule(&raw mut module, library()) };
+                }
+                result
+            });
+            if !result.is_success() || bytes == 0 {
+                return result;
+            }
+            let Some(promises) = Promises::of(symbol, bytes) else {
+                // SAFETY: what was just loaded.
+                let _ = unsafe { real::cuLibraryUnload(library()) };
+                return CuResult::OUT_OF_MEMORY;
+            };
+            promises.count(library(), bytes);
+            result
         }
     }
-    let result = call();
-    if !result.is_success() {
-        forget(promises);
-        return result;
+}
+
+/// Room for a library's variables in all contexts that there are.
+struct Promises(Vec<(usize, Promise)>);
+
+impl Promises {
+    /// `None`: there is no room, and the reason has been told.
+    fn of(symbol: &str, bytes: u64) -> Option<Self> {
+        let mut all = Promises(Vec::new());
+        for (context, device) in LEDGER.contexts() {
+            match LEDGER.reserve_exactly(symbol, device, bytes) {
+                Some(promise) => all.0.push((context, promise)),
+                None => {
+                    all.forget();
+                    return None;
+                }
+            }
+        }
+        Some(all)
     }
-    // SAFETY: the call succeeded.
-    let library = unsafe { place.read() } as usize;
-    for (context, promise) in promises {
-        LEDGER.allocated(promise, Key::Library(library, context), context);
+
+    fn count(self, library: sys::CUlibrary, bytes: u64) {
+        let library = library as usize;
+        for (context, promise) in self.0 {
+            LEDGER.allocated(promise, Key::Library(library, context), context);
+        }
+        known().insert(library, bytes);
     }
-    known().insert(library, bytes);
-    result
+
+    fn forget(self) {
+        self.0.into_iter().for_each(|(_, promise)| LEDGER.forget(promise));
+    }
 }
 
 pub(crate) unsafe fn cuModuleLoad(module: *mut sys::CUmodule, fname: *const c_char) -> CuResult {

@@ -7,16 +7,10 @@
 //! as the cluster file says. Right after the first context of a process on a GPU has been made, NVML's bytes of the process
 //! are those of the context.
 
-use super::{Books, LEDGER, Ledger, Portion, Verdict, size};
-use crate::link::LINK;
+use super::{Books, LEDGER, Ledger, Portion, size};
 use crate::log::{info, warning};
 use crate::pager::PAGER;
 use acb_wire::v1::RoomKind;
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
-
-/// How long a new context may wait for the assigner's answer; without one what was set aside stays.
-const ANSWER: Duration = Duration::from_secs(2);
 
 impl Ledger {
     /// Room for a context; false: there is none, and the reason has been told.
@@ -124,27 +118,16 @@ impl Ledger {
 
     /// With what the context is counted, and what it takes without the pager's part. `None`: nobody can tell.
     fn ask_size(&self, context: usize, device: u32) -> Option<(u64, u64)> {
-        let mut books = self.books();
+        let books = self.books();
         let counted = books.contexts.get(&context)?.1;
         let alone = books.devices.get(device as usize)?.used == counted;
-        if !alone || counted == 0 || !LINK.is_connected() {
+        if !alone || counted == 0 {
             return None;
         }
-        let seq = books.open(device, 0, RoomKind::ContextSize);
-        LINK.send(books.message(seq));
-        let deadline = Instant::now() + ANSWER;
-        loop {
-            let open = books.requests.get(&seq)?.verdict == Verdict::Open;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !open || left.is_zero() {
-                break;
-            }
-            let waited = self.replied.wait_timeout(books, left);
-            books = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let answer = books.requests.remove(&seq).filter(|it| it.verdict == Verdict::Granted)?;
-        let alone = books.devices.get(device as usize)?.used == counted;
-        (alone && answer.bytes > 0).then_some((counted, answer.bytes))
+        drop(books);
+        let answer = self.ask_bytes(device, RoomKind::ContextSize)?;
+        let alone = self.books().devices.get(device as usize)?.used == counted;
+        alone.then_some((counted, answer))
     }
 }
 

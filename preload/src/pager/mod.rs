@@ -501,6 +501,14 @@ impl Pager {
         }
         self.books().table.accounts.get(device as usize).map_or(0, |account| account.needed())
     }
+
+    /// Bytes of a device that its chunks take there now.
+    pub(crate) fn resident(&self, device: u32) -> u64 {
+        if !self.is_active() {
+            return 0;
+        }
+        self.books().table.accounts.get(device as usize).map_or(0, |account| account.taken())
+    }
 }
 
 impl Books {

@@ -3,8 +3,9 @@
 use crate::assigner::Peer;
 use crate::paging::{MIB, Play, gpu, paged_welcome, start_scenario};
 use crate::setup::Lab;
+use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{RoomKind, RoomVerdict};
+use acb_wire::v1::{RoomKind, RoomReply, RoomVerdict};
 
 fn start(words: &str) -> Play {
     let lab = Lab::on_software_gpu("");
@@ -122,6 +123,85 @@ fn variables_of_code_count_while_it_is_loaded() {
         play.client.tell("on");
     }
     play.client.end().succeeded().prints("m=0").prints("M=0").prints("l=0").prints("L=0");
+}
+
+#[test]
+fn variables_of_compressed_code_count_likewise() {
+    let mut play = start("p128 . M . P128 . L .");
+    for _ in 0..2 {
+        room(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[("modules", 128 * MIB)]);
+        play.client.tell("on");
+        returned(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[]);
+        play.client.tell("on");
+    }
+    play.client.end().succeeded().prints("p=0").prints("M=0").prints("P=0").prints("L=0");
+}
+
+/// The program asks what it has on the GPU, and hears so many MiB.
+#[track_caller]
+fn size(play: &mut Play, mib: u64) {
+    let request = play.peer.room_request();
+    assert_eq!((request.device, request.bytes, request.kind()), (0, 0, RoomKind::ProcessSize));
+    play.peer.say(Say::RoomReply(RoomReply {
+        seq: request.seq,
+        verdict: RoomVerdict::Granted.into(),
+        bytes: mib * MIB,
+        ..RoomReply::default()
+    }));
+}
+
+#[test]
+fn variables_of_code_that_cannot_be_read_are_measured() {
+    for (words, good) in [("u128 . M .", ["u=0", "M=0"]), ("U128 . L .", ["U=0", "L=0"])] {
+        let mut play = start(words);
+        play.peer.grant(1);
+        play.ready(1);
+        size(&mut play, 300);
+        size(&mut play, 428);
+        room(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[("modules", 128 * MIB)]);
+        play.client.tell("on");
+        returned(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[]);
+        play.client.tell("on");
+        let ended = play.client.end().succeeded();
+        ended.prints(good[0]).prints(good[1]).says("takes 128.0 MiB of GPU 0, as measured");
+    }
+}
+
+#[test]
+fn what_was_measured_and_finds_no_room_goes_again() {
+    for words in ["u128 . m100 .", "U128 . l100 ."] {
+        let mut play = start(words);
+        play.peer.grant(1);
+        play.ready(1);
+        size(&mut play, 300);
+        size(&mut play, 428);
+        no_room(&mut play, 128 * MIB);
+        shows(&mut play.peer, &[]);
+        play.client.tell("on");
+        room(&mut play, 100 * MIB);
+        shows(&mut play.peer, &[("modules", 100 * MIB)]);
+        play.client.tell("on");
+        let ended = play.client.end().succeeded();
+        let (failed, loaded) = words.split_once(" . ").expect("two words");
+        ended.prints(&format!("{}=2", &failed[..1])).prints(&format!("{}=0", &loaded[..1]));
+    }
+}
+
+#[test]
+fn it_is_said_where_nobody_can_measure() {
+    let mut play = start("u128 . M .");
+    play.peer.grant(1);
+    play.ready(1);
+    size(&mut play, 0);
+    shows(&mut play.peer, &[]);
+    play.client.tell("on");
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("u=0").prints("M=0");
+    ended.says("cuModuleLoadData: what the variables of this code take of GPU 0 is not counted");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! allocates 64 MiB in between, `F0` frees the first allocation of the graph's there. `a64` adds such a node by hand (`n64` by
 //! the call for nodes of any kind), `f0` and `N0` likewise; each stands behind the one before. `i` makes the graph executable, `r`
 //! runs it and waits, `d` destroys the graph, `x` the executable one. `m8` loads a module with 8 MiB of variables (`m8k`: KiB), `M` unloads
-//! it; `l8` and `L` likewise a library; `c` makes another context on the device, `C` destroys it. `h64` sets the heap to 64 MiB,
+//! it; `l8` and `L` likewise a library; `p8`, `P8` load a module and a library out of a compressed container, `u8`, `U8` out of one
+//! that only this driver can read; `c` makes another context on the device, `C` destroys it. `h64` sets the heap to 64 MiB,
 //! `q2` the queue of printf, `s8192` the stacks to 8192 bytes. `Y8` makes an array of 8 MiB with all smaller
 //! levels, `Z` destroys it. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
@@ -36,6 +37,38 @@ pub(crate) fn play(words: &str) {
         }
     }
     println!("end");
+}
+
+/// What an image of code is written in.
+enum Form {
+    Text,
+    /// A container, compressed as NVIDIA's tools do it.
+    Packed,
+    /// In a way that nobody but the software GPU knows.
+    Later,
+}
+
+impl Form {
+    fn of(self, text: String) -> Vec<u8> {
+        let (flags, content) = match self {
+            Form::Text => return text.into_bytes(),
+            Form::Packed => (1_u64 << 13, lz4_flex::block::compress(text.as_bytes())),
+            Form::Later => (1 << 40, text.bytes().map(|byte| !byte).collect()),
+        };
+        // Kind and 0x101, bytes of the head; bytes of the content, as it is; version and GPU; name; flags; unpacked bytes.
+        let mut entry = vec![0; 64];
+        entry[..8].copy_from_slice(&[1, 0, 1, 1, 64, 0, 0, 0]);
+        entry[8..16].copy_from_slice(&(content.len() as u64).to_le_bytes());
+        entry[16..20].copy_from_slice(&(content.len() as u32).to_le_bytes());
+        entry[28] = 52;
+        entry[40..48].copy_from_slice(&flags.to_le_bytes());
+        entry[56..64].copy_from_slice(&(text.len() as u64).to_le_bytes());
+        entry.extend(content);
+        let mut image = vec![0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0];
+        image.extend((entry.len() as u64).to_le_bytes());
+        image.extend(entry);
+        image
+    }
 }
 
 struct Program {
@@ -72,7 +105,9 @@ impl Program {
             "r" => self.run(),
             "d" => self.destroy(),
             "x" => self.destroy_executable(),
-            "m" | "l" => self.load(what == "l", bytes()),
+            "m" | "l" => self.load(what == "l", Form::Text, bytes()),
+            "p" | "P" => self.load(what == "P", Form::Packed, bytes()),
+            "u" | "U" => self.load(what == "U", Form::Later, bytes()),
             "M" | "L" => self.unload(what == "L"),
             "c" => self.make_context(),
             "C" => self.destroy_context(),
@@ -226,13 +261,14 @@ impl Program {
         unsafe { function!(cuda, "cuGraphExecDestroy", fn(Handle))(self.executable) }
     }
 
-    fn load(&mut self, as_library: bool, bytes: usize) -> c_int {
+    fn load(&mut self, as_library: bool, form: Form, bytes: usize) -> c_int {
         let text = format!(
             ".version 6.4\n.target sm_52\n.address_size 64\n.visible .global .align 8 .b8 table[{bytes}];\n\
              .visible .entry acb_nop() {{ ret; }}\n\0"
         );
-        let (cuda, image) = (&self.cuda, text.as_ptr().cast::<c_void>());
-        // SAFETY: as declared; the text ends with a zero.
+        let image = form.of(text);
+        let (cuda, image) = (&self.cuda, image.as_ptr().cast::<c_void>());
+        // SAFETY: as declared; the text ends with a zero, a container says its length.
         unsafe {
             match as_library {
                 false => {

@@ -70,6 +70,11 @@ fn variables_of_code() -> Result<()> {
 }
 
 #[test]
+fn variables_of_compressed_code() -> Result<()> {
+    beside_memory_that_moves("packed", "modules")
+}
+
+#[test]
 fn heaps_for_kernels() -> Result<()> {
     beside_memory_that_moves("heap", "heaps")
 }

@@ -370,7 +370,7 @@ pub struct RoomReply {
     /// For people: who holds the memory, how much is missing, what can be done.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
-    /// To ROOM_KIND_CONTEXT_SIZE: what NVML says that the client's process has on the GPU; 0: nobody knows.
+    /// To ROOM_KIND_CONTEXT_SIZE and ROOM_KIND_PROCESS_SIZE: what NVML says that the client's process has on the GPU; 0: nobody knows.
     #[prost(uint64, tag = "4")]
     pub bytes: u64,
 }
@@ -839,6 +839,8 @@ pub enum RoomKind {
     /// A question: the client has just made a context on this GPU and has nothing else there. How much does it take? Answered by GRANTED
     /// with the bytes.
     ContextSize = 4,
+    /// A question: how much has the client's process on this GPU in all? Answered by GRANTED with the bytes.
+    ProcessSize = 5,
 }
 impl RoomKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -852,6 +854,7 @@ impl RoomKind {
             Self::Context => "ROOM_KIND_CONTEXT",
             Self::Paged => "ROOM_KIND_PAGED",
             Self::ContextSize => "ROOM_KIND_CONTEXT_SIZE",
+            Self::ProcessSize => "ROOM_KIND_PROCESS_SIZE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -862,6 +865,7 @@ impl RoomKind {
             "ROOM_KIND_CONTEXT" => Some(Self::Context),
             "ROOM_KIND_PAGED" => Some(Self::Paged),
             "ROOM_KIND_CONTEXT_SIZE" => Some(Self::ContextSize),
+            "ROOM_KIND_PROCESS_SIZE" => Some(Self::ProcessSize),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ mod code;
 mod conditions;
 mod driver;
 mod exports;
+mod fatbin;
 mod graph;
 mod graph_memory;
 mod handles;

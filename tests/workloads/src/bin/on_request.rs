@@ -16,7 +16,7 @@
 //! | `check`, `compare` | lets the GPU sum up all memory, or fetches it, and checks it |
 //! | `capture`, `replay` | captures a step and sums of all regions; does them |
 //! | `free REGION` | frees one |
-//! | `hold KIND BYTES`, `drop KIND` | allocates a piece of memory that stays on the GPU (managed, array, graph, module, heap), frees it |
+//! | `hold KIND BYTES`, `drop KIND` | allocates a piece of memory that stays on the GPU (managed, array, graph, module, packed, heap), frees it |
 //! | `held` | checks all such pieces |
 //! | `info` | asks how much memory there is |
 //! | `fork` | calls the driver in a forked child, which must fail |

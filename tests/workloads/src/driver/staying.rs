@@ -91,6 +91,8 @@ pub enum Kind {
     Graph,
     /// A variable of a module.
     Module,
+    /// The same, loaded from a compressed container.
+    Packed,
     /// The heap for kernels, which nobody sees.
     Heap,
 }
@@ -104,8 +106,9 @@ impl std::str::FromStr for Kind {
             "array" => Self::Array,
             "graph" => Self::Graph,
             "module" => Self::Module,
+            "packed" => Self::Packed,
             "heap" => Self::Heap,
-            _ => return Err(format!("'{text}': managed, array, graph, module or heap")),
+            _ => return Err(format!("'{text}': managed, array, graph, module, packed or heap")),
         })
     }
 }
@@ -173,13 +176,16 @@ impl<'a> Staying<'a> {
                 owners.extend([graph, exec]);
                 address = wanted.address;
             }
-            Kind::Module => {
+            Kind::Module | Kind::Packed => {
                 let text = format!(
                     ".version 6.4\n.target sm_52\n.address_size 64\n.visible .global .align 8 .b8 table[{bytes}];\n"
                 );
-                let text = CString::new(text).expect("no zero byte in it");
+                let image = match kind {
+                    Kind::Packed => packed(&text),
+                    _ => CString::new(text).expect("no zero byte in it").into_bytes_with_nul(),
+                };
                 let (mut module, mut size) = (ptr::null_mut(), 0);
-                call!(self, module(&mut module, text.as_ptr().cast()))?;
+                call!(self, module(&mut module, image.as_ptr().cast()))?;
                 owners.push(module);
                 call!(self, global(&mut address, &mut size, module, c"table".as_ptr()))?;
                 assert_eq!(size, bytes, "the variable has the size that the text says");
@@ -205,7 +211,7 @@ impl<'a> Staying<'a> {
                 call!(self, exec_destroy(*exec))?;
                 call!(self, graph_destroy(*graph))
             }
-            (Kind::Module, [module]) => call!(self, module_unload(*module)),
+            (Kind::Module | Kind::Packed, [module]) => call!(self, module_unload(*module)),
             (Kind::Heap, _) => {
                 let mut now = 0;
                 call!(self, limit(&mut now, HEAP))?;
@@ -275,6 +281,26 @@ impl<'a> Staying<'a> {
         };
         call!(self, copy(&Copy { from, to, width: ROW, height: piece.bytes / ROW }))
     }
+}
+
+/// A container ("fat binary") with a text, compressed as `fatbinary --compress-mode=speed` does it.
+fn packed(text: &str) -> Vec<u8> {
+    let content = lz4_flex::block::compress(text.as_bytes());
+    // A container's head; then the entry: PTX, its head's length, the content's with padding and without, kind of GPU, flags, and
+    // what the content unpacks to.
+    let padded = content.len().next_multiple_of(8);
+    let mut image = vec![0; 16 + 64 + padded];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &[0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0]);
+    put(8, &(64 + padded).to_le_bytes());
+    put(16, &[1, 0, 1, 1, 64]);
+    put(24, &padded.to_le_bytes());
+    put(32, &(content.len() as u32).to_le_bytes());
+    put(44, &52_u32.to_le_bytes());
+    put(56, &0x2000_u64.to_le_bytes());
+    put(72, &text.len().to_le_bytes());
+    put(80, &content);
+    image
 }
 
 enum Direction {

@@ -12,6 +12,7 @@ use crate::code::{
     NOT_FOUND, Outcome,
 };
 use crate::driver::{self};
+use crate::fatbin;
 use crate::handles::Handle;
 use crate::link::Container;
 use crate::ptx::{self, Image};
@@ -125,8 +126,6 @@ calls! {
 /// `image` is null or an image of a kind that the driver takes.
 pub(super) unsafe fn read_image(image: *const c_void) -> Outcome<Image> {
     const ELF: [u8; 4] = *b"\x7fELF";
-    const FAT: [u8; 4] = [0x50, 0xed, 0x55, 0xba];
-    const FAT_WRAPPED: [u8; 4] = [0xb1, 0x43, 0x62, 0x46];
     if image.is_null() {
         return Err(INVALID_VALUE);
     }
@@ -139,9 +138,26 @@ pub(super) unsafe fn read_image(image: *const c_void) -> Outcome<Image> {
             break;
         }
     }
-    if matches!(head, ELF | FAT | FAT_WRAPPED) {
+    if head == ELF {
         // Machine code: nothing here could run it.
         return Err(NO_BINARY_FOR_GPU);
+    }
+    let mut image = image;
+    if u32::from_le_bytes(head) == fatbin::WRAPPER {
+        // SAFETY: a wrapper has two words, and a pointer to a container.
+        image = unsafe { image.cast::<u64>().add(1).read_unaligned() } as *const c_void;
+        // SAFETY: as above.
+        if image.is_null() || unsafe { image.cast::<u32>().read_unaligned() } != fatbin::MARK {
+            return Err(INVALID_IMAGE);
+        }
+    }
+    if [fatbin::MARK, fatbin::WRAPPER].contains(&u32::from_le_bytes(head)) {
+        // SAFETY: a container begins with a head, which says how long it is.
+        let head = unsafe { std::slice::from_raw_parts(image.cast::<u8>(), 16) };
+        // SAFETY: as above.
+        let container =
+            unsafe { std::slice::from_raw_parts(image.cast::<u8>(), fatbin::length(head)?) };
+        return ptx::parse(&fatbin::text(container)?);
     }
     if head == Container::MARK[..4] {
         // SAFETY: nothing else begins with this; a linker made it.
