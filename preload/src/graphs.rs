@@ -5,7 +5,9 @@
 //!
 //! The driver uses memory again that a graph has freed, and keeps it between runs. So a graph counts with the most that is allocated
 //! between its nodes in the order in which they were made, until it and all that was instantiated of it are destroyed.
-//! A graph with such memory cannot be copied.
+//! A graph with such memory cannot be copied, but it can be moved into another, with which it goes then.
+
+pub(crate) mod leaving;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,6 +38,8 @@ struct Register {
 struct Graph {
     is_destroyed: bool,
     instances: u32,
+    /// Graphs that were moved into it.
+    children: Vec<GraphId>,
     levels: BTreeMap<u32, Level>,
 }
 
@@ -73,15 +77,7 @@ impl Graphs {
         bytes: u64,
     ) -> GraphId {
         let mut register = self.register();
-        let id = match register.names.get(&graph) {
-            Some(id) => *id,
-            None => {
-                register.last += 1;
-                let id = GraphId(register.last);
-                register.names.insert(graph, id);
-                id
-            }
-        };
+        let id = register.named(graph);
         let level = register.graphs.entry(id).or_default().levels.entry(device).or_default();
         level.now = level.now.saturating_add(bytes);
         level.most = level.most.max(level.now);
@@ -116,19 +112,31 @@ impl Graphs {
         }
     }
 
-    /// A graph is destroyed; what it needed and on which devices, if its memory is gone with it.
-    pub(crate) fn destroyed(&self, graph: Handle) -> Option<(GraphId, Vec<u32>)> {
+    /// A graph is another's from now on: it goes with that one, and its handle too.
+    pub(crate) fn moved(&self, child: Handle, parent: Handle) {
         let mut register = self.register();
-        let id = register.names.remove(&graph)?;
-        register.graphs.get_mut(&id)?.is_destroyed = true;
+        let Some(child) = register.names.remove(&child) else { return };
+        let parent = register.named(parent);
+        register.graphs.entry(parent).or_default().children.push(child);
+    }
+
+    /// A graph is destroyed; which need no memory any more, and on which devices they had it.
+    pub(crate) fn destroyed(&self, graph: Handle) -> Vec<(GraphId, u32)> {
+        let mut register = self.register();
+        let Some(id) = register.names.remove(&graph) else { return Vec::new() };
+        if let Some(graph) = register.graphs.get_mut(&id) {
+            graph.is_destroyed = true;
+        }
         register.gone(id)
     }
 
     /// An executable graph is destroyed; as above.
-    pub(crate) fn instance_destroyed(&self, instance: Handle) -> Option<(GraphId, Vec<u32>)> {
+    pub(crate) fn instance_destroyed(&self, instance: Handle) -> Vec<(GraphId, u32)> {
         let mut register = self.register();
-        let id = register.instances.remove(&instance)?;
-        register.graphs.get_mut(&id)?.instances -= 1;
+        let Some(id) = register.instances.remove(&instance) else { return Vec::new() };
+        if let Some(graph) = register.graphs.get_mut(&id) {
+            graph.instances -= 1;
+        }
         register.gone(id)
     }
 }
@@ -144,15 +152,29 @@ impl Register {
         }
     }
 
-    fn gone(&mut self, id: GraphId) -> Option<(GraphId, Vec<u32>)> {
-        let graph = self.graphs.get(&id)?;
-        if !graph.is_destroyed || graph.instances > 0 {
-            return None;
+    fn named(&mut self, graph: Handle) -> GraphId {
+        let last = &mut self.last;
+        *self.names.entry(graph).or_insert_with(|| {
+            *last += 1;
+            GraphId(*last)
+        })
+    }
+
+    /// What is gone if this graph is.
+    fn gone(&mut self, id: GraphId) -> Vec<(GraphId, u32)> {
+        let can_run = |graph: &Graph| !graph.is_destroyed || graph.instances > 0;
+        if self.graphs.get(&id).is_none_or(can_run) {
+            return Vec::new();
         }
-        let devices = graph.levels.keys().copied().collect();
-        self.graphs.remove(&id);
-        self.allocations.retain(|_, allocation| allocation.graph != id);
-        Some((id, devices))
+        let mut gone = Vec::new();
+        let mut open = vec![id];
+        while let Some(id) = open.pop() {
+            let Some(graph) = self.graphs.remove(&id) else { continue };
+            self.allocations.retain(|_, allocation| allocation.graph != id);
+            gone.extend(graph.levels.keys().map(|device| (id, *device)));
+            open.extend(graph.children);
+        }
+        gone
     }
 }
 
@@ -194,14 +216,32 @@ mod tests {
         let id = graphs.allocates(1, 3, 100, 10);
         graphs.instantiated(1, 70);
         graphs.instantiated(1, 71);
-        assert_eq!(graphs.instance_destroyed(70), None);
-        assert_eq!(graphs.destroyed(1), None);
+        assert_eq!(graphs.instance_destroyed(70), []);
+        assert_eq!(graphs.destroyed(1), []);
         // Its handle may be another graph's by now.
         let other = graphs.allocates(1, 0, 100, 10);
         assert_ne!(other, id);
-        assert_eq!(graphs.instance_destroyed(71), Some((id, vec![3])));
-        assert_eq!(graphs.instance_destroyed(71), None);
-        assert_eq!(graphs.destroyed(1), Some((other, vec![0])));
-        assert_eq!(graphs.destroyed(1), None);
+        assert_eq!(graphs.instance_destroyed(71), [(id, 3)]);
+        assert_eq!(graphs.instance_destroyed(71), []);
+        assert_eq!(graphs.destroyed(1), [(other, 0)]);
+        assert_eq!(graphs.destroyed(1), []);
+    }
+
+    #[test]
+    fn what_was_moved_into_another_goes_with_it() {
+        let graphs = graphs();
+        let inner = graphs.allocates(1, 0, 100, 10);
+        let middle = graphs.allocates(2, 1, 200, 10);
+        graphs.moved(1, 2);
+        graphs.moved(2, 3);
+        graphs.instantiated(3, 70);
+        assert_eq!(graphs.destroyed(3), []);
+        // Their handles are others' by now.
+        let other = graphs.allocates(1, 0, 300, 10);
+        assert_eq!(graphs.instance_destroyed(70), [(middle, 1), (inner, 0)]);
+        assert_eq!(graphs.destroyed(1), [(other, 0)]);
+        // One without memory makes no difference.
+        graphs.moved(8, 9);
+        assert_eq!(graphs.destroyed(9), []);
     }
 }

@@ -6,16 +6,19 @@
 
 use super::memory::{current_device, is_captured, rounded};
 use super::submit;
-use crate::graphs::{GRAPHS, GraphId, Handle};
+use crate::graphs::{GRAPHS, GraphId, Handle, leaving};
 use crate::memory::{Key, LEDGER};
 use crate::table::real;
-use crate::work::{WORK, current_context};
+use crate::work::current_context;
 use acb_cuda_abi::{CuResult, StreamForm, sys};
 use std::ffi::*;
 
-/// CU_GRAPH_NODE_TYPE_MEM_ALLOC, …_MEM_FREE
+/// CU_GRAPH_NODE_TYPE_GRAPH, …_MEM_ALLOC, …_MEM_FREE
+const HAS_CHILD: u32 = 4;
 const ALLOCATES: u32 = 10;
 const FREES: u32 = 11;
+/// CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE
+const MOVED: u32 = 1;
 
 /// The graph that a stream is captured into.
 pub(super) fn captured(stream: Handle) -> Option<Handle> {
@@ -64,6 +67,7 @@ unsafe fn allocate_on(
     place: *const u64,
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
+    leaving::settle();
     let bytes = rounded(bytes);
     let growth = GRAPHS.growth(graph, device as u32, bytes);
     let Some(promise) = LEDGER.reserve_exactly(symbol, device, growth) else {
@@ -93,22 +97,7 @@ pub(super) fn free(graph: Handle, address: u64, call: impl FnOnce() -> CuResult)
 
 /// A graph is destroyed.
 pub(super) fn gone(graph: Handle) {
-    return_memory(GRAPHS.destroyed(graph));
-}
-
-/// The driver keeps what graphs have freed until it is told otherwise.
-fn return_memory(gone: Option<(GraphId, Vec<u32>)>) {
-    let Some((GraphId(id), devices)) = gone else { return };
-    for device in devices {
-        // It might spoil a capture that another thread is making; the next graph to go takes this along.
-        if !WORK.is_capturing() {
-            // SAFETY: a device on which a graph has allocated.
-            let _ = unsafe { real::cuDeviceGraphMemTrim(device as c_int) };
-        }
-        if let Some(taken) = LEDGER.take(Key::Graph(id, device)) {
-            LEDGER.freed(taken);
-        }
-    }
+    leaving::add(GRAPHS.destroyed(graph));
 }
 
 pub(crate) unsafe fn cuGraphAddMemAllocNode(
@@ -201,6 +190,17 @@ unsafe fn add_node(
             let address = unsafe { fields.add(16).cast::<u64>().read_unaligned() };
             free(graph as Handle, address, call)
         }
+        Some(&HAS_CHILD) => {
+            // SAFETY: likewise: the child, and how it is taken.
+            let (child, taken) = unsafe {
+                (fields.add(16).cast::<usize>().read(), fields.add(24).cast::<u32>().read())
+            };
+            let result = submit::pass("cuGraphAddNode", false, call);
+            if result.is_success() && taken == MOVED {
+                GRAPHS.moved(child, graph as Handle);
+            }
+            result
+        }
         _ => submit::pass("cuGraphAddNode", false, call),
     }
 }
@@ -284,7 +284,7 @@ pub(crate) unsafe fn cuGraphExecDestroy(hGraphExec: sys::CUgraphExec) -> CuResul
     // SAFETY: the program's own argument.
     let result = unsafe { real::cuGraphExecDestroy(hGraphExec) };
     if result.is_success() {
-        return_memory(GRAPHS.instance_destroyed(hGraphExec as Handle));
+        leaving::add(GRAPHS.instance_destroyed(hGraphExec as Handle));
     }
     result
 }

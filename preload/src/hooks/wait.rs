@@ -1,5 +1,6 @@
 //! Waiting calls: they pass through, and when they return the GPU has just finished something.
 
+use crate::graphs::leaving;
 use crate::link::LINK;
 use acb_cuda_abi::CuResult;
 
@@ -7,5 +8,6 @@ use acb_cuda_abi::CuResult;
 pub(crate) fn pass(call: impl FnOnce() -> CuResult) -> CuResult {
     let result = call();
     LINK.note_finished();
+    leaving::settle();
     result
 }

@@ -85,6 +85,11 @@ impl Link {
         self.origin.get().map(|origin| *origin + after)
     }
 
+    /// Whether something of this client may be at work on a GPU; without a lease all is drained.
+    pub(crate) fn may_run(&self) -> bool {
+        !matches!(*self.lease(), Lease::None | Lease::Asked)
+    }
+
     fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }

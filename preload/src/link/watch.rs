@@ -6,6 +6,7 @@
 use super::starving::Threads;
 use super::{LINK, Link};
 use crate::gate::Snapshot;
+use crate::graphs::leaving;
 use crate::lease::{Lease, Reason};
 use crate::log::{debug, info, warning};
 use crate::pager::{Opening, PAGER};
@@ -167,6 +168,7 @@ impl Watch {
         {
             return Some(LONGEST);
         }
+        leaving::settle_drained(|| LINK.gate.snapshot() == gate);
         // Drained when nobody had come since `seen`, and if nobody has come until now, drained still.
         let mut lease = LINK.lease();
         if lease.begin_idle_release() {
@@ -198,6 +200,7 @@ impl Watch {
     fn look_for_the_end(&mut self) -> Option<Duration> {
         let gate = LINK.gate.snapshot();
         if gate.inside == 0 && self.inspector.drained(&WORK, gate.come) == Drained::Yes {
+            leaving::settle_drained(|| LINK.gate.snapshot() == gate);
             self.release(&mut LINK.lease(), Instant::now());
             return None;
         }

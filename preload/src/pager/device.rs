@@ -75,6 +75,14 @@ pub(crate) fn relax_capture() -> u32 {
     exchange_capture(sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED as u32)
 }
 
+/// The driver may be called here though somebody captures.
+pub(crate) fn relaxed<T>(call: impl FnOnce() -> T) -> T {
+    let mode = relax_capture();
+    let value = call();
+    exchange_capture(mode);
+    value
+}
+
 pub(crate) fn exchange_capture(mode: u32) -> u32 {
     let mut mode = mode;
     // SAFETY: a mode to exchange, on this stack. Drivers before 10.1 lack it, and captures.

@@ -37,6 +37,7 @@ mod report;
 mod table;
 mod victims;
 
+pub(crate) use device::relaxed;
 pub(crate) use frees::Freed;
 pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;

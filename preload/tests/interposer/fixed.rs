@@ -103,6 +103,70 @@ fn memory_allocated_in_a_capture_is_the_graphs() {
 }
 
 #[test]
+fn a_graph_that_is_moved_into_another_goes_with_it() {
+    let mut play = start("a200 f0 v . i r . d . x g .");
+    room(&mut play, 200 * MIB);
+    go_on_with_a_lease(&mut play, 1);
+    play.ready(1);
+    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    play.client.tell("on");
+    play.peer.hears_nothing();
+    play.client.tell("on");
+    returned(&mut play, 200 * MIB);
+    shows(&mut play.peer, &[]);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("v=0").prints("r=0").prints("x=0").prints("g=0");
+}
+
+#[test]
+fn memory_of_a_graph_that_is_destroyed_while_it_runs_counts_until_it_has_ended() {
+    let mut play = start("[ A200 H F0 ] . i R d x g . y g .");
+    room(&mut play, 200 * MIB);
+    go_on_with_a_lease(&mut play, 1);
+    play.ready(1);
+    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    play.peer.hears_nothing();
+    play.client.tell("on");
+    returned(&mut play, 200 * MIB);
+    shows(&mut play.peer, &[]);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    ended.prints("x=0").prints("g=200").prints("y=0").prints("g=0");
+}
+
+#[test]
+fn it_goes_with_the_lease_too() {
+    // The first graph's memory stays allocated: the driver never says that it has nothing for graphs.
+    let mut play = start("a100 i . r [ A200 ] i d R x . .");
+    room(&mut play, 100 * MIB);
+    go_on_with_a_lease(&mut play, 1);
+    room(&mut play, 200 * MIB);
+    shows(&mut play.peer, &[("graphs", 300 * MIB)]);
+    play.peer.hears_nothing();
+    play.client.tell("on");
+    play.peer.want(1);
+    returned(&mut play, 200 * MIB);
+    play.peer.release();
+    shows(&mut play.peer, &[("graphs", 100 * MIB)]);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("R=0").prints("x=0");
+}
+
+#[test]
+fn a_capture_does_not_keep_a_graphs_memory() {
+    let mut play = start("a200 f0 i . r d [ x g A100 ] .");
+    room(&mut play, 200 * MIB);
+    go_on_with_a_lease(&mut play, 1);
+    returned(&mut play, 200 * MIB);
+    room(&mut play, 100 * MIB);
+    shows(&mut play.peer, &[("graphs", 100 * MIB)]);
+    play.client.tell("on");
+    let ended = play.client.end().succeeded();
+    // Neither was the capture spoilt.
+    ended.prints("x=0").prints("g=0").prints("A=0").prints("]=0");
+}
+
+#[test]
 fn a_graph_for_which_there_is_no_room_gets_no_node() {
     let mut play = start("a200 .");
     no_room(&mut play, 200 * MIB);

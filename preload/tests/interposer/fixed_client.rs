@@ -3,7 +3,8 @@
 //! It does what a line of words says, and prints the driver's answers. `[` and `]` begin and end a capture into the graph, `A64`
 //! allocates 64 MiB in between, `F0` frees the first allocation of the graph's there. `a64` adds such a node by hand (`n64` by
 //! the call for nodes of any kind), `f0` and `N0` likewise; each stands behind the one before. `i` makes the graph executable, `r`
-//! runs it and waits, `d` destroys the graph, `x` the executable one. `m8` loads a module with 8 MiB of variables (`m8k`: KiB), `M` unloads
+//! runs it and waits, `d` destroys the graph, `x` the executable one. `v` moves it into a new graph, which takes its place. `H` in a
+//! capture waits until `y`, which then waits for the stream; `R` runs without waiting; `g` tells how many MiB the driver has for graphs. `m8` loads a module with 8 MiB of variables (`m8k`: KiB), `M` unloads
 //! it; `l8` and `L` likewise a library; `p8`, `P8` load a module and a library out of a compressed container, `u8`, `U8` out of one
 //! that only this driver can read; `c` makes another context on the device, `C` destroys it. `h64` sets the heap to 64 MiB,
 //! `q2` the queue of printf, `s8192` the stacks to 8192 bytes. `Y8` makes an array of 8 MiB with all smaller
@@ -12,6 +13,10 @@
 
 use crate::client::{Cuda, Handle, NULL, function, pause};
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What waits in a stream may go on.
+static LET_GO: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn play(words: &str) {
     let cuda = Cuda::start();
@@ -102,7 +107,15 @@ impl Program {
             "f" => self.free(number(), false),
             "N" => self.free(number(), true),
             "i" => self.instantiate(),
-            "r" => self.run(),
+            "r" => match self.launch() {
+                0 => self.cuda.synchronize(),
+                refused => refused,
+            },
+            "R" => self.launch(),
+            "H" => self.hold_captured(),
+            "y" => self.let_go(),
+            "g" => self.reserved(),
+            "v" => self.move_into_another(),
             "d" => self.destroy(),
             "x" => self.destroy_executable(),
             "m" | "l" => self.load(what == "l", Form::Text, bytes()),
@@ -239,13 +252,66 @@ impl Program {
         }
     }
 
-    fn run(&self) -> c_int {
+    fn launch(&self) -> c_int {
         let cuda = &self.cuda;
         // SAFETY: as declared.
-        let result = unsafe {
+        unsafe {
             function!(cuda, "cuGraphLaunch", fn(Handle, Handle))(self.executable, self.stream)
+        }
+    }
+
+    fn hold_captured(&self) -> c_int {
+        extern "C" fn hold(_: *mut c_void) {
+            while !LET_GO.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe {
+            type Held = extern "C" fn(*mut c_void);
+            let call = function!(cuda, "cuLaunchHostFunc", fn(Handle, Held, *mut c_void));
+            call(self.stream, hold, NULL)
+        }
+    }
+
+    fn let_go(&self) -> c_int {
+        LET_GO.store(true, Ordering::SeqCst);
+        let cuda = &self.cuda;
+        // SAFETY: as declared.
+        unsafe { function!(cuda, "cuStreamSynchronize", fn(Handle))(self.stream) }
+    }
+
+    fn reserved(&self) -> c_int {
+        let (cuda, mut bytes) = (&self.cuda, 0_u64);
+        // SAFETY: as declared; 2: what is reserved now, a number of 64 bits.
+        let result = unsafe {
+            let ask = function!(cuda, "cuDeviceGetGraphMemAttribute", fn(c_int, c_uint, *mut u64));
+            ask(0, 2, &raw mut bytes)
         };
-        if result == 0 { cuda.synchronize() } else { result }
+        assert_eq!(result, 0);
+        (bytes >> 20) as c_int
+    }
+
+    fn move_into_another(&mut self) -> c_int {
+        let cuda = &self.cuda;
+        let (mut parent, mut node) = (NULL, NULL);
+        // Kind 4, 12 bytes; the child, and that it is moved.
+        let mut parameters = [0_u64; 32];
+        (parameters[0], parameters[2], parameters[3]) = (4, self.graph as u64, 1);
+        // SAFETY: as declared.
+        let result = unsafe {
+            let make = function!(cuda, "cuGraphCreate", fn(*mut Handle, c_uint));
+            assert_eq!(make(&raw mut parent, 0), 0);
+            let add = function!(
+                cuda,
+                "cuGraphAddNode",
+                fn(*mut Handle, Handle, *const Handle, usize, *mut u64)
+            );
+            add(&raw mut node, parent, std::ptr::null(), 0, parameters.as_mut_ptr())
+        };
+        self.graph = parent;
+        result
     }
 
     fn destroy(&mut self) -> c_int {

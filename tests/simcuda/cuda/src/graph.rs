@@ -349,7 +349,9 @@ impl Tables {
         of: Handle<Graph>,
         flags: u64,
     ) -> Outcome<Handle<Executable>> {
-        self.graphs.get(of).ok_or(INVALID_VALUE)?;
+        if self.graphs.get(of).ok_or(INVALID_VALUE)?.inside {
+            return Err(INVALID_VALUE);
+        }
         self.ordered(of).ok_or(INVALID_VALUE)?;
         if self.has_memory(of) && self.executables.iter().any(|(_, other)| other.of == of) {
             // Its addresses can be used by one at a time.

@@ -1,15 +1,17 @@
 //! Memory that graphs allocate while they run: its addresses are known when the
 //! node is made, the memory behind them comes with the first run and stays with
-//! the instance until it is destroyed or trimmed.
+//! the instance. What an instance had when it was destroyed is kept for others until it is trimmed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::code::{INVALID_VALUE, Outcome};
+use crate::code::{INVALID_VALUE, OUT_OF_MEMORY, Outcome};
 use crate::graph::Task;
+use crate::handles::Handle;
 use crate::objects::Tables;
 use crate::physical::Physical;
 use crate::space::{ALIGNMENT, GRANULARITY, RegionKind};
+use crate::timeline::Op;
 
 /// What an allocation node asks for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,6 +38,8 @@ pub(crate) struct GraphMemory {
     addresses: HashSet<u64>,
     /// Those that a run allocated and left allocated.
     live: HashSet<u64>,
+    /// What destroyed instances had, each with the end of their last run.
+    kept: Vec<(Arc<Physical>, Option<Handle<Op>>)>,
     /// The most that was used and reserved, by GPU.
     high: HashMap<usize, (u64, u64)>,
 }
@@ -54,6 +58,19 @@ impl GraphMemory {
     /// Somebody frees it; whether it was there.
     pub(crate) fn let_go(&mut self, address: u64) -> bool {
         self.live.remove(&address)
+    }
+
+    /// An instance is destroyed; a run of it may be under way.
+    pub(crate) fn keep_of(
+        &mut self,
+        memory: HashMap<u64, Arc<Physical>>,
+        last: Option<Handle<Op>>,
+    ) {
+        let mut pieces: Vec<Arc<Physical>> = memory.into_values().collect();
+        // Several allocations may have had the same, one after the other.
+        pieces.sort_by_key(Arc::as_ptr);
+        pieces.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        self.kept.extend(pieces.into_iter().map(|memory| (memory, last)));
     }
 
     /// The most that was used and reserved.
@@ -122,6 +139,9 @@ impl Tables {
                 pieces.insert(Arc::as_ptr(memory), memory.length() as u64);
             }
         }
+        for (memory, _) in self.graph_memory.kept.iter().filter(|(one, _)| one.gpu() == gpu) {
+            pieces.insert(Arc::as_ptr(memory), memory.length() as u64);
+        }
         (used, pieces.values().sum())
     }
 
@@ -145,6 +165,35 @@ impl Tables {
                 executable.memory.retain(|_, memory| memory.gpu() != gpu);
             }
         }
+        self.drop_kept(gpu);
+        self.sweep_graph_memory();
+    }
+
+    fn drop_kept(&mut self, gpu: usize) {
+        self.graph_memory.kept.retain(|(memory, last)| {
+            memory.gpu() != gpu || last.is_some_and(|last| self.timeline.is_pending(last))
+        });
+    }
+
+    /// Memory for an allocation: what a destroyed instance had, or new.
+    pub(crate) fn graph_piece(&mut self, gpu: usize, length: usize) -> Outcome<Arc<Physical>> {
+        let kept = &self.graph_memory.kept;
+        let fits = |(memory, last): &(Arc<Physical>, Option<Handle<Op>>)| {
+            // Neither mapped still, nor in a run.
+            let is_free = Arc::strong_count(memory) == 1;
+            is_free
+                && (memory.gpu(), memory.length()) == (gpu, length)
+                && last.is_none_or(|last| !self.timeline.is_pending(last))
+        };
+        if let Some(at) = kept.iter().position(fits) {
+            return Ok(self.graph_memory.kept.swap_remove(at).0);
+        }
+        Physical::new(gpu, length).or_else(|refused| {
+            if refused == OUT_OF_MEMORY {
+                self.drop_kept(gpu);
+            }
+            Physical::new(gpu, length)
+        })
     }
 
     /// Gives addresses back that no graph has any more.

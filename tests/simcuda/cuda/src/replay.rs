@@ -288,7 +288,7 @@ impl Tables {
             if known.is_some() {
                 continue;
             }
-            let memory = match again.map_or_else(|| Physical::new(gpu, length), Ok) {
+            let memory = match again.map_or_else(|| self.graph_piece(gpu, length), Ok) {
                 Err(OUT_OF_MEMORY) => {
                     // What pools keep for others may make room.
                     for (pool, _) in self.device_pools.clone() {

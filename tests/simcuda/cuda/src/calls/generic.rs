@@ -31,7 +31,16 @@ calls! {
                 cuGraphAddMemsetNode(node, graph, dependencies, count, (&raw const (*p).memset).cast(), context)
             }
             3 => cuGraphAddHostNode(node, graph, dependencies, count, (&raw const (*p).host).cast()),
-            4 => cuGraphAddChildGraphNode(node, graph, dependencies, count, (*p).graph.graph),
+            4 => {
+                // Its ownership is read as a number: a program may have written any.
+                let ownership = (&raw const (*p).graph).cast::<u8>().add(8).cast::<c_uint>().read();
+                let child = (*p).graph.graph;
+                match ownership {
+                    0 => cuGraphAddChildGraphNode(node, graph, dependencies, count, child),
+                    1 => move_child(node, graph, dependencies, count, child),
+                    _ => Err(INVALID_VALUE),
+                }
+            }
             5 => cuGraphAddEmptyNode(node, graph, dependencies, count),
             6 => cuGraphAddEventWaitNode(node, graph, dependencies, count, (*p).eventWait.event),
             7 => cuGraphAddEventRecordNode(node, graph, dependencies, count, (*p).eventRecord.event),

@@ -84,6 +84,28 @@ calls! {
         })
     }
 
+    /// No function of the driver's: what cuGraphAddNode does with a child that is not copied.
+    fn move_child(
+        node: *mut sys::CUgraphNode,
+        graph: sys::CUgraph,
+        dependencies: *const sys::CUgraphNode,
+        count: usize,
+        child: sys::CUgraph,
+    ) {
+        let parent = Handle::from_bits(graph as u64);
+        add(node, graph, dependencies, count, |_, tables| {
+            let child = Handle::from_bits(child as u64);
+            let is_free = tables.graphs.get(child).is_some_and(|graph| !graph.inside);
+            if !is_free || child == parent {
+                return Err(INVALID_VALUE);
+            }
+            if let Some(graph) = tables.graphs.get_mut(child) {
+                graph.inside = true;
+            }
+            Ok(Task::Child(child))
+        })
+    }
+
     fn cuGraphChildGraphNodeGetGraph(node: sys::CUgraphNode, graph: *mut sys::CUgraph) {
         let driver = driver::get()?;
         let tables = driver.lock();

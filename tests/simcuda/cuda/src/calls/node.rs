@@ -305,7 +305,9 @@ calls! {
     fn cuDeviceGraphMemTrim(dev: c_int) {
         let driver = driver::get()?;
         let gpu = driver.gpu(dev)?;
-        driver.look(driver.lock()).trim_graph_memory(gpu);
+        let mut tables = driver.look(driver.lock());
+        tables.check_unsafe(driver::caller())?;
+        tables.trim_graph_memory(gpu);
         Ok(())
     }
 }

@@ -72,6 +72,7 @@ calls! {
         // A run under way goes on.
         let found = tables.executables.remove(handle).ok_or(INVALID_VALUE)?;
         tables.remove_graph(found.graph);
+        tables.graph_memory.keep_of(found.memory, found.last);
         tables.sweep_graph_memory();
         Ok(())
     }
