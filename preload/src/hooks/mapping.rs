@@ -36,6 +36,8 @@ const _: () = assert!(size_of::<Properties>() == size_of::<sys::CUmemAllocationP
 
 /// The byte of `flags` that says that the memory is for RDMA.
 const RDMA: u64 = 0xff00;
+/// …and the one that asks for compression.
+const COMPRESSION: u64 = 0xff;
 
 impl Properties {
     /// The device, where the pager can move memory of this kind.
@@ -89,7 +91,10 @@ pub(crate) unsafe fn cuMemCreate(
     let result = call();
     if result.is_success() {
         // SAFETY: the call succeeded, so the handle was written.
-        LEDGER.allocated(promise, Key::Physical(unsafe { handle.read() }), 0);
+        let key = Key::Physical(unsafe { handle.read() });
+        let compressed = properties.flags & COMPRESSION != 0 && PAGER.is_active();
+        let promise = if compressed { promise.of_kind("compressed") } else { promise };
+        LEDGER.allocated(promise, key, 0);
     } else {
         LEDGER.forget(promise);
     }

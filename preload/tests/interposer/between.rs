@@ -155,6 +155,26 @@ fn a_pool_for_which_there_is_no_room_gives_no_memory() {
 }
 
 #[test]
+fn memory_for_other_machines_counts_where_it_was_made() {
+    let (mut one, mut other) = pair(Lab::on_software_gpu(""), "F16 w7 . v9 .", ". g16 v7 w9 .");
+    room(&mut one, 16 * MIB);
+    one.peer.grant(1);
+    one.ready(1);
+    shows(&mut one, &[("exported", 16 * MIB)]);
+    one.take_back(1);
+    other.client.tell("on");
+    other.peer.grant(1);
+    other.ready(1);
+    other.peer.hears_nothing();
+    shows(&mut other, &[]);
+    other.take_back(1);
+    one.client.tell("on");
+    one.peer.grant(2);
+    ends(other, &[]).prints("wrong=0");
+    ends(one, &[]).prints("wrong=0");
+}
+
+#[test]
 fn without_the_pager_memory_is_shared_by_the_old_handles() {
     let lab = Lab::on_software_gpu("").with("ACB_PAGER", "off");
     let (mut one, mut other) = pair(lab, "m8 w7 i . v9 .", ". I8 v7 I8 w9 C C C .");

@@ -7,7 +7,8 @@
 //! `p` makes a pool for other processes, `x` hands it over; `a64` allocates 64 MiB of it, `l` hands the latest allocation over. `P` and
 //! `L` import the one and the other. `c` makes it the current pool of the device, `A4` allocates of that. `w7` writes pattern 7 into the
 //! latest allocation in the stream, `v7` looks for it there; `f0` frees an allocation in the stream, `t` trims the pool, `D` destroys it,
-//! `u` prints what is used and reserved of it. `m8` allocates 8 MiB by `cuMemAlloc`, `i` hands them over, `I` opens them, `C` closes them. `.` pauses.
+//! `u` prints what is used and reserved of it. `m8` allocates 8 MiB by `cuMemAlloc`, `i` hands them over, `I` opens them, `C` closes them.
+//! `F8` makes and maps 8 MiB for other machines and hands them over, `g8` imports and maps them. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
 use crate::client::{Cuda, Handle, NULL, function, pause};
@@ -83,6 +84,8 @@ impl Program {
                 self.allocations.push((address, number() << 20));
                 result
             }
+            "F" => self.make_fabric(number() << 20),
+            "g" => self.import_fabric(rest),
             "i" => self.share_memory(),
             "I" => self.open_memory(rest),
             "C" => self.close_memory(),
@@ -300,6 +303,55 @@ impl Program {
     }
 
     // ------------------------------------------------------------ memory
+
+    /// Mapped memory for other machines, handed over.
+    fn make_fabric(&mut self, bytes: usize) -> c_int {
+        // CUmemAllocationProp: pinned, fabric handles, on device 0; the rest is zero.
+        let properties: [c_int; 8] = [1, 8, 1, 0, 0, 0, 0, 0];
+        let (cuda, mut handle, mut data): (_, u64, Words) = (&self.cuda, 0, [0; 8]);
+        // SAFETY: as declared.
+        let result = unsafe {
+            let create = function!(cuda, "cuMemCreate", fn(*mut u64, usize, *const c_int, u64));
+            assert_eq!(create(&raw mut handle, bytes, properties.as_ptr(), 0), 0);
+            let export =
+                function!(cuda, "cuMemExportToShareableHandle", fn(*mut Words, u64, c_uint, u64));
+            export(&raw mut data, handle, 8, 0)
+        };
+        self.hand_over("fabric", data);
+        self.map(handle, bytes);
+        result
+    }
+
+    fn import_fabric(&mut self, megabytes: &str) -> c_int {
+        let bytes = megabytes.parse::<usize>().expect("a size") << 20;
+        let (cuda, mut data, mut handle) = (&self.cuda, self.handed_over("fabric"), 0);
+        // SAFETY: as declared.
+        let result = unsafe {
+            let import =
+                function!(cuda, "cuMemImportFromShareableHandle", fn(*mut u64, *mut Words, c_uint));
+            import(&raw mut handle, &raw mut data, 8)
+        };
+        self.map(handle, bytes);
+        result
+    }
+
+    /// It lives as long as its mapping.
+    fn map(&mut self, handle: u64, bytes: usize) {
+        let (cuda, mut address) = (&self.cuda, 0);
+        let access: [c_int; 3] = [1, 0, 3];
+        // SAFETY: as declared.
+        unsafe {
+            let reserve =
+                function!(cuda, "cuMemAddressReserve", fn(*mut u64, usize, usize, u64, u64));
+            assert_eq!(reserve(&raw mut address, bytes, 0, 0, 0), 0);
+            let map = function!(cuda, "cuMemMap", fn(u64, usize, usize, u64, u64));
+            assert_eq!(map(address, bytes, 0, handle, 0), 0);
+            let open = function!(cuda, "cuMemSetAccess", fn(u64, usize, *const c_int, usize));
+            assert_eq!(open(address, bytes, access.as_ptr(), 1), 0);
+            assert_eq!(function!(cuda, "cuMemRelease", fn(u64))(handle), 0);
+        }
+        self.allocations.push((address, bytes));
+    }
 
     /// A fill in the stream, and its end.
     fn write(&self, value: u8) -> c_int {

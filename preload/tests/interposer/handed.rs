@@ -72,22 +72,43 @@ fn memory_with_a_descriptor_for_other_devices_stays() {
 
 #[test]
 fn a_texture_waits_for_its_memory_which_moves_on() {
-    let mut play = start_in(Lab::on_software_gpu(""), "a8 w0:1 . O0 . c0:1 .");
-    play.claim(8 * MIB);
-    play.turn(1, 8 * MIB);
-    play.take_back(1);
-    play.evict(8 * MIB);
-    play.evicted(8 * MIB);
+    // Of linear memory, and of rows.
+    for word in ["O0", "V0"] {
+        let words = format!("a8 w0:1 . {word} . c0:1 .");
+        let mut play = start_in(Lab::on_software_gpu(""), &words);
+        play.claim(8 * MIB);
+        play.turn(1, 8 * MIB);
+        play.take_back(1);
+        play.evict(8 * MIB);
+        play.evicted(8 * MIB);
+        play.client.tell("on");
+        // The driver looks at the memory: it would be refused while that is absent.
+        play.turn(2, 8 * MIB);
+        play.take_back(2);
+        play.evict(8 * MIB);
+        play.evicted(8 * MIB);
+        play.client.tell("on");
+        play.turn(3, 8 * MIB);
+        play.client.tell("on");
+        play.client.end().succeeded().prints("texture=0").prints("read=0 wrong=0");
+    }
+}
+
+#[test]
+fn compressed_memory_counts_and_is_not_moved() {
+    let mut play = start_in(Lab::on_software_gpu(""), "z16 w0:1 . c0:1 x0 .");
+    let request = play.peer.room_request();
+    assert_eq!((request.bytes, request.kind()), (16 * MIB, RoomKind::Memory));
+    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    play.turn(1, 0);
+    play.peer.wait_for_moves(|report| {
+        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("compressed", 16 * MIB)])
+    });
     play.client.tell("on");
-    // The driver looks at the memory: it would be refused while that is absent.
-    play.turn(2, 8 * MIB);
-    play.take_back(2);
-    play.evict(8 * MIB);
-    play.evicted(8 * MIB);
+    let back = play.returned();
+    assert_eq!(back.bytes, 16 * MIB);
     play.client.tell("on");
-    play.turn(3, 8 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("texture=0").prints("read=0 wrong=0");
+    play.client.end().succeeded().prints("read=0 wrong=0").prints("released=0");
 }
 
 #[test]

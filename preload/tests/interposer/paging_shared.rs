@@ -220,6 +220,39 @@ fn nodes_of_graphs_may_name_memory_that_is_absent() {
 }
 
 #[test]
+fn memory_of_two_gpus_in_one_multicast_object_is_written_through_it_and_stays() {
+    let mut play = on_two("m4 @1 m4 a2 w2:1 @0 . U0:1:7 v0:7 v1:7 . v0:7 v1:7 @1 c2:1 .");
+    play.claim_on(0, 4 * MIB);
+    play.claim_on(1, 4 * MIB);
+    play.claim_on(1, 2 * MIB);
+    turn(&mut play, 1, [4 * MIB, 6 * MIB]);
+    play.swap_out_on(1, 1, 6 * MIB);
+    turn(&mut play, 2, [0, 6 * MIB]);
+    play.take_back(2);
+    for (device, moves) in [(0, 0), (1, 2 * MIB)] {
+        play.evict_on(device, moves + 4 * MIB);
+        let mut moved = 0;
+        let reason = loop {
+            match play.peer.hear_moves() {
+                Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
+                Hear::Evicted(evicted) => break evicted.failed,
+                other => panic!("Evicted expected: {other:?}"),
+            }
+        };
+        assert_eq!(moved, moves);
+        assert!(reason.contains("4.0 MiB (multicast)"), "{reason}");
+    }
+    play.client.tell("on");
+    turn(&mut play, 3, [0, 2 * MIB]);
+    // CUDA_ERROR_ILLEGAL_STATE: not all devices are there yet.
+    let ended = play.end().prints("early=401").prints("mapped=0").prints("opened=0");
+    let ended = ended.prints("kernel=0").prints("unmapped=0").prints("read=0 wrong=0");
+    let out = ended.stdout();
+    assert_eq!(out.matches("bound=0").count(), 2, "{}", ended.text());
+    assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
+}
+
+#[test]
 fn graphs_that_decide_on_the_gpu_see_memory_that_has_moved() {
     let words = "a4 a4 a2 w0:7 . W N1:3 . R K7:1:3 N0:2 . R K7:0:2 N1:0 R K7:1:0 .";
     let mut play = start_in(Lab::on_software_gpu(""), words);

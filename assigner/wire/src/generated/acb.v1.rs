@@ -211,7 +211,7 @@ pub struct MemoryReport {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FixedMemory {
-    /// "contexts", "managed", "arrays", "graphs", "modules", "heaps", "pools", "exported", "plain".
+    /// "contexts", "managed", "arrays", "graphs", "modules", "heaps", "pools", "compressed", "exported", "plain".
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]

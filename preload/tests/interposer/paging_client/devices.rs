@@ -43,6 +43,10 @@ impl<'a> Devices<'a> {
         self.current = device;
     }
 
+    pub(super) fn current(&self) -> c_int {
+        self.current
+    }
+
     pub(super) fn peer(&mut self, enable: bool, device: c_int) {
         let peer = self.context(device);
         self.go(self.current);

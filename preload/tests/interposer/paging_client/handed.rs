@@ -31,6 +31,48 @@ pub(super) fn bind(cuda: &Cuda, (address, bytes): (u64, usize), handle: Option<u
     }
 }
 
+/// Memory of devices 0 and 1 behind one address, which a kernel of the current device writes to.
+pub(super) fn multicast(cuda: &Cuda, bytes: usize, memory: [u64; 2], seed: u64) {
+    const PTX: &str = "\
+.version 8.1\n.target sm_90\n.address_size 64\n\
+.visible .entry acb_multicast(.param .u64 a, .param .u64 b, .param .u64 c) { ret; }\n\0";
+    let properties: [u64; 4] = [2, bytes as u64, 0, 0];
+    let (mut object, address) = (0, super::mapping::reserve(cuda, bytes));
+    let (mut module, mut kernel) = (NULL, NULL);
+    // SAFETY: as declared; the kernel's three parameters are 64 bits wide.
+    unsafe {
+        let make = function!(cuda, "cuMulticastCreate", fn(*mut u64, *const u64));
+        assert_eq!(make(&raw mut object, properties.as_ptr()), 0);
+        let add = function!(cuda, "cuMulticastAddDevice", fn(u64, c_int));
+        let bind = function!(cuda, "cuMulticastBindMem", fn(u64, usize, u64, usize, usize, u64));
+        assert_eq!(add(object, 0), 0);
+        println!("early={}", bind(object, 0, memory[0], 0, bytes, 0));
+        assert_eq!(add(object, 1), 0);
+        for memory in memory {
+            println!("bound={}", bind(object, 0, memory, 0, bytes, 0));
+        }
+        let map = function!(cuda, "cuMemMap", fn(u64, usize, usize, u64, u64));
+        println!("mapped={}", map(address, bytes, 0, object, 0));
+        println!("opened={}", super::mapping::open_to(cuda, address, bytes, 0));
+        // What is mapped lives on.
+        assert_eq!(super::mapping::release(cuda, object), 0);
+        let load = function!(cuda, "cuModuleLoadData", fn(*mut Handle, *const c_void));
+        assert_eq!(load(&raw mut module, PTX.as_ptr().cast()), 0);
+        let find = function!(
+            cuda,
+            "cuModuleGetFunction",
+            fn(*mut Handle, Handle, *const std::ffi::c_char)
+        );
+        assert_eq!(find(&raw mut kernel, module, c"acb_multicast".as_ptr()), 0);
+        let mut arguments = [address, bytes as u64 / 8, seed];
+        let mut places =
+            arguments.each_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>());
+        let launched = cuda.launch_kernel(kernel, (64, 256), NULL, places.as_mut_ptr());
+        println!("kernel={}", launched.max(cuda.synchronize()));
+    }
+    println!("unmapped={}", super::mapping::unmap(cuda, address, bytes));
+}
+
 /// What another device would see through a descriptor.
 pub(super) fn descriptor(cuda: &Cuda, (address, bytes): (u64, usize)) {
     let (mut descriptor, mut words): (c_int, _) = (-1, vec![0_u64; bytes / 8]);
@@ -109,11 +151,14 @@ pub(super) fn behind_array(cuda: &Cuda, bytes: usize, handle: u64, seed: u64) {
 }
 
 /// A texture of linear memory.
-pub(super) fn texture(cuda: &Cuda, (address, bytes): (u64, usize)) -> c_int {
-    // CUDA_RESOURCE_DESC: linear, of single words of 32 bits; all else is zero, also in CUDA_TEXTURE_DESC.
-    let resource: [u64; 18] = std::array::from_fn(|at| {
-        [2, address, 1 << 32 | 3, bytes as u64].get(at).copied().unwrap_or(0)
-    });
+pub(super) fn texture(cuda: &Cuda, (address, bytes): (u64, usize), of_rows: bool) -> c_int {
+    // CUDA_RESOURCE_DESC: linear memory, or rows of it, of single words of 32 bits; all else is zero, also in CUDA_TEXTURE_DESC.
+    let row = 4096;
+    let shape = match of_rows {
+        true => [3, address, 1 << 32 | 3, row / 4, bytes as u64 / row, row],
+        false => [2, address, 1 << 32 | 3, bytes as u64, 0, 0],
+    };
+    let resource: [u64; 18] = std::array::from_fn(|at| shape.get(at).copied().unwrap_or(0));
     let (texture, mut object) = ([0_u64; 13], 0);
     // SAFETY: as declared.
     unsafe {

@@ -5,9 +5,14 @@ use crate::client::{Cuda, function};
 use std::ffi::{c_int, c_uint, c_void};
 
 /// Types of handles, and flags.
-pub(super) fn create(cuda: &Cuda, bytes: usize, (types, flags): (c_int, c_int)) -> u64 {
-    // CUmemAllocationProp: pinned, on device 0; the rest is zero.
-    let properties: [c_int; 16] = [1, types, 1, 0, 0, 0, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+pub(super) fn create(
+    cuda: &Cuda,
+    device: c_int,
+    bytes: usize,
+    (types, flags): (c_int, c_int),
+) -> u64 {
+    // CUmemAllocationProp: pinned, on a device; the rest is zero.
+    let properties: [c_int; 16] = [1, types, 1, device, 0, 0, flags, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut handle = 0;
     // SAFETY: as declared.
     unsafe {
@@ -16,7 +21,7 @@ pub(super) fn create(cuda: &Cuda, bytes: usize, (types, flags): (c_int, c_int)) 
         let mut told = [9u32; 8];
         let ask = function!(cuda, "cuMemGetAllocationPropertiesFromHandle", fn(*mut u32, u64));
         assert_eq!(ask(told.as_mut_ptr(), handle), 0);
-        assert_eq!(told[..4], [1, types as u32, 1, 0]);
+        assert_eq!(told[..4], [1, types as u32, 1, device as u32]);
     }
     handle
 }
@@ -31,10 +36,10 @@ pub(super) fn reserve(cuda: &Cuda, bytes: usize) -> u64 {
     address
 }
 
-pub(super) fn map(cuda: &Cuda, address: u64, bytes: usize, handle: u64) {
-    // CUmemAccessDesc: device 0 reads and writes.
-    let access: [c_int; 3] = [1, 0, 3];
-    let location: [c_int; 2] = [1, 0];
+pub(super) fn map(cuda: &Cuda, device: c_int, address: u64, bytes: usize, handle: u64) {
+    // CUmemAccessDesc: the device reads and writes.
+    let access: [c_int; 3] = [1, device, 3];
+    let location: [c_int; 2] = [1, device];
     let (mut flags, mut again) = (0u64, 0u64);
     // SAFETY: as declared.
     unsafe {

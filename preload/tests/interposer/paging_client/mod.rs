@@ -14,7 +14,9 @@
 //! `P` prints what the default pool has in use and reserved, `T` trims it. `L4` allocates 4 MiB in a stream of the current device
 //! from a pool on device 1 that device 0 may use too. `G0:1` makes a graph that copies the first allocation to the second, `R` runs
 //! it. `B0` binds mapped memory to a multicast object, `b0` an address; `J0` takes a descriptor for other devices and compares;
-//! `S0:7` puts mapped memory behind an array and looks for pattern 7 there; `O0` makes a texture of memory.
+//! `S0:7` puts mapped memory behind an array and looks for pattern 7 there; `O0` makes a texture of memory, `V0` one of
+//! rows. `U0:1:7` binds mapped memory of devices 0 and 1 to one multicast object, maps it, and has a kernel write pattern 7 through it. `z8` is
+//! `m8` with compression asked for.
 //! `W` makes a graph of the first three allocations with conditional nodes, `N1:3` sets its flag and its rounds, `K7:1:3` checks what a run
 //! with these has left where the first allocation has pattern 7.
 //! `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
@@ -35,7 +37,7 @@ use content::{
 use contexts::Contexts;
 use devices::Devices;
 use graphs::{capture, copying_graph, run_graph};
-use handed::{behind_array, bind, descriptor, texture};
+use handed::{behind_array, bind, descriptor, multicast, texture};
 use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
 use pools::{pool_levels, trim};
 use std::collections::BTreeMap;
@@ -139,13 +141,26 @@ pub(crate) fn play(words: &str) {
                 let seed = seed.parse().expect("a number");
                 behind_array(&cuda, held[index].1, handles[&index], seed);
             }
-            "O" => println!("texture={}", texture(&cuda, held[rest.parse::<usize>().unwrap()])),
+            "O" | "V" => {
+                let memory = held[rest.parse::<usize>().unwrap()];
+                println!("texture={}", texture(&cuda, memory, what == "V"));
+            }
+            "U" => {
+                let all: Vec<usize> = rest.split(':').map(|it| it.parse().unwrap()).collect();
+                let pair = [handles[&all[0]], handles[&all[1]]];
+                multicast(&cuda, held[all[0]].1, pair, all[2] as u64);
+            }
             "i" => println!("ipc={}", ipc(&cuda, held[rest.parse::<usize>().unwrap()].0)),
-            "m" | "h" => {
-                let bytes = size(rest);
-                let flags = if what == "h" { (1, 1 << 8) } else { (0, 0) };
-                let (handle, address) = (create(&cuda, bytes, flags), reserve(&cuda, bytes));
-                map(&cuda, address, bytes, handle);
+            "m" | "h" | "z" => {
+                let (bytes, device) = (size(rest), devices.current());
+                let flags = match what {
+                    "h" => (1, 1 << 8),
+                    "z" => (0, 1),
+                    _ => (0, 0),
+                };
+                let handle = create(&cuda, device, bytes, flags);
+                let address = reserve(&cuda, bytes);
+                map(&cuda, device, address, bytes, handle);
                 handles.insert(held.len(), handle);
                 held.push((address, bytes));
             }
@@ -153,7 +168,7 @@ pub(crate) fn play(words: &str) {
                 let index: usize = rest.parse().unwrap();
                 let (address, bytes) = held[index];
                 if what == "n" {
-                    map(&cuda, address, bytes, handles[&index]);
+                    map(&cuda, devices.current(), address, bytes, handles[&index]);
                 } else {
                     println!("unmapped={}", unmap(&cuda, address, bytes));
                 }

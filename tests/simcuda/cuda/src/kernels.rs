@@ -28,6 +28,7 @@ pub(crate) enum Kernel {
     Endless,
     Hash,
     Condition,
+    Multicast,
     Unknown,
 }
 
@@ -42,6 +43,7 @@ impl Kernel {
             "acb_sum" => (Kernel::Sum, 3),
             "acb_endless" => (Kernel::Endless, 1),
             "acb_condition" => (Kernel::Condition, 3),
+            "acb_multicast" => (Kernel::Multicast, 3),
             hash::KERNEL => (Kernel::Hash, 4),
             _ => return Kernel::Unknown,
         };
@@ -139,7 +141,7 @@ impl KernelCall {
         let own = match self.kernel {
             Kernel::Nop | Kernel::Condition => 0,
             Kernel::Spin => self.arguments[0].min(engine::ENDLESS / 2),
-            Kernel::Fill | Kernel::Sum => bytes(self.arguments[1]),
+            Kernel::Fill | Kernel::Sum | Kernel::Multicast => bytes(self.arguments[1]),
             Kernel::Step => self.arguments[3].min(engine::ENDLESS / 2),
             Kernel::Endless => return engine::ENDLESS,
             Kernel::Hash => bytes(self.pairs().saturating_mul(2)),
@@ -168,7 +170,8 @@ impl KernelCall {
         };
         match self.kernel {
             Kernel::Nop | Kernel::Spin | Kernel::Unknown => Ok(Vec::new()),
-            Kernel::Fill | Kernel::Step if n == 0 => Ok(Vec::new()),
+            Kernel::Fill | Kernel::Step | Kernel::Multicast if n == 0 => Ok(Vec::new()),
+            Kernel::Multicast => Ok(vec![words(p, n, Access::Multicast)?]),
             Kernel::Fill | Kernel::Step => Ok(vec![words(p, n, Access::Write)?]),
             Kernel::Sum if n == 0 => Ok(vec![words(self.arguments[2], 1, Access::Write)?]),
             Kernel::Sum => {
@@ -210,6 +213,12 @@ impl KernelCall {
         match self.kernel {
             Kernel::Fill => each_word(&runs[0], |at, word| {
                 word.store(splitmix64(third.wrapping_add(at)), Ordering::Relaxed);
+            }),
+            // The same for each GPU of the object.
+            Kernel::Multicast => runs.iter().for_each(|run| {
+                each_word(run, |at, word| {
+                    word.store(splitmix64(third.wrapping_add(at)), Ordering::Relaxed);
+                });
             }),
             Kernel::Step => each_word(&runs[0], |_, word| {
                 let value = word.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The objects that programs hold handles to, and the tables of them. Data only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use acb_cuda_abi::CuResult;
 use simcuda_device::Nanos;
@@ -13,12 +13,12 @@ use crate::graph_memory::GraphMemory;
 use crate::handles::{Handle, Slab, Tag};
 use crate::kernels::Kernel;
 use crate::link::Link;
-use crate::physical::Physical;
+use crate::physical::{Physical, Segment};
 use crate::ptx::{Image, Parameter};
 use crate::shared_event::SharedEvent;
 use crate::space::{ALIGNMENT, GRANULARITY, Space};
 use crate::timeline::{Op, Timeline};
-use crate::work::Work;
+use crate::work::{Work, parts};
 
 /// A context.
 pub(crate) struct Context {
@@ -126,6 +126,8 @@ pub(crate) struct Mapped {
     pub(crate) gpu_ordinal: usize,
     /// Types of handles that can be made of it.
     pub(crate) handle_types: u32,
+    /// Compression, RDMA, usage, as the program asked for them.
+    pub(crate) flags: u64,
     pub(crate) references: u32,
 }
 
@@ -201,9 +203,22 @@ pub(crate) struct Multicast {
     /// How many there will be.
     pub(crate) devices: usize,
     pub(crate) size: usize,
+    /// It outlives its handle where it is mapped.
+    pub(crate) members: Mutex<Members>,
+}
+
+/// Whose memory such an object has.
+#[derive(Default)]
+pub(crate) struct Members {
     /// The GPUs, as the machine counts.
     pub(crate) added: Vec<usize>,
     pub(crate) bindings: Vec<Binding>,
+}
+
+impl Multicast {
+    pub(crate) fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A GPU's memory in such an object.
@@ -211,8 +226,18 @@ pub(crate) struct Binding {
     pub(crate) gpu: usize,
     pub(crate) offset: usize,
     pub(crate) size: usize,
-    /// It stays as long as it is bound.
-    pub(crate) _memories: Vec<Arc<Physical>>,
+    /// They stay as long as they are bound, each from an offset on.
+    pub(crate) memories: Vec<Arc<Physical>>,
+    pub(crate) inside: usize,
+}
+
+impl Binding {
+    /// A part of it, by its place in the object.
+    pub(crate) fn segments(&self, start: usize, length: usize) -> Vec<Segment> {
+        let whole: Vec<Segment> =
+            self.memories.iter().map(|memory| memory.at(0, memory.length())).collect();
+        parts(&whole, self.inside + start - self.offset, length)
+    }
 }
 
 /// What a texture or a surface shows, as the program said it.
@@ -247,7 +272,7 @@ pub(crate) struct Tables {
     pub(crate) links: Slab<Link>,
     pub(crate) arrays: Slab<Array>,
     pub(crate) mipmaps: Slab<Mipmap>,
-    pub(crate) multicasts: Slab<Multicast>,
+    pub(crate) multicasts: Slab<Arc<Multicast>>,
     pub(crate) textures: Slab<Texture>,
     pub(crate) graph_memory: GraphMemory,
     pub(crate) space: Space,

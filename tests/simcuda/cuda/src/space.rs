@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::code::{INVALID_VALUE, NOT_FOUND, OUT_OF_MEMORY, Outcome};
 use crate::handles::Handle;
-use crate::objects::{Context, Pool};
+use crate::objects::{Context, Multicast, Pool};
 use crate::physical::{self, Physical, Segment};
 
 /// The unit in which programs map memory themselves.
@@ -43,11 +43,27 @@ pub(crate) enum RegionKind {
 /// Memory at an address.
 struct Mapping {
     length: usize,
-    memory: Arc<Physical>,
+    backing: Backing,
     offset: usize,
     /// One bit per GPU.
     readable: u32,
     writable: u32,
+}
+
+/// What is behind a mapping.
+enum Backing {
+    Memory(Arc<Physical>),
+    /// Nothing can be read there, and all of its memory is written at once.
+    Multicast(Arc<Multicast>),
+}
+
+impl Backing {
+    fn memory(&self) -> Option<&Arc<Physical>> {
+        match self {
+            Backing::Memory(memory) => Some(memory),
+            Backing::Multicast(_) => None,
+        }
+    }
 }
 
 /// Host memory that GPUs can reach under its own address.
@@ -90,6 +106,8 @@ impl Drop for Charged {
 pub(crate) enum Access {
     Read,
     Write,
+    /// To the memory of several GPUs at once.
+    Multicast,
 }
 
 /// All of it.
@@ -191,6 +209,35 @@ impl Space {
         if offset.checked_add(length).is_none_or(|end| end > memory.length()) {
             return Err(INVALID_VALUE);
         }
+        self.put(
+            start,
+            Mapping {
+                length,
+                backing: Backing::Memory(memory),
+                offset,
+                readable: gpus,
+                writable: gpus,
+            },
+        )
+    }
+
+    /// Puts an object of several GPUs there.
+    pub(crate) fn map_multicast(
+        &mut self,
+        start: u64,
+        length: usize,
+        object: Arc<Multicast>,
+        offset: usize,
+    ) -> Outcome {
+        if offset.checked_add(length).is_none_or(|end| end > object.size) {
+            return Err(INVALID_VALUE);
+        }
+        let backing = Backing::Multicast(object);
+        self.put(start, Mapping { length, backing, offset, readable: 0, writable: 0 })
+    }
+
+    fn put(&mut self, start: u64, mapping: Mapping) -> Outcome {
+        let length = mapping.length;
         let (region_start, region) = self.region_of(start).ok_or(INVALID_VALUE)?;
         if start + length as u64 > region_start + region.length as u64 {
             return Err(INVALID_VALUE);
@@ -198,7 +245,6 @@ impl Space {
         if self.mapped_within(start, length) {
             return Err(INVALID_VALUE);
         }
-        let mapping = Mapping { length, memory, offset, readable: gpus, writable: gpus };
         self.mappings.insert(start, mapping);
         Ok(())
     }
@@ -243,6 +289,14 @@ impl Space {
     ) -> Outcome {
         let starts = self.covered(start, length).ok_or(INVALID_VALUE)?;
         let bit = 1 << gpu;
+        // An object of several GPUs is open to these alone.
+        let foreign = |at: &u64| match self.mappings.get(at).map(|mapping| &mapping.backing) {
+            Some(Backing::Multicast(object)) => !object.members().added.contains(&gpu),
+            _ => false,
+        };
+        if starts.iter().any(foreign) {
+            return Err(INVALID_VALUE);
+        }
         for at in starts {
             if let Some(mapping) = self.mappings.get_mut(&at) {
                 mapping.readable =
@@ -262,7 +316,37 @@ impl Space {
 
     /// The memory at an address.
     pub(crate) fn memory_at(&self, address: u64) -> Option<Arc<Physical>> {
-        Some(Arc::clone(&self.mapping_at(address)?.1.memory))
+        self.mapping_at(address)?.1.backing.memory().map(Arc::clone)
+    }
+
+    /// Whether anything is mapped at an address.
+    pub(crate) fn is_mapped(&self, address: u64) -> bool {
+        self.mapping_at(address).is_some()
+    }
+
+    /// The bytes of each GPU behind a part of an object of several, as GPU `gpu` would write them.
+    pub(crate) fn multicast_segments(
+        &self,
+        gpu: usize,
+        start: u64,
+        length: usize,
+    ) -> Option<Vec<Vec<Segment>>> {
+        let (begin, mapping) = self.mapping_at(start)?;
+        let Backing::Multicast(object) = &mapping.backing else { return None };
+        let inside = (start - begin) as usize;
+        if mapping.writable >> gpu & 1 == 0 || inside.checked_add(length)? > mapping.length {
+            return None;
+        }
+        let from = mapping.offset + inside;
+        let members = object.members();
+        let of_one = |gpu: &usize| {
+            let binding = members.bindings.iter().find(|one| {
+                let end = one.offset + one.size;
+                one.gpu == *gpu && one.offset <= from && from + length <= end
+            });
+            binding.map(|binding| binding.segments(from, length))
+        };
+        members.added.iter().map(of_one).collect()
     }
 
     fn mapping_at(&self, address: u64) -> Option<(u64, &Mapping)> {
@@ -295,33 +379,40 @@ impl Space {
             let allowed = match access {
                 Access::Read => mapping.readable,
                 Access::Write => mapping.writable,
+                Access::Multicast => return None,
             };
             if allowed >> gpu & 1 == 0 {
                 return None;
             }
             let inside = (at - begin) as usize;
             let take = (mapping.length - inside).min((end - at) as usize);
-            segments.push(mapping.memory.at(mapping.offset + inside, take));
+            segments.push(mapping.backing.memory()?.at(mapping.offset + inside, take));
             at += take as u64;
         }
         Some(segments)
     }
 
-    /// The memory behind a range, which must lie in one region; in whole pieces but for the last.
-    pub(crate) fn memories(&self, start: u64, length: usize) -> Option<Vec<Arc<Physical>>> {
+    /// The memory behind a range, which must lie in one region; in whole pieces, and where in the first one it begins.
+    pub(crate) fn memories(
+        &self,
+        start: u64,
+        length: usize,
+    ) -> Option<(Vec<Arc<Physical>>, usize)> {
         let end = start.checked_add(length as u64)?;
         let (region_start, region) = self.region_of(start)?;
         if end > region_start + region.length as u64 {
             return None;
         }
         let mut memories = Vec::with_capacity(1);
+        let (first, mapping) = self.mapping_at(start)?;
+        let inside = mapping.offset + (start - first) as usize;
         let mut at = start;
         while at < end {
             let (begin, mapping) = self.mapping_at(at)?;
-            memories.push(Arc::clone(&mapping.memory));
+            memories.push(Arc::clone(mapping.backing.memory()?));
             at = begin + mapping.length as u64;
         }
-        Some(memories)
+        Some((memories, inside))
     }
 
     /// Makes host memory reachable.

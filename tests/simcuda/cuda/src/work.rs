@@ -228,7 +228,17 @@ impl Work {
         let runs = match &self {
             Work::Kernel(call) => {
                 let needs = call.needs()?;
-                needs.iter().map(|need| find(gpu, need.address, need.length, need.access)).collect()
+                let mut runs = Vec::with_capacity(needs.len());
+                for need in needs {
+                    match need.access {
+                        Access::Multicast => {
+                            let all = space.multicast_segments(gpu, need.address, need.length);
+                            runs.extend(all.ok_or(ILLEGAL_ADDRESS)?);
+                        }
+                        access => runs.push(find(gpu, need.address, need.length, access)?),
+                    }
+                }
+                Ok(runs)
             }
             Work::Copy(shape) => {
                 if shape.fails {

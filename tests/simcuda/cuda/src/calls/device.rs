@@ -216,7 +216,7 @@ pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
         104 | 105 => 0,
         // blocks in a multiprocessor; compression; persisting L2; window
         106 => 32,
-        107 => 0,
+        107 => 1,
         108 => 30 << 20,
         109 => 128 << 20,
         // GPUDirect RDMA with virtual memory; reserved shared memory
@@ -236,8 +236,7 @@ pub(super) fn attribute_of(attribute: c_uint, gpu: usize) -> Outcome<c_int> {
         124 => 1,
         125 => 1,
         126 => 0,
-        127 => 1,
-        128 => 0,
+        127 | 128 => 1,
         // unified function pointers; NUMA; multicast; MPS; host NUMA
         129..=131 => 0,
         132 => 1,

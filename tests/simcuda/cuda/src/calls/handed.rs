@@ -29,7 +29,7 @@ calls! {
         if devices > driver.devices.len() {
             return Err(INVALID_DEVICE);
         }
-        let made = Multicast { devices, size, added: Vec::new(), bindings: Vec::new() };
+        let made = Arc::new(Multicast { devices, size, members: Default::default() });
         put(handle, driver.lock().multicasts.insert(made).bits())
     }
 
@@ -49,12 +49,13 @@ calls! {
     fn cuMulticastAddDevice(handle: u64, dev: c_int) {
         let driver = driver::get()?;
         let gpu = driver.gpu(dev)?;
-        let mut tables = driver.lock();
-        let own = tables.multicasts.get_mut(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
-        if own.added.contains(&gpu) || own.added.len() == own.devices {
+        let tables = driver.lock();
+        let own = tables.multicasts.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let mut members = own.members();
+        if members.added.contains(&gpu) || members.added.len() == own.devices {
             return Err(INVALID_VALUE);
         }
-        own.added.push(gpu);
+        members.added.push(gpu);
         Ok(())
     }
 
@@ -67,7 +68,7 @@ calls! {
         flags: u64,
     ) {
         let driver = driver::get()?;
-        let mut tables = driver.lock();
+        let tables = driver.lock();
         let mapped = tables.mapped.get(Handle::from_bits(memory)).ok_or(INVALID_VALUE)?;
         let memory = Arc::clone(&mapped.memory);
         if memory_offset.checked_add(size).is_none_or(|end| end > memory.length()) || flags != 0 {
@@ -97,16 +98,16 @@ calls! {
         flags: u64,
     ) {
         let driver = driver::get()?;
-        let mut tables = driver.lock();
+        let tables = driver.lock();
         let mapped = matches!(
             tables.space.region_of(pointer),
             Some((_, region)) if region.kind == RegionKind::Reservation
         );
-        let memories = tables.space.memories(pointer, size).ok_or(INVALID_VALUE)?;
+        let (memories, inside) = tables.space.memories(pointer, size).ok_or(INVALID_VALUE)?;
         if flags != 0 || !mapped {
             return Err(INVALID_VALUE);
         }
-        tables.bind(handle, offset, size, 0, memories)
+        tables.bind(handle, offset, size, inside, memories)
     }
 
     fn cuMulticastBindAddr_v2(
@@ -124,11 +125,12 @@ calls! {
     fn cuMulticastUnbind(handle: u64, dev: c_int, offset: usize, size: usize) {
         let driver = driver::get()?;
         let gpu = driver.gpu(dev)?;
-        let mut tables = driver.lock();
-        let own = tables.multicasts.get_mut(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
-        let before = own.bindings.len();
-        own.bindings.retain(|one| (one.gpu, one.offset, one.size) != (gpu, offset, size));
-        if own.bindings.len() < before { Ok(()) } else { Err(INVALID_VALUE) }
+        let tables = driver.lock();
+        let own = tables.multicasts.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let mut members = own.members();
+        let before = members.bindings.len();
+        members.bindings.retain(|one| (one.gpu, one.offset, one.size) != (gpu, offset, size));
+        if members.bindings.len() < before { Ok(()) } else { Err(INVALID_VALUE) }
     }
 
     fn cuMemGetHandleForAddressRange(
@@ -144,7 +146,7 @@ calls! {
         if handle.is_null() || kind != DMA_BUF || flags > 1 || size == 0 || !aligned {
             return Err(INVALID_VALUE);
         }
-        let memories = tables.space.memories(pointer, size).ok_or(INVALID_VALUE)?;
+        let (memories, _) = tables.space.memories(pointer, size).ok_or(INVALID_VALUE)?;
         // A descriptor is of one piece here.
         let [memory] = &memories[..] else { return Err(NOT_SUPPORTED) };
         memory.share()?;
@@ -270,30 +272,31 @@ unsafe fn wanted(properties: *const sys::CUmulticastObjectProp) -> Outcome<(usiz
 impl Tables {
     /// Binds the memory of one GPU, in pieces, from an offset on.
     fn bind(
-        &mut self,
+        &self,
         handle: u64,
         offset: usize,
         size: usize,
         inside: usize,
         memories: Vec<Arc<Physical>>,
     ) -> Outcome {
-        let own = self.multicasts.get_mut(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let own = self.multicasts.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let mut members = own.members();
         let aligned = [offset, size, inside].iter().all(|it| it.is_multiple_of(GRANULARITY));
         let end = offset.checked_add(size).ok_or(INVALID_VALUE)?;
         let gpu = memories.first().ok_or(INVALID_VALUE)?.gpu();
         let of_one = memories.iter().all(|memory| memory.gpu() == gpu);
-        if !aligned || size == 0 || end > own.size || !of_one || !own.added.contains(&gpu) {
+        if !aligned || size == 0 || end > own.size || !of_one || !members.added.contains(&gpu) {
             return Err(INVALID_VALUE);
         }
-        if own.added.len() < own.devices {
+        if members.added.len() < own.devices {
             return Err(ILLEGAL_STATE);
         }
         let overlaps =
             |one: &Binding| one.gpu == gpu && one.offset < end && offset < one.offset + one.size;
-        if own.bindings.iter().any(overlaps) {
+        if members.bindings.iter().any(overlaps) {
             return Err(INVALID_VALUE);
         }
-        own.bindings.push(Binding { gpu, offset, size, _memories: memories });
+        members.bindings.push(Binding { gpu, offset, size, memories, inside });
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Memory and events for other processes: a handle names the process, and the file behind what is shared.
 #![allow(unsafe_code)] // C pointers
 
-use std::ffi::c_uint;
+use std::ffi::{c_uint, c_void};
+use std::sync::Arc;
 
 use acb_cuda_abi::sys;
 
@@ -18,6 +19,7 @@ use crate::space::{ALIGNMENT, RegionKind};
 const LAZY_PEERS: c_uint = 1;
 /// What handles of this library begin with.
 const OF_MEMORY: u64 = u64::from_le_bytes(*b"simcuda\x02");
+const OF_FABRIC: u64 = u64::from_le_bytes(*b"simcuda\x05");
 const OF_AN_EVENT: u64 = u64::from_le_bytes(*b"simcuda\x03");
 
 /// What handles say: the process, a file's number there, and for memory how much it is and which GPU's.
@@ -41,6 +43,27 @@ unsafe fn read_handle<T>(handle: *const T, mark: u64) -> Outcome<Named> {
     // SAFETY: the caller vouches for it.
     let [own, a, b, c, d, rest @ ..] = unsafe { handle.cast::<[u64; 8]>().read_unaligned() };
     if own == mark && rest == [0; 3] { Ok([a, b, c, d]) } else { Err(INVALID_VALUE) }
+}
+
+/// A handle for other machines; here they are processes of this one.
+///
+/// # Safety
+/// `handle` has the 64 bytes of such a handle.
+pub(super) unsafe fn write_fabric(handle: *mut c_void, memory: &Physical) -> Outcome {
+    let (number, length) = (memory.share()? as u64, memory.length() as u64);
+    let named = [u64::from(std::process::id()), number, length, memory.gpu() as u64];
+    // SAFETY: the caller vouches for it.
+    unsafe { write_handle(handle, OF_FABRIC, named) }
+}
+
+/// The memory that such a handle names.
+///
+/// # Safety
+/// As above.
+pub(super) unsafe fn read_fabric(handle: *const c_void) -> Outcome<Arc<Physical>> {
+    // SAFETY: the caller vouches for it.
+    let [pid, number, length, gpu] = unsafe { read_handle(handle, OF_FABRIC) }?;
+    Physical::import(pid as u32, number as i32, length as usize, gpu as usize)
 }
 
 calls! {

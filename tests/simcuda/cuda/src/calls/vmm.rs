@@ -8,7 +8,7 @@ use std::sync::Arc;
 use acb_cuda_abi::sys;
 use simcuda_device::fault::FaultKind;
 
-use super::put;
+use super::{ipc, put};
 use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome, UNKNOWN};
 use crate::driver;
 use crate::handles::Handle;
@@ -21,6 +21,8 @@ const PINNED: c_uint = 1;
 const ON_DEVICE: c_uint = 1;
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
 const FILE_DESCRIPTOR: c_uint = 1;
+/// `CU_MEM_HANDLE_TYPE_FABRIC`
+const FABRIC: c_uint = 8;
 const READ: c_uint = 1;
 const READ_WRITE: c_uint = 3;
 
@@ -90,11 +92,13 @@ calls! {
             return Err(OUT_OF_MEMORY);
         }
         let handle_types = properties.cast::<c_uint>().add(1).read();
+        let asked = properties.cast::<u64>().add(3).read_unaligned();
         let memory = match handle_types {
             0 => Physical::new(gpu, size)?,
             _ => Physical::new_shareable(gpu, size)?,
         };
-        let mapped = Mapped { memory, gpu_ordinal: dev as usize, handle_types, references: 1 };
+        let gpu_ordinal = dev as usize;
+        let mapped = Mapped { memory, gpu_ordinal, handle_types, flags: asked, references: 1 };
         put(handle, driver.lock().mapped.insert(mapped).bits())
     }
 
@@ -121,18 +125,21 @@ calls! {
     fn cuMemMap(pointer: u64, size: usize, offset: usize, handle: u64, flags: u64) {
         let driver = driver::get()?;
         let mut tables = driver.lock();
-        if tables.multicasts.contains(Handle::from_bits(handle)) {
-            // No kernel here could use it.
-            return Err(NOT_SUPPORTED);
-        }
-        let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
-        let memory = Arc::clone(&mapped.memory);
-        let aligned = |value: u64| value.is_multiple_of(GRANULARITY as u64);
-        if size == 0 || flags != 0 || !aligned(pointer) || !aligned(size as u64) || offset != 0 {
+        let aligned = |value: usize| value.is_multiple_of(GRANULARITY);
+        if size == 0 || flags != 0 || ![pointer as usize, size, offset].into_iter().all(aligned) {
             return Err(INVALID_VALUE);
         }
         let region = tables.space.region_of(pointer).ok_or(INVALID_VALUE)?.1;
         if region.kind != RegionKind::Reservation {
+            return Err(INVALID_VALUE);
+        }
+        // An object of several GPUs has a handle of the same type.
+        if let Some(object) = tables.multicasts.get(Handle::from_bits(handle)).map(Arc::clone) {
+            return tables.space.map_multicast(pointer, size, object, offset);
+        }
+        let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
+        let memory = Arc::clone(&mapped.memory);
+        if offset != 0 {
             return Err(INVALID_VALUE);
         }
         if driver.faults.strikes(FaultKind::MapFails, None) {
@@ -149,7 +156,10 @@ calls! {
     fn cuMemUnmap(pointer: u64, size: usize) {
         let driver = driver::get()?;
         let mut tables = driver.lock();
-        let gpu = tables.space.memory_at(pointer).ok_or(INVALID_VALUE)?.gpu();
+        if !tables.space.is_mapped(pointer) {
+            return Err(INVALID_VALUE);
+        }
+        let gpu = tables.space.memory_at(pointer).map_or(0, |memory| memory.gpu());
         let region = tables.space.region_of(pointer).ok_or(INVALID_VALUE)?.1;
         if size == 0 || region.kind != RegionKind::Reservation {
             return Err(INVALID_VALUE);
@@ -226,6 +236,7 @@ calls! {
         fields.add(1).write(mapped.handle_types);
         fields.add(2).write(ON_DEVICE);
         fields.add(3).write(mapped.gpu_ordinal as c_uint);
+        properties.cast::<u64>().add(3).write_unaligned(mapped.flags);
         Ok(())
     }
 
@@ -238,25 +249,31 @@ calls! {
         let driver = driver::get()?;
         let tables = driver.lock();
         let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
-        if kind != FILE_DESCRIPTOR || mapped.handle_types & kind == 0 || flags != 0 {
+        if shareable.is_null() || mapped.handle_types & kind == 0 || flags != 0 {
             return Err(INVALID_VALUE);
         }
-        if shareable.is_null() {
-            return Err(INVALID_VALUE);
+        match kind {
+            FILE_DESCRIPTOR => put(shareable.cast::<c_int>(), mapped.memory.descriptor()?),
+            FABRIC => ipc::write_fabric(shareable, &mapped.memory),
+            _ => Err(INVALID_VALUE),
         }
-        put(shareable.cast::<c_int>(), mapped.memory.descriptor()?)
     }
 
     fn cuMemImportFromShareableHandle(handle: *mut u64, shareable: *mut c_void, kind: c_uint) {
         let driver = driver::get()?;
-        if kind != FILE_DESCRIPTOR || handle.is_null() {
+        if handle.is_null() {
             return Err(INVALID_VALUE);
         }
-        // The descriptor itself, in place of a pointer.
-        let memory = Physical::import_descriptor(shareable as usize as c_int)?;
+        let memory = match kind {
+            // The descriptor itself, in place of a pointer.
+            FILE_DESCRIPTOR => Physical::import_descriptor(shareable as usize as c_int)?,
+            FABRIC if !shareable.is_null() => ipc::read_fabric(shareable)?,
+            _ => return Err(INVALID_VALUE),
+        };
         let own = driver.devices.iter().position(|&gpu| gpu == memory.gpu());
         let gpu_ordinal = own.ok_or(INVALID_DEVICE)?;
-        let mapped = Mapped { memory, gpu_ordinal, handle_types: kind, references: 1 };
+        let (handle_types, flags, references) = (kind, 0, 1);
+        let mapped = Mapped { memory, gpu_ordinal, handle_types, flags, references };
         put(handle, driver.lock().mapped.insert(mapped).bits())
     }
 
@@ -280,7 +297,9 @@ calls! {
             None => {
                 let own = driver.devices.iter().position(|&gpu| gpu == memory.gpu());
                 let gpu_ordinal = own.ok_or(INVALID_DEVICE)?;
-                tables.mapped.insert(Mapped { memory, gpu_ordinal, handle_types: 0, references: 1 })
+                let (handle_types, flags, references) = (0, 0, 1);
+                let mapped = Mapped { memory, gpu_ordinal, handle_types, flags, references };
+                tables.mapped.insert(mapped)
             }
         };
         put(handle, found.bits())
@@ -306,8 +325,8 @@ unsafe fn read_properties(properties: *const sys::CUmemAllocationProp) -> Outcom
         if fields.read() != PINNED {
             return Err(INVALID_VALUE);
         }
-        if fields.add(1).read() & !FILE_DESCRIPTOR != 0 {
-            // Handles of other systems and machines.
+        if fields.add(1).read() & !(FILE_DESCRIPTOR | FABRIC) != 0 {
+            // Handles of other systems.
             return Err(NOT_SUPPORTED);
         }
         read_location(fields.add(2).cast())
