@@ -12,7 +12,6 @@ use tokio::sync::{mpsc, oneshot};
 use crate::broker::{AllocError, Allocated, Broker, Totals};
 use crate::clients;
 use crate::gangs::GangNews;
-use crate::process::ProcessId;
 
 /// Commands that may wait for the broker; whoever has one more waits to send it.
 pub const QUEUE: usize = 256;
@@ -90,9 +89,8 @@ fn obey(broker: &Rc<RefCell<Broker>>, command: Command) {
             let is_new = request.client == 0;
             let Some(client) = borrowed.alloc(&request, answer) else { return };
             let _ = named.send(client);
-            let process =
-                (request.pid != 0 && is_new).then(|| ProcessId::of(request.pid)).flatten();
-            if let Some(process) = process {
+            // Not as the pid is now: whoever was answered may have ended by then, and would never be missed.
+            if let Some(process) = borrowed.process(client).filter(|_| is_new) {
                 tokio::task::spawn_local(clients::watch(Rc::clone(broker), client, process));
             }
         }

@@ -62,8 +62,7 @@ pub enum AllocError {
 type Answer = oneshot::Sender<Result<Allocated, AllocError>>;
 
 impl Broker {
-    /// Serves an AllocRequest: `answer` hears now or later. Returns a new client, so that the caller
-    /// can watch its process and withdraw the request.
+    /// Serves an AllocRequest: `answer` hears now or later. Returns the client, so that the request can be withdrawn.
     pub fn alloc(&mut self, request: &v1::AllocRequestMessage, answer: Answer) -> Option<ClientId> {
         match self.alloc_client(request) {
             Ok(None) => {
@@ -79,6 +78,11 @@ impl Broker {
                 None
             }
         }
+    }
+
+    /// The process that a client is to end with. It may be gone already.
+    pub fn process(&self, client: ClientId) -> Option<ProcessId> {
+        self.clients.get(&client)?.process
     }
 
     /// The client that asks, joined if it is new; `None`: it is to run on the CPU.

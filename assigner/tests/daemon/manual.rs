@@ -133,6 +133,21 @@ async fn the_end_of_the_process_frees_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_may_end_in_the_moment_in_which_it_is_answered() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0"]);
+    let mut manual = Manual::connect(&home).await;
+    for _ in 0..30 {
+        let holder = Bystander::new();
+        let held = manual.alloc(wanted(holder.0.id())).await.unwrap();
+        drop(holder);
+        let next = manual.alloc(wanted(0)).await.unwrap();
+        assert!(next.epoch > held.epoch);
+        manual.release(next.client, next.epoch, true).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_does_not_wait_any_more_is_not_granted_a_lease() {
     let home = Home::new();
     home.start(&["--gpu-list", "0"]);
