@@ -1,9 +1,18 @@
 //! What the process is: its environment as C sees it, its name and start, its signals and forks.
 //!
 //! Owns: the calls into libc that need unsafe for it. Does not own: what follows from them.
-#![allow(unsafe_code)] // FFI: getenv, setenv, pthread_sigmask, pthread_atfork, atexit.
+#![allow(unsafe_code)] // FFI: getenv, setenv, pthread_sigmask, pthread_atfork, atexit, clock_gettime.
 
 use std::ffi::{CStr, CString};
+
+/// A clock that runs on while this process is stopped. Coarse, for every submitting call asks it.
+#[inline(always)]
+pub(crate) fn milliseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes the one struct that it is given; it cannot fail for a clock that every Linux has.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
 
 /// How [`replace_variable`] went about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ pub(crate) fn pass(
     asynchronous: bool,
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
-    if !LINK.gate.enter()
+    if !LINK.enter()
         && let Err(result) = LINK.wait_for_lease(symbol)
     {
         return result;

@@ -3,7 +3,8 @@
 //! Owns: connecting with patience, Hello, Welcome, Bind, Bound; reading frames.
 //! Does not own: what is said afterwards.
 
-use super::Socket;
+use super::pulse::BEAT;
+use super::{LINK, Moment, Socket};
 use crate::environment;
 use crate::log::warning;
 use crate::settings::{OnFailure, Settings};
@@ -80,10 +81,14 @@ impl Connection {
         let mut pause = Duration::from_millis(5);
         let mut tell_at = Some(Instant::now() + PATIENT_UNTIL);
         loop {
+            let at = Moment::now();
             let error = match Connection::once(settings, held.clone(), patience, deadline) {
                 Ok(open) => return Ok(open),
                 Err(error) => error,
             };
+            if matches!(error, ContactError::Connect { .. }) {
+                LINK.beat(at); // there is no assigner yet
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || !error.may_pass() {
                 return Err(error);
@@ -233,12 +238,17 @@ impl Connection {
     /// False: `deadline` has passed.
     fn wait(&self, flags: PollFlags, deadline: Instant) -> bool {
         loop {
+            let at = Moment::now();
             let left = deadline.saturating_duration_since(Instant::now());
+            let part = left.min(BEAT);
             let time =
-                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+                Timespec { tv_sec: part.as_secs() as i64, tv_nsec: part.subsec_nanos().into() };
             let Some(descriptor) = self.socket.descriptor() else { return true };
             match poll(&mut [PollFd::from_borrowed_fd(descriptor, flags)], Some(&time)) {
-                Ok(0) => return false,
+                Ok(0) if part == left => return false,
+                // Nobody has taken the connection up yet. Who has slept is certain only when somebody has.
+                Ok(0) if LINK.pulse.is_fresh() => LINK.beat(at),
+                Ok(0) => {}
                 Ok(_) => return true,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return false,

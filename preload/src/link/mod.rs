@@ -6,6 +6,7 @@
 //! Order of locks: the turn's, lease, then the pager's, the ledger's, then the outbox. None is held during a wait.
 
 mod connection;
+mod pulse;
 mod socket;
 mod starving;
 mod switch;
@@ -14,6 +15,7 @@ mod turn;
 mod watch;
 
 pub(crate) use connection::{Connection, ContactError, Terms};
+use pulse::{Moment, Pulse};
 use socket::Socket;
 pub(crate) use thread::{FIRST_PAUSE, run};
 
@@ -46,6 +48,8 @@ pub(crate) struct Link {
     outbox: Mutex<Outbox>,
     /// Who reads the socket.
     turn: Turn,
+    /// Whether the lease can still be trusted.
+    pulse: Pulse,
     /// When a call last returned that had waited for the GPU: nanoseconds after `origin`.
     finished_ns: AtomicU64,
     origin: OnceLock<Instant>,
@@ -66,8 +70,29 @@ impl Link {
             waited_ns: AtomicU64::new(0),
             outbox: Mutex::new(Outbox { socket: None, pending: Vec::new() }),
             turn: Turn::new(),
+            pulse: Pulse::new(),
             finished_ns: AtomicU64::new(0),
             origin: OnceLock::new(),
+        }
+    }
+
+    /// Whether a submitting call may go on; if so, the gate must be left afterwards.
+    #[inline(always)]
+    pub(crate) fn enter(&self) -> bool {
+        self.gate.enter() && (self.pulse.is_fresh() || self.turn_back())
+    }
+
+    /// The process may have slept through the end of its lease.
+    #[cold]
+    fn turn_back(&self) -> bool {
+        self.gate.leave();
+        false
+    }
+
+    /// No assigner had given this process up at that moment.
+    fn beat(&self, at: Moment) {
+        if self.pulse.beat(at) {
+            self.gate.ring();
         }
     }
 
@@ -116,11 +141,16 @@ impl Link {
             let heard = self.gate.rings();
             let entry = self.enter_queue();
             match entry {
+                Entry::Retry if !self.pulse.is_fresh() => {
+                    if self.pulse.awaits_beat() {
+                        signals.while_waiting(|| self.gate.wait(heard));
+                    }
+                }
                 Entry::Retry => {}
                 Entry::AskAndWait | Entry::Wait => self.wait_at_gate(heard, &signals),
                 Entry::Fail => break Err(CuResult::SYSTEM_NOT_READY),
             }
-            if self.gate.enter() {
+            if self.enter() {
                 break Ok(());
             }
         };
@@ -140,6 +170,8 @@ impl Link {
         let mut lease = self.lease();
         let entry = lease.want();
         if entry == Entry::AskAndWait {
+            // Whatever is granted in answer to this was granted later.
+            self.beat(Moment::now());
             self.send(Kind::Acquire(Acquire {}));
         }
         entry
@@ -192,6 +224,7 @@ impl Link {
         self.origin.get_or_init(Instant::now);
         *self.lease() = Lease::None;
         self.gate.close();
+        self.pulse.start();
         self.install(socket);
     }
 
@@ -199,11 +232,13 @@ impl Link {
     pub(crate) fn abandon(&self) {
         *self.lease() = Lease::None;
         self.uninstall();
+        self.pulse.end();
         self.gate.open();
     }
 
     /// From now on there is no assigner: every call passes, or fails.
     pub(crate) fn give_up(&self, how: crate::settings::OnFailure) {
+        self.pulse.end();
         let mut lease = self.lease();
         *lease = match how {
             crate::settings::OnFailure::Open => Lease::Regaining,

@@ -3,9 +3,10 @@
 //! Owns: the loop, reconnecting, giving up. Does not own: when a lease goes back (`watch`).
 //! The one thread of the interposer; it lives from cuInit to the end of the process.
 
+use super::pulse::BEAT;
 use super::switch::Switch;
 use super::watch::Watch;
-use super::{Connection, ContactError, LINK, Terms};
+use super::{Connection, ContactError, LINK, Moment, Terms};
 use crate::lease::Order;
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
@@ -136,7 +137,8 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
 /// something to be read, be it the end.
 fn wait(connection: &Connection, time: Option<Duration>) -> bool {
     let Some(descriptor) = connection.socket.descriptor() else { return true };
-    let time = time.unwrap_or(ROUNDS).min(ROUNDS);
+    let rounds = if LINK.gate.snapshot().open { BEAT } else { ROUNDS };
+    let time = time.unwrap_or(rounds).min(rounds);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     let pending = !LINK.outbox().pending.is_empty();
     let (ear, writable) = (connection.socket.ear(), PollFlags::OUT);
@@ -159,8 +161,16 @@ fn wait(connection: &Connection, time: Option<Duration>) -> bool {
         return true;
     }
     // The ear is shut while a call has the turn, and that call may never come back.
+    let at = Moment::now();
     let mut shut = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    poll(&mut shut, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    match poll(&mut shut, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => {
+            LINK.beat(at); // the connection is whole, and what was said on it is known
+            false
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
 }
 
 /// Tries again and again until grace is over.

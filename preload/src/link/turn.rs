@@ -21,8 +21,8 @@
 //! closed lease is opened without a message; and it opens the gate itself only where a grant
 //! leaves nothing else to be done ([`Pager::open_gate_for`](crate::pager::Pager::open_gate_for)).
 
-use super::Link;
 use super::socket::Socket;
+use super::{Link, Moment};
 use crate::environment::SignalsBlocked;
 use crate::lease::{Lease, Order};
 use crate::pager::PAGER;
@@ -193,10 +193,15 @@ impl Link {
     ) -> bool {
         let Some(descriptor) = socket.descriptor() else { return false };
         let mut bytes = [0; GRANT_MAX];
+        let at = Moment::now();
         let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let seen = match rustix::net::recv(descriptor, &mut bytes[..], peek) {
             Ok((seen, _)) => seen,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
+            Err(rustix::io::Errno::AGAIN) => {
+                self.beat(at);
+                return true;
+            }
+            Err(rustix::io::Errno::INTR) => return true,
             Err(_) => return false,
         };
         let (granted, length) = match first(&bytes[..seen]) {

@@ -103,6 +103,7 @@ impl Watch {
     }
 
     pub(super) fn recalled(&mut self) {
+        debug!("the GPU is wanted back; no call passes the gate any more");
         self.closed_at = Some(Instant::now());
         self.close_again = None;
         self.pause = SHORTEST;

@@ -6,9 +6,10 @@ use acb_wire::frame::encode;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{
-    AssignerMessage, GrantSoon, Granted, Notice, OnFailure, ReleaseReason, Welcome,
+    AssignerMessage, GrantSoon, Granted, Notice, OnFailure, Recall, ReleaseReason, Welcome,
 };
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 #[test]
 fn nothing_is_submitted_before_the_grant() {
@@ -365,6 +366,9 @@ fn a_call_that_is_stuck_in_a_signal_handler_keeps_no_grant_from_others() {
 #[test]
 fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     let lab = Lab::new();
+    let path = lab.folder.path().join("client.log");
+    let lab = lab.with("ACB_LOG_FILE", path.display());
+    let says = |what: &str| std::fs::read_to_string(&path).unwrap_or_default().contains(what);
     let assigner = Assigner::listen(&lab.socket());
     let mut client = lab.start("endless");
     let mut peer = assigner.accept_client();
@@ -372,16 +376,66 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     peer.recall(1);
     // Until the gate is closed, the write would slip through.
-    peer.hears_nothing();
+    wait_until("the closed gate", || says("no call passes the gate any more"));
     client.tell("write the flag");
     peer.release();
     client.tell("on");
-    client
-        .end()
-        .succeeded()
-        .says("a kernel that does not end")
-        .says("launched last: kernel_10")
-        .says("the GPU has finished");
+    client.end().succeeded();
+    for what in ["a kernel that does not end", "launched last: kernel_10", "the GPU has finished"] {
+        assert!(says(what), "{what}");
+    }
+}
+
+/// Stopped while it holds the GPU, for longer than a new assigner waits for it: by then its lease may be another's.
+#[test]
+fn who_was_stopped_for_long_submits_nothing_before_it_knows_whose_its_lease_is() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0 0 0");
+    let mut peer = assigner.accept_client();
+    peer.grant(4);
+    wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
+    client.stop();
+    drop(peer);
+    client.tell("on");
+    let stopped = Instant::now();
+    wait_until("the end of the settle time", || stopped.elapsed() > Duration::from_secs(2));
+    client.go_on();
+    let mut peer = assigner.accept();
+    assert_eq!(peer.hello().held.expect("held is stated").epoch, 4);
+    peer.hears_nothing();
+    assert_eq!(lab.count("cuLaunchKernel"), 1);
+    let over = [Say::Welcome(welcome()), Say::Recall(Recall { epoch: 4 })];
+    let over = over.map(|kind| encode(&AssignerMessage { kind: Some(kind) })).concat();
+    peer.stream.write_all(&over).unwrap();
+    assert_eq!(peer.release().epoch, 4);
+    peer.acquire();
+    assert_eq!(lab.count("cuLaunchKernel"), 1);
+    peer.say(Say::Granted(Granted { epoch: 5, resident: false }));
+    wait_until("the second launch", || lab.count("cuLaunchKernel") == 2);
+    client.tell("on");
+    wait_until("the third launch", || lab.count("cuLaunchKernel") == 3);
+    client.tell("on");
+    client.end().succeeded();
+}
+
+/// The same, but nothing has become of its lease.
+#[test]
+fn who_was_stopped_for_long_goes_on_where_the_connection_is_whole() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("launch 0 0");
+    let mut peer = assigner.accept_client();
+    peer.grant(4);
+    wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
+    client.stop();
+    client.tell("on");
+    let stopped = Instant::now();
+    wait_until("a long time", || stopped.elapsed() > Duration::from_secs(2));
+    client.go_on();
+    wait_until("the second launch", || lab.count("cuLaunchKernel") == 2);
+    client.tell("on");
+    client.end().succeeded();
 }
 
 #[test]

@@ -182,6 +182,19 @@ impl Client {
         writeln!(stdin, "{word}").expect("the client reads");
     }
 
+    /// Stops it, as a debugger or a shell does.
+    pub(crate) fn stop(&self) {
+        signal(self.pid(), "STOP");
+        let stat = format!("/proc/{}/stat", self.pid());
+        let is_stopped = || std::fs::read_to_string(&stat).is_ok_and(|it| it.contains(") T "));
+        wait_until("the client is stopped", is_stopped);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self) {
+        signal(self.pid(), "CONT");
+    }
+
     /// Waits for its end; whatever it waits for on stdin does not come.
     pub(crate) fn end_of_input(mut self) -> Ended {
         drop(self.child.as_mut().and_then(|child| child.stdin.take()));
@@ -225,7 +238,11 @@ impl Drop for Client {
 }
 
 fn kill(pid: u32) {
-    let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    signal(pid, "KILL");
+}
+
+fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
 }
 
 /// A client that has ended.
