@@ -246,6 +246,14 @@ pub enum Action {
         /// Its lease.
         epoch: Epoch,
     },
+    /// Tell a client that the lease with which it came back from before a restart is over: others have had its GPUs since. It
+    /// holds nothing, and asks anew.
+    Overtaken {
+        /// The client.
+        client: ClientId,
+        /// What it said that it held.
+        epoch: Epoch,
+    },
     /// Tell a holder that its quantum is over. At most once per lease.
     Recall {
         /// The holder.

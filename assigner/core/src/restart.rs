@@ -4,13 +4,17 @@
 //! Does not own: the file in which the caller keeps that state.
 //!
 //! ```text
-//!              Join with the same lease                 ┌─► held
-//!  expected ──┬─ Join without it, Leave, settle time ───┼─► free
-//!             └─ a later epoch turns up on its GPU ─────┘
+//!              Join with its lease ──────────────────────► held
+//!  expected ──┬─ Join without it, Leave ──────────────────► free
+//!             ├─ a later epoch turns up on its GPU ──┐
+//!             └─ settle time ────────────────────────┴───► asleep ── Join with its lease ──► held, or overtaken
 //! ```
+//! Who is *asleep* (stopped, most likely) lives on: its memory is on the GPUs and stays counted, as memory that cannot be
+//! moved. Only its lease keeps nobody out any more. If it comes back with that, and somebody else has the GPU by then, it
+//! is told that its lease is over ([`Action::Overtaken`]).
 
 use crate::config::{ConfigError, Expected, Policy};
-use crate::event::{Held, Refusal};
+use crate::event::{Action, Held, Refusal};
 use crate::gang::{GangSpec, NodeEvent};
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::scheduler::{Client, Lease, Scheduler};
@@ -33,6 +37,7 @@ impl Scheduler {
             self.gangs.node.expect(gang);
         }
         self.expected.insert(client, (held, gang));
+        self.settling = true;
         Ok(())
     }
 
@@ -64,21 +69,29 @@ impl Scheduler {
         self.dirty.gpus.extend(gpus);
     }
 
-    /// Frees what is kept for clients that have not come back in time.
+    /// Frees what is kept for clients that have not come back in time, but for the memory that they have.
     pub(crate) fn end_settling(&mut self) {
-        if self.expected.is_empty() || self.now < self.config.settle.until {
+        if !self.settling || self.now < self.config.settle.until {
             return;
         }
-        while let Some((&client, _)) = self.expected.first_key_value() {
-            self.give_up(client);
+        self.settling = false;
+        let asleep: Vec<ClientId> = self.expected.keys().copied().collect();
+        for client in asleep {
+            let (held, gang) = self.expected.get_mut(&client).expect("it was just listed");
+            held.lease = None;
+            let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
+            if let Some(gang) = gang.take() {
+                self.gangs.news.extend([NodeEvent::Gone(gang.clone()), NodeEvent::Awaited(gang)]);
+            }
+            self.drop_claim(client, &gpus);
         }
+        self.memory.end_settling();
     }
 
     /// Says why a client that comes back cannot keep what it holds.
     pub(crate) fn adoptable(
         &self,
         width: u32,
-        policy: Policy,
         limit: Option<u64>,
         held: &Held,
     ) -> Result<(), Refusal> {
@@ -99,23 +112,6 @@ impl Scheduler {
         if let Some((gpu, holder)) = self.clients.iter().find_map(twice) {
             return Err(Refusal::HeldByAnother { gpu, holder });
         }
-        if let Some(epoch) = held.lease {
-            for &gpu in &gpus {
-                let state = &self.gpus[gpu.index()];
-                let alone = |id: &&ClientId| self.policy_of(&self.clients[*id]).is_exclusive();
-                let mut claims = state.claimed.iter();
-                let (holder, claim) = match policy.is_exclusive() {
-                    true => (
-                        state.holders.first(),
-                        claims.find(|other| self.claimed_epoch(**other) >= Some(epoch)),
-                    ),
-                    false => (state.holders.iter().find(alone), None),
-                };
-                if let Some(&holder) = holder.or(claim) {
-                    return Err(Refusal::HeldByAnother { gpu, holder });
-                }
-            }
-        }
         for &(gpu, room) in &held.bound {
             if let Some((room, free)) = self.memory.misfit(gpu, room) {
                 return Err(Refusal::HeldRoom { gpu, room, free });
@@ -127,6 +123,18 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    /// Whether somebody else has one of the GPUs since this lease.
+    fn is_overtaken(&self, policy: Policy, held: &Held) -> bool {
+        let alone = |id: &ClientId| self.policy_of(&self.clients[id]).is_exclusive();
+        let later = |other: &ClientId| self.claimed_epoch(*other) >= held.lease;
+        held.bound.iter().map(|(gpu, _)| &self.gpus[gpu.index()]).any(|state| match policy {
+            policy if policy.is_exclusive() => {
+                !state.holders.is_empty() || state.claimed.iter().any(later)
+            }
+            _ => state.holders.iter().any(alone),
+        })
     }
 
     fn claimed_epoch(&self, client: ClientId) -> Option<Epoch> {
@@ -142,7 +150,12 @@ impl Scheduler {
         }
         let Some(epoch) = held.lease else { return };
         self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state
-        if self.policy_of(&self.clients[&client]).is_exclusive() {
+        let policy = self.policy_of(&self.clients[&client]);
+        if self.is_overtaken(policy, &held) {
+            self.actions.push_back(Action::Overtaken { client, epoch });
+            return;
+        }
+        if policy.is_exclusive() {
             // The later lease proves that the earlier one was over.
             for gpu in &gpus {
                 let claimed = self.gpus[gpu.index()].claimed.to_vec();

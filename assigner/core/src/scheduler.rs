@@ -47,6 +47,8 @@ pub struct Scheduler {
     pub(crate) unheld: usize,
     /// Gangs have been heard of.
     has_gangs: bool,
+    /// Clients of an earlier life are waited for.
+    pub(crate) settling: bool,
     pub(crate) gpus: Vec<GpuState>,
     pub(crate) dirty: Dirty,
     pub(crate) actions: VecDeque<Action>,
@@ -84,6 +86,7 @@ impl Scheduler {
             gpus: vec![GpuState::default(); config.gpus.len()],
             unheld: config.gpus.len(),
             has_gangs: false,
+            settling: false,
             spare: Vec::new(),
             queue: Table::default(),
             floating: Line::default(),
@@ -158,7 +161,8 @@ impl Scheduler {
     /// When to send [`Event::Timer`], if nothing else happens before.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Time> {
-        let settle = (!self.expected.is_empty()).then_some(self.config.settle.until);
+        let settling = self.settling && !self.expected.is_empty();
+        let settle = settling.then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
         let memory = self.memory.late_at();
         let gangs = self.has_gangs.then(|| self.gang_deadline()).flatten();
@@ -181,7 +185,7 @@ impl Scheduler {
         if self.clients.contains_key(&client) {
             return; // a number names one client; the first one keeps it
         }
-        let returns = self.expected.contains_key(&client);
+        let returns = self.expected.get(&client).is_some_and(|(_, gang)| gang.is_some());
         let awaited = self.forget_expected(client);
         match self.admit(client, &spec) {
             Ok(state) => {
@@ -249,7 +253,7 @@ impl Scheduler {
         }
         let held = spec.held.as_ref().filter(|held| holds(held));
         if let Some(held) = held {
-            self.adoptable(wanted, policy, spec.memory_limit, held)?;
+            self.adoptable(wanted, spec.memory_limit, held)?;
         } else if let Some(most) = queue.max_clients.filter(|most| *most <= queue.clients) {
             // Who comes back has been let in before.
             return Err(Refusal::QueueFull { queue: queue.name.clone(), most });

@@ -332,6 +332,9 @@ fn describe(action: &Action) -> String {
             format!("{} granted {} (epoch {})", client.0, list(gpus), epoch.0)
         }
         Action::Wanted { client, epoch } => format!("{} wanted (epoch {})", client.0, epoch.0),
+        Action::Overtaken { client, epoch } => {
+            format!("{} overtaken (epoch {})", client.0, epoch.0)
+        }
         Action::Recall { client, epoch } => format!("{} recalled (epoch {})", client.0, epoch.0),
         Action::Room { client, seq, verdict } => {
             let verdict = match verdict {

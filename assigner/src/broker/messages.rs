@@ -108,6 +108,17 @@ impl Broker {
         self.tell(client, Kind::Wanted(v1::Wanted { epoch: epoch.0 }));
     }
 
+    /// What it submits under that lease would meet others: it drains, gives back what is not its own any more, and asks anew.
+    pub(super) fn tell_overtaken(&mut self, client: ClientId, epoch: Epoch) {
+        tracing::warn!(
+            "{client} was away for too long: others have had its GPU since its lease, {epoch}"
+        );
+        if let Some(member) = self.clients.get_mut(&client) {
+            member.leased.clear();
+        }
+        self.tell_recall(client, epoch);
+    }
+
     pub(super) fn tell_recall(&self, client: ClientId, epoch: Epoch) {
         tracing::debug!("{client} recalled, {epoch}");
         self.tell(client, Kind::Recall(v1::Recall { epoch: epoch.0 }));

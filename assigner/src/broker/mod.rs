@@ -217,6 +217,7 @@ impl Broker {
                 self.tell_granted(client, epoch, gpus, is_ready);
             }
             Action::Wanted { client, epoch } => self.tell_wanted(client, epoch),
+            Action::Overtaken { client, epoch } => self.tell_overtaken(client, epoch),
             Action::Recall { client, epoch } => self.tell_recall(client, epoch),
             Action::Room { client, seq, verdict } => self.tell_room(client, seq, verdict),
             Action::Evict { client, gpu, bytes } => self.tell_evict(client, gpu, bytes),

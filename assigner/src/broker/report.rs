@@ -103,9 +103,20 @@ impl Broker {
             Some(self.client_status(state, member, snapshot.at.since(state.since)))
         });
         let mut notes = Vec::new();
-        if !snapshot.expected.is_empty() {
-            let count = snapshot.expected.len();
-            notes.push(format!("recovering: waiting for {count} clients from before the restart"));
+        let count = |awaited: bool| {
+            let late = snapshot.expected.iter().filter(|it| it.held.lease.is_some() == awaited);
+            late.filter(|it| !it.held.bound.is_empty()).count()
+        };
+        match count(true) {
+            0 => {}
+            count => notes
+                .push(format!("recovering: waiting for {count} clients from before the restart")),
+        }
+        match count(false) {
+            0 => {}
+            count => notes.push(format!(
+                "{count} clients from before the restart are not back (stopped?); their memory stays on the GPUs"
+            )),
         }
         let (gpus, clients) = (gpus.collect(), clients.collect());
         Shown { gpus, clients, gangs: self.gang_status(), notes }

@@ -60,7 +60,7 @@ impl Scheduler {
             0 => 0,
             _ => self.memory.due(gpu, self.now),
         };
-        if self.memory.ledger(gpu).guessed.is_empty() {
+        if !self.memory.ledger(gpu).settling {
             let lack = self.credit_holders(gpu, due);
             let missing = self.ask_back(gpu, due + lack, None);
             if due + lack == 0 {
@@ -217,7 +217,7 @@ impl Scheduler {
         holders.sort_unstable_by_key(|(bytes, used, _)| (Reverse(*bytes), *used));
         let holders: Vec<(ClientId, u64)> =
             holders.into_iter().map(|(bytes, _, client)| (client, bytes)).collect();
-        let obstacle = if !ledger.guessed.is_empty() {
+        let obstacle = if ledger.settling {
             Obstacle::Restart
         } else if due > 0 && ledger.pressing.is_empty() {
             Obstacle::Moving

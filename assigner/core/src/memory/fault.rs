@@ -80,7 +80,7 @@ impl Scheduler {
     /// Work conservation: nobody lacks what is there.
     fn unserved(&self, gpu: Gpu) -> Option<RoomFault> {
         let ledger = self.memory.ledger(gpu);
-        if !ledger.guessed.is_empty() {
+        if ledger.settling {
             return None; // nothing is promised until all are back
         }
         let first = ledger.waiting.front();

@@ -232,7 +232,7 @@ impl Ledger {
     /// True if so much more fixed memory leaves room for the largest claim.
     pub(crate) fn admits(&self, bytes: u64) -> bool {
         let taken = self.sums().fixed.saturating_add(bytes).saturating_add(self.largest_claim());
-        self.guessed.is_empty() && taken <= self.capacity
+        !self.settling && taken <= self.capacity
     }
 
     /// What there would be if all but `kept` gave their room back.

@@ -124,8 +124,10 @@ pub(crate) struct Ledger {
     sums: Sums,
     /// Requests of fixed memory that wait, in order of arrival.
     pub(crate) waiting: VecDeque<Request>,
-    /// Clients of an earlier life whose accounts are guesses: nothing is promised meanwhile.
+    /// Clients of an earlier life whose accounts are guesses.
     pub(crate) guessed: BTreeSet<ClientId>,
+    /// Some of these are waited for: nothing is promised meanwhile.
+    pub(crate) settling: bool,
     /// Who lacks memory that other holders have; their leases are contended.
     pub(crate) pressing: BTreeSet<ClientId>,
     /// Whether more is claimed than there is, when clients were last told.
@@ -142,6 +144,7 @@ impl Ledger {
             sums: Sums::default(),
             waiting: VecDeque::new(),
             guessed: BTreeSet::new(),
+            settling: false,
             pressing: BTreeSet::new(),
             oversubscribed: false,
             touched: BTreeSet::new(),
@@ -179,6 +182,7 @@ impl Ledger {
             self.sums.replace(account.sums(), Sums::default());
         }
         self.guessed.remove(&client);
+        self.settling &= !self.guessed.is_empty();
         self.pressing.remove(&client);
         self.touched.remove(&client);
     }

@@ -158,6 +158,7 @@ impl Memory {
         self.open(client, gpu, u64::MAX);
         let ledger = &mut self.gpus[gpu.index()];
         ledger.guessed.insert(client);
+        ledger.settling = true;
         let fixed = room.fixed.min(ledger.free());
         ledger.change(client, |account| account.fixed = fixed);
         let resident = room.resident.min(ledger.free());
@@ -168,6 +169,15 @@ impl Memory {
             account.resident = resident;
         });
         self.note(gpu);
+    }
+
+    /// Nobody is waited for any more. Who has not come back lives on, with the memory that it had: that is there still.
+    pub(crate) fn end_settling(&mut self) {
+        for gpu in self.numbers() {
+            if std::mem::take(&mut self.gpus[gpu.index()].settling) {
+                self.note(gpu);
+            }
+        }
     }
 
     /// What of `room` does not fit on `gpu`, if it is true what a client says that it has; what is

@@ -25,6 +25,10 @@ pub(crate) struct Client {
     pub(crate) present: bool,
     /// The assigner has started again, and the client has not joined the new one.
     pub(crate) away: bool,
+    /// It has been away for longer than an assigner waited for it.
+    overslept: bool,
+    /// What it says that it holds need not have been kept for it.
+    may_be_overtaken: bool,
     pub(crate) who: Who,
     pub(crate) bound: Vec<Gpu>,
     pub(crate) waiting: bool,
@@ -204,6 +208,7 @@ impl World {
         let id = self.name(self.clients[slot].id);
         let client = &mut self.clients[slot];
         client.away = false;
+        let is_late = self.now >= self.settled || std::mem::take(&mut client.overslept);
         let room = |gpu: &Gpu| {
             let fixed = client.room.get(gpu).copied().unwrap_or(0);
             let Paged { claimed, resident, .. } = client.memory.of(*gpu);
@@ -215,7 +220,7 @@ impl World {
         };
         let who = client.who.clone();
         let spec = ClientSpec { held: Some(held), ..self.spec(&who) };
-        let is_late = self.now >= self.settled;
+        self.clients[slot].may_be_overtaken = is_late;
         self.use_gpus(slot);
         self.tell(Event::Join { client: id, spec });
         assert!(self.clients[slot].present || is_late, "what it held had to be kept for it");
@@ -276,7 +281,7 @@ impl World {
         let mut config = self.setup.config(|tenant| tenant_name(names, tenant));
         let snapshot = self.scheduler.snapshot();
         config.first_epoch = snapshot.next_epoch;
-        self.settled = self.now.after(Duration::from_secs(2));
+        let settled = std::mem::replace(&mut self.settled, self.now.after(Duration::from_secs(2)));
         config.settle.until = self.settled;
         for client in &mut self.clients {
             client.waiting = false;
@@ -287,6 +292,7 @@ impl World {
             if client.bound.is_empty() {
                 *client = Client::default();
             }
+            client.overslept |= client.away && self.now >= settled;
             client.away = client.present;
             client.memory.deaf = false;
             client.memory.forget_asked();
@@ -356,6 +362,13 @@ impl World {
                 lease.wanted = true;
             }
             Action::GangReport(report) => panic!("nobody is connected, but told {report:?}"),
+            Action::Overtaken { client, epoch } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} overtaken {epoch}"));
+                assert!(self.clients[slot].may_be_overtaken, "what it held had to be kept for it");
+                let lease = self.clients[slot].lease.take().expect("it said that it held one");
+                assert_eq!(lease.epoch, epoch);
+            }
             Action::Recall { client, epoch } => {
                 let slot = self.slot(client);
                 self.log.push(format!("{slot} recalled {epoch}"));
@@ -376,8 +389,9 @@ impl World {
         assert!(epoch > self.latest_epoch, "epochs only grow");
         self.latest_epoch = epoch;
         if self.setup.policy.is_exclusive() {
-            for other in self.clients.iter().filter(|other| !other.away || self.now < self.settled)
-            {
+            let keeps =
+                |other: &&Client| !other.away || self.now < self.settled && !other.overslept;
+            for other in self.clients.iter().filter(keeps) {
                 let held = other.lease.iter().flat_map(|lease| &lease.gpus);
                 assert!(held.clone().all(|gpu| !gpus.contains(gpu)), "no GPU is held twice");
             }

@@ -449,6 +449,12 @@ impl World<'_, '_> {
                     self.drive(index);
                 }
             }
+            Action::Overtaken { epoch, .. } => {
+                if self.lease_mut(index, epoch).is_some() {
+                    self.clients[index].lease = None;
+                    self.drive(index);
+                }
+            }
             Action::Bound { gpus, .. } => {
                 self.clients[index].bound = gpus;
                 self.claim(index);

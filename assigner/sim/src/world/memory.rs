@@ -279,10 +279,7 @@ impl World<'_, '_> {
         }
         let mut sum = 0;
         for (client, spec) in self.clients.iter().zip(&self.scenario.clients) {
-            // One that was stopped while its assigner started again, and longer than that waits for it, has been given up,
-            // until it is let in again.
-            let given_up = client.stopped && !client.connected || client.unsure;
-            if spec.node == node && matches!(client.life, Life::Here | Life::Dying) && !given_up {
+            if spec.node == node && matches!(client.life, Life::Here | Life::Dying) {
                 let memory = client.bound.iter().zip(&client.memory);
                 sum += memory.filter(|(on, _)| **on == gpu).map(|(_, p)| p.on_gpu()).sum::<u64>();
             }

@@ -185,6 +185,10 @@ impl World<'_, '_> {
                 self.check_member_grant(node, index(*client));
                 *client
             }
+            Action::Overtaken { client, .. } => {
+                self.clients[index(*client)].holds = false;
+                *client
+            }
             Action::Recall { client, .. } => {
                 self.outcome.recalls += 1;
                 self.check_recall(node, index(*client));
