@@ -73,6 +73,13 @@ pub enum Event {
         /// The client.
         client: ClientId,
     },
+    /// A client that tells nothing of its memory says what its next lease will need on each GPU.
+    MemoryHint {
+        /// The client.
+        client: ClientId,
+        /// Bytes, if it knows.
+        bytes: Option<u64>,
+    },
     /// A client wants a lease on its bound GPUs, or on any eligible ones when it is not bound.
     /// Ignored while it holds one; while it waits, only the expectation is renewed.
     Acquire {

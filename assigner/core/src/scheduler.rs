@@ -126,6 +126,11 @@ impl Scheduler {
         match event {
             Event::Join { client, spec } => self.join(client, spec),
             Event::Bind { client } => self.bind(client),
+            Event::MemoryHint { client, bytes } => {
+                if let Some(client) = self.clients.get_mut(&client) {
+                    client.memory_limit = bytes;
+                }
+            }
             Event::Acquire { client, expected } => self.acquire(client, expected),
             Event::Cancel { client } => {
                 if !self.withdraw_in_gang(client) {

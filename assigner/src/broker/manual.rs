@@ -61,6 +61,11 @@ pub enum AllocError {
 /// What becomes of an AllocRequest.
 type Answer = oneshot::Sender<Result<Allocated, AllocError>>;
 
+/// What the next phase will have on each GPU, if that is known.
+fn hint(request: &v1::AllocRequestMessage) -> Option<u64> {
+    (request.memory_hint != 0).then_some(request.memory_hint)
+}
+
 impl Broker {
     /// Serves an AllocRequest: `answer` hears now or later. Returns the client, so that the request can be withdrawn.
     pub fn alloc(&mut self, request: &v1::AllocRequestMessage, answer: Answer) -> Option<ClientId> {
@@ -70,7 +75,7 @@ impl Broker {
                 None
             }
             Ok(Some(client)) => {
-                self.alloc_for(client, answer);
+                self.alloc_for(client, hint(request), answer);
                 Some(client)
             }
             Err(error) => {
@@ -122,20 +127,24 @@ impl Broker {
             ..Client::new()
         };
         let client = self.new_number();
-        let spec = ClientSpec { gpus: request.gpus, ..ClientSpec::default() };
+        let memory_limit = hint(request);
+        let spec = ClientSpec { gpus: request.gpus, memory_limit, ..ClientSpec::default() };
         self.admit(client, member, spec)
             .map_err(|refused| AllocError::Impossible(refused.reason))?;
         Ok(Some(client))
     }
 
-    fn alloc_for(&mut self, client: ClientId, answer: Answer) {
+    fn alloc_for(&mut self, client: ClientId, hint: Option<u64>, answer: Answer) {
         let Some(member) = self.clients.get_mut(&client) else { return };
         member.first_request.get_or_insert_with(SystemTime::now);
         member.port = Port::Manual(Some(answer));
         match self.held_epoch(client) {
             // It asks again for what it has: the answer to its first request was lost.
             Some(epoch) => self.answer_alloc(client, epoch),
-            None => self.apply(Event::Acquire { client, expected: None }),
+            None => {
+                self.apply(Event::MemoryHint { client, bytes: hint });
+                self.apply(Event::Acquire { client, expected: None });
+            }
         }
     }
 

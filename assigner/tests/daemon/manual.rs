@@ -148,6 +148,24 @@ async fn a_process_may_end_in_the_moment_in_which_it_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_says_what_it_needs_shares_a_gpu_only_where_that_fits() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0", "--scheduler", "gpu-sharing"]);
+    let mut one = Manual::connect(&home).await;
+    let mut other = Manual::connect(&home).await;
+    let needs = |bytes| AllocRequestMessage { memory_hint: bytes, ..wanted(0) };
+    // Of 1 GiB.
+    let first = one.alloc(needs(600 << 20)).await.unwrap();
+    let second = other.alloc(needs(300 << 20)).await.unwrap();
+    other.release(second.client, second.epoch, false).await.unwrap();
+    let more = AllocRequestMessage { client: second.client, ..needs(500 << 20) };
+    let waiting = tokio::spawn(async move { other.alloc(more).await.unwrap() });
+    eventually("it waits", || (state(&home, second.client)? == "waiting").then_some(()));
+    one.release(first.client, first.epoch, true).await.unwrap();
+    assert_eq!(waiting.await.unwrap().client, second.client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_does_not_wait_any_more_is_not_granted_a_lease() {
     let home = Home::new();
     home.start(&["--gpu-list", "0"]);

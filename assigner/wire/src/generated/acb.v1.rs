@@ -400,7 +400,8 @@ pub struct AllocRequestMessage {
     /// "any", "cuda", "gpu" or "cpu", as AGA_REQUEST_DEVICE.
     #[prost(string, tag = "4")]
     pub device: ::prost::alloc::string::String,
-    /// Bytes that the phase will need, 0: unknown.
+    /// Bytes that the phase will need on each GPU, 0: unknown. Under gpu-sharing, others hold a GPU at the same time only if
+    /// what all need fits on it.
     #[prost(uint64, tag = "5")]
     pub memory_hint: u64,
     /// Token of an earlier AllocReply: the same client asks again, and its memory may still be where it was.
