@@ -14,3 +14,4 @@ mod nodes;
 mod restart;
 mod standing;
 mod support;
+mod topology;

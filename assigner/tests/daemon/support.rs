@@ -23,13 +23,17 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Home {
+        Home::with("gpus = 2\n")
+    }
+
+    /// A home with other GPUs than two that are alike.
+    pub(crate) fn with(gpus: &str) -> Home {
         // Free now; nobody else takes ports from this range in between.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("acb").tempdir_in("/tmp").unwrap();
         // The GPUs' shared state has the folder's name, and goes with it.
         let state = folder.path().file_name().unwrap().to_string_lossy().into_owned();
-        let text =
-            format!("state = \"{state}\"\ngpus = 2\nmemory = \"1GiB\"\nreserved = \"70MiB\"\n");
+        let text = format!("state = \"{state}\"\nmemory = \"1GiB\"\nreserved = \"70MiB\"\n{gpus}");
         std::fs::write(folder.path().join("sim.toml"), text).unwrap();
         Home { folder, port }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
+use crate::connection::{self, Connection, NvLinkEnd};
 use crate::fault::FaultRule;
 use crate::identity::{Uuid, fnv};
 use crate::layout::GPUS_MAX;
@@ -22,6 +23,8 @@ pub struct Config {
     pub gpus: Vec<GpuConfig>,
     /// The CUDA version that the driver reports, e.g. 13000.
     pub driver_version: i32,
+    /// Whether NVML tells of two GPUs how they reach each other; the oldest drivers do not.
+    pub p2p_status: bool,
     /// Faults to show.
     pub faults: Vec<FaultRule>,
 }
@@ -67,6 +70,8 @@ pub struct GpuConfig {
     pub unknown_kernel_ns: u64,
     /// How long one process keeps an engine while another waits for it.
     pub time_slice_ns: u64,
+    /// How it is connected with the host and other GPUs.
+    pub connection: Connection,
 }
 
 /// Why a configuration cannot be used.
@@ -142,6 +147,7 @@ impl Default for Config {
             state: "default".to_owned(),
             gpus: vec![GpuConfig::default()],
             driver_version: 13000,
+            p2p_status: true,
             faults: Vec::new(),
         }
     }
@@ -169,6 +175,7 @@ impl Default for GpuConfig {
             pin_ns_per_mib: 0,
             unknown_kernel_ns: 10_000,
             time_slice_ns: 2_000_000,
+            connection: Connection::default(),
         }
     }
 }
@@ -179,6 +186,7 @@ struct ConfigFile {
     state: Option<String>,
     state_env: Option<String>,
     driver_version: Option<i32>,
+    p2p_status: Option<bool>,
     gpus: Option<usize>,
     name: Option<String>,
     memory: Option<Bytes>,
@@ -217,6 +225,13 @@ struct GpuFile {
     link_in: Option<Bytes>,
     duplex: Option<bool>,
     memory_bandwidth: Option<Bytes>,
+    #[serde(default)]
+    node: u32,
+    switch: Option<u32>,
+    #[serde(default)]
+    nvlinks: Vec<usize>,
+    #[serde(default)]
+    nvswitch_links: usize,
 }
 
 fn resolve(
@@ -258,6 +273,7 @@ fn resolve(
         pin_ns_per_mib: file.pin_ns_per_mib.unwrap_or(usual.pin_ns_per_mib),
         unknown_kernel_ns: file.unknown_kernel_ns.unwrap_or(usual.unknown_kernel_ns),
         time_slice_ns: file.time_slice_ns.unwrap_or(usual.time_slice_ns),
+        connection: Connection::default(),
     };
     let gpus: Vec<GpuConfig> = if file.gpu.is_empty() {
         vec![usual; file.gpus.unwrap_or(1)]
@@ -279,6 +295,13 @@ fn resolve(
             link_in: bytes(own.link_in, usual.link_in),
             duplex: own.duplex.unwrap_or(usual.duplex),
             memory_bandwidth: bytes(own.memory_bandwidth, usual.memory_bandwidth),
+            connection: Connection {
+                node: own.node,
+                switch: own.switch,
+                nvlinks: (own.nvlinks.into_iter().map(NvLinkEnd::Gpu))
+                    .chain((0..own.nvswitch_links).map(NvLinkEnd::Switch))
+                    .collect(),
+            },
             ..usual.clone()
         };
         file.gpu.into_iter().map(one).collect()
@@ -288,6 +311,7 @@ fn resolve(
         state,
         gpus,
         driver_version: file.driver_version.unwrap_or(13000),
+        p2p_status: file.p2p_status.unwrap_or(true),
         faults: file.fault,
     })
 }
@@ -319,7 +343,7 @@ fn check(gpus: &[GpuConfig]) -> Result<(), String> {
             return Err(format!("`name` of GPU {index} is longer than 95 bytes"));
         }
     }
-    Ok(())
+    connection::check(gpus)
 }
 
 /// A number of bytes: an integer, or a string such as "16 GiB" or "24 GB".
@@ -403,6 +427,21 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_each_gpus_own() {
+        let config = parse(
+            "p2p_status = false\n[[gpu]]\nswitch = 3\nnvlinks = [1, 1]\n\
+             [[gpu]]\nswitch = 3\nnvlinks = [0, 0]\nnvswitch_links = 2\n[[gpu]]\nnode = 1\n",
+        )
+        .unwrap();
+        assert!(!config.p2p_status);
+        let [one, two, three] = [0, 1, 2].map(|gpu| &config.gpus[gpu].connection);
+        assert_eq!(one.switch, Some(3));
+        assert_eq!(one.nvlinks, [NvLinkEnd::Gpu(1); 2]);
+        assert_eq!(two.nvlinks[2..], [NvLinkEnd::Switch(0), NvLinkEnd::Switch(1)]);
+        assert_eq!(*three, Connection { node: 1, ..Connection::default() });
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("memroy = 1", "memroy"),
@@ -415,6 +454,11 @@ mod tests {
             ("state = 'a/b'", "a/b"),
             ("memory = 1\ncontext_bytes = 2", "context_bytes"),
             ("[[fault]]\nkind = 'explodes'", "explodes"),
+            ("[[gpu]]\nnvlinks = [0]", "itself"),
+            ("[[gpu]]\nnvlinks = [1]", "there is none"),
+            ("[[gpu]]\nnvlinks = [1, 1]\n[[gpu]]\nnvlinks = [0]", "two ends"),
+            ("[[gpu]]\nnvswitch_links = 19", "at most 18"),
+            ("[[gpu]]\nswitch = 0\n[[gpu]]\nswitch = 0\nnode = 1", "same `node`"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");

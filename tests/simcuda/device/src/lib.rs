@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod engine;
 pub mod fault;
 pub mod identity;

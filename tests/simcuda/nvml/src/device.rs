@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A handle is the GPU's index plus one.
-type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 #[repr(C)]
 pub(crate) struct Memory {
@@ -82,7 +82,7 @@ exports! {
         let wanted = text(id)?.to_ascii_lowercase();
         let count = session()?.config.gpus.len();
         let fits = |&index: &usize| {
-            let own = bus_id(index);
+            let own = bus_id(pci_bus(index));
             wanted == own || wanted == own[4..]
         };
         let index = (0..count).find(fits).ok_or(NOT_FOUND)?;
@@ -127,30 +127,12 @@ exports! {
         put(memory, MemoryV2 { version, total, reserved, free, used: used - reserved })
     }
 
-    fn nvmlDeviceGetPciInfo_v3(device: Handle, pci: *mut Pci) {
-        let index = of(device)?.1;
-        let id = bus_id(index);
-        let mut info = Pci {
-            bus_id_legacy: [0; 16],
-            domain: 0,
-            bus: pci_bus(index),
-            device: 0,
-            device_id: 0x2330_10de,
-            subsystem_id: 0,
-            bus_id: [0; 32],
-        };
-        for (to, from) in info.bus_id.iter_mut().zip(id.bytes()) {
-            *to = from as c_char;
-        }
-        for (to, from) in info.bus_id_legacy.iter_mut().zip(id[4..].bytes()) {
-            *to = from as c_char;
-        }
-        put(pci, info)
+    fn nvmlDeviceGetPciInfo_v3(device: Handle, info: *mut Pci) {
+        put(info, pci(pci_bus(of(device)?.1)))
     }
 
-    fn nvmlDeviceGetPciInfo_v2(device: Handle, pci: *mut Pci) {
-        let code = nvmlDeviceGetPciInfo_v3(device, pci);
-        if code == crate::SUCCESS { Ok(()) } else { Err(code) }
+    fn nvmlDeviceGetPciInfo_v2(device: Handle, info: *mut Pci) {
+        put(info, pci(pci_bus(of(device)?.1)))
     }
 
     fn nvmlDeviceGetUtilizationRates(device: Handle, rates: *mut Utilization) {
@@ -271,7 +253,7 @@ unsafe fn running(device: Handle, count: *mut c_uint, infos: *mut ProcessInfo) -
     Ok(())
 }
 
-fn of(device: Handle) -> Outcome<(Arc<Session>, usize)> {
+pub(crate) fn of(device: Handle) -> Outcome<(Arc<Session>, usize)> {
     let session = session()?;
     let index = (device as usize).checked_sub(1).ok_or(INVALID_ARGUMENT)?;
     if index < session.config.gpus.len() { Ok((session, index)) } else { Err(INVALID_ARGUMENT) }
@@ -283,8 +265,29 @@ fn memory_of(device: Handle) -> Outcome<(u64, u64)> {
     Ok((gpu.memory + gpu.reserved, session.state.used(index) + gpu.reserved))
 }
 
-fn bus_id(index: usize) -> String {
-    format!("00000000:{:02x}:00.0", pci_bus(index))
+/// What is said of a device at this bus.
+pub(crate) fn pci(bus: u32) -> Pci {
+    let id = bus_id(bus);
+    let mut info = Pci {
+        bus_id_legacy: [0; 16],
+        domain: 0,
+        bus,
+        device: 0,
+        device_id: 0x2330_10de,
+        subsystem_id: 0,
+        bus_id: [0; 32],
+    };
+    for (to, from) in info.bus_id.iter_mut().zip(id.bytes()) {
+        *to = from as c_char;
+    }
+    for (to, from) in info.bus_id_legacy.iter_mut().zip(id[4..].bytes()) {
+        *to = from as c_char;
+    }
+    info
+}
+
+fn bus_id(bus: u32) -> String {
+    format!("00000000:{bus:02x}:00.0")
 }
 
 /// # Safety

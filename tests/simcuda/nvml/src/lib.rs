@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // exports C functions
 #![allow(non_snake_case)] // the library's functions keep their names
 
+mod connection;
 mod device;
 mod library;
 
