@@ -421,6 +421,15 @@ fn times(value: &DeValue<'_>) -> Result<Vec<Duration>, Fault> {
     }
 }
 
+/// Lists of numbers.
+pub(super) fn rows(value: &DeValue<'_>) -> Result<Vec<Vec<u32>>, Fault> {
+    match value {
+        DeValue::Array(items) => items.iter().map(|item| numbers(item.get_ref())).collect(),
+        other => Err(Fault::new(format!("a list of lists is needed, not {}", kind(other)))
+            .help("like [[0, 1], [1, 0]]")),
+    }
+}
+
 /// A list of numbers, of GPUs or links.
 pub(super) fn numbers(value: &DeValue<'_>) -> Result<Vec<u32>, Fault> {
     match value {

@@ -11,7 +11,7 @@ use acb_core::{
 };
 use toml::Spanned;
 
-use super::clients::{numbers, priority};
+use super::clients::{numbers, priority, rows};
 use super::{PlacedNode, Reader, gibibytes, milliseconds, or, seconds};
 use crate::scenario::{Link, Node};
 
@@ -38,6 +38,7 @@ impl Reader<'_> {
             let chunk =
                 fields.read("chunk_mib", self.problems, |v| integer::<u64>(v, 1, 65_536, "MiB"));
             let links = fields.read("links", self.problems, numbers);
+            let distances = fields.read("distances", self.problems, rows);
             fields.finish(self.problems);
             let memory = match memory {
                 Some(memory) if *memory.get_ref() == 0 => {
@@ -62,6 +63,15 @@ impl Reader<'_> {
                         .help("name one for each GPU, as in [0, 0, 1, 1]");
                 } else {
                     config.topology.links = links.into_inner();
+                }
+            }
+            if let Some(distances) = distances {
+                let (all, rows) = (config.gpus.len(), distances.get_ref());
+                if rows.len() != all || rows.iter().any(|row| row.len() != all) {
+                    let message = format!("{all} GPUs need {all} rows of {all} distances");
+                    self.say(distances.span(), message).help("as in [[0, 1], [1, 0]] for two GPUs");
+                } else {
+                    config.topology.distances = distances.into_inner();
                 }
             }
             let defaults = Link::default();
