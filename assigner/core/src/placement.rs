@@ -10,6 +10,17 @@ use crate::ids::Gpu;
 use crate::scheduler::{Client, Scheduler};
 use crate::span::Span;
 
+/// Who is bound to a GPU with whom a client shares or contests guarantees. The order is that of preference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Company {
+    /// Its own tenant's clients, which are not on as many GPUs yet as their guarantee: it is used on several only so.
+    repeats: bool,
+    /// Clients of tenants with a guarantee: each that is within it keeps the GPU for a quantum.
+    guaranteed: usize,
+    /// Those of other tenants: its own tenant's guarantee does not help it against them.
+    others: usize,
+}
+
 /// Bytes a second between a GPU and the host, until switches have been measured (PCIe 4.0, 16 lanes).
 const USUAL_RATE: f64 = 25e9;
 
@@ -94,6 +105,12 @@ impl Scheduler {
         usable
     }
 
+    /// For GPUs that are closer to each other a client waits so much longer: closeness may cost the share of a quantum that
+    /// switching may.
+    pub(crate) fn worth_of_closeness(&self) -> Duration {
+        self.config.quantum.mul_f64(self.config.switch_share)
+    }
+
     /// Of GPUs in an order of preference so many that are close to each other; first comes a low `rating`.
     fn close_together(
         &self,
@@ -139,10 +156,23 @@ impl Scheduler {
         let moves = gpus.iter().any(|gpu| self.overflow(client, *gpu) > 0);
         gpus.sort_by_cached_key(|&gpu| {
             let cost = if moves { self.turn(client, gpu) } else { Duration::ZERO };
-            (self.fellows(client, gpu), cost, self.load(gpu))
+            (self.company(client, gpu), cost, self.load(gpu))
         });
-        if width > 1 {
-            gpus = self.close_together(&gpus, width, |gpu| self.load(gpu).0);
+        if width > 1 && !self.config.topology.distances.is_empty() {
+            // As close as can be, unless waiting for those GPUs takes longer than closeness is worth.
+            let turn = |gpu: &Gpu| (self.company(client, *gpu), self.turn(client, *gpu));
+            let turns: Vec<(Company, Duration)> = gpus.iter().map(turn).collect();
+            let mut soonest = turns.clone();
+            soonest.sort_unstable();
+            let (company, turn) = soonest[width - 1];
+            let latest = (company, turn.saturating_add(self.worth_of_closeness()));
+            let near = gpus.iter().zip(turns).filter(|(_, turn)| *turn <= latest);
+            let near: Vec<Gpu> = near.map(|(gpu, _)| *gpu).collect();
+            let rank = |gpu| {
+                let own = self.company(client, gpu);
+                soonest.partition_point(|(other, _)| *other < own)
+            };
+            gpus = self.close_together(&near, width, rank);
         }
         gpus.truncate(width);
         gpus.sort();
@@ -157,14 +187,16 @@ impl Scheduler {
         all.saturating_sub(self.config.gpus[gpu.index()].memory)
     }
 
-    /// How long a client waits for its turn on a GPU when all who are bound to it want theirs, with what has to be moved
+    /// How long a client waits for its turn on a GPU when all who hold it or are bound to it want theirs, with what has to be moved
     /// out and in for it. A phase of which nothing is known counts as a quantum: no more than that is waited for.
     fn turn(&self, client: &Client, gpu: Gpu) -> Duration {
         let state = &self.gpus[gpu.index()];
-        let bound = state.bound.iter().filter_map(|id| self.clients.get(id));
+        let visitors = state.holders.iter().filter(|holder| !state.bound.contains(holder));
+        let users = state.bound.iter().chain(visitors).filter(|id| **id != client.id);
+        let users = users.filter_map(|id| self.clients.get(id));
         let quantum = self.config.quantum;
         let phase = |other: &Client| other.estimator.estimate(&self.config.estimator);
-        let waiting = bound
+        let waiting = users
             .map(|other| phase(other).map_or(quantum, |phase| phase.min(quantum)))
             .fold(Duration::ZERO, Duration::saturating_add);
         let rate = match (state.moved, Duration::from(state.switching).as_secs_f64()) {
@@ -175,14 +207,21 @@ impl Scheduler {
         waiting.saturating_add(Duration::try_from_secs_f64(moving).unwrap_or(Duration::MAX))
     }
 
-    /// Clients of the same tenant that are bound to a GPU: one with a guarantee uses it on several GPUs only if its
-    /// clients are spread over them.
-    fn fellows(&self, client: &Client, gpu: Gpu) -> usize {
-        if self.tenants.of(client.tenant).guarantee == 0 {
-            return 0;
+    /// Who of tenants with a guarantee is bound to a GPU already, for a client of such a tenant.
+    fn company(&self, client: &Client, gpu: Gpu) -> Company {
+        let guarantee = self.tenants.of(client.tenant).guarantee as usize;
+        if guarantee == 0 {
+            return Company::default();
         }
-        let bound = self.gpus[gpu.index()].bound.iter().filter_map(|id| self.clients.get(id));
-        bound.filter(|other| other.tenant == client.tenant).count()
+        let bound = |gpu: usize| self.gpus[gpu].bound.iter().filter_map(|id| self.clients.get(id));
+        let is_fellow = |other: &Client| other.id != client.id && other.tenant == client.tenant;
+        let used = (0..self.gpus.len()).filter(|gpu| bound(*gpu).any(is_fellow)).count();
+        let fellows = bound(gpu.index()).filter(|other| is_fellow(other)).count();
+        let others = bound(gpu.index()).filter(|other| {
+            other.tenant != client.tenant && self.tenants.of(other.tenant).guarantee > 0
+        });
+        let others = others.count();
+        Company { repeats: used < guarantee && fellows > 0, guaranteed: fellows + others, others }
     }
 
     /// How loaded a GPU is: clients that are bound to it or hold it, and those on GPUs that share its link, over which

@@ -398,7 +398,7 @@ impl Scheduler {
         }
         let kept = match pool.len() < client.width as usize {
             true => Vec::new(),
-            false => self.soonest(who, pool, excess),
+            false => self.soonest(who, ticket, pool, excess),
         };
         let gpus = kept.iter().map(|(gpu, _)| *gpu);
         if kept.is_empty() || !self.left_of(excess, who.lane, gpus, &[]).is_none() {
@@ -471,8 +471,14 @@ impl Scheduler {
         recalls
     }
 
-    /// The GPUs of a pool that come back first, and when.
-    fn soonest(&self, who: &Claimant, mut pool: Vec<Gpu>, excess: Excess) -> Vec<(Gpu, Outlook)> {
+    /// The GPUs of a pool that come back first, and when. Of those that come back about as soon, such as are close.
+    fn soonest(
+        &self,
+        who: &Claimant,
+        ticket: Ticket,
+        mut pool: Vec<Gpu>,
+        excess: Excess,
+    ) -> Vec<(Gpu, Outlook)> {
         let client = &self.clients[&who.client];
         let width = client.width as usize;
         if !client.bound.is_empty() || pool.len() == width {
@@ -493,17 +499,27 @@ impl Scheduler {
             return least.into_iter().collect();
         }
         let mut chosen: Vec<Gpu> = Vec::with_capacity(width);
+        let promised = self.queue[&ticket].reservation.and_then(|reservation| reservation.promised);
+        let slack = self.worth_of_closeness();
         let mut excess = excess;
         while chosen.len() < width {
             let left = |gpu: Gpu| self.left_of(excess, who.lane, [gpu].into_iter(), &taken);
             let key = |gpu: Gpu| {
-                let far = chosen.iter().map(|other| self.config.topology.distance(gpu, *other));
-                let far: u32 = far.sum();
                 let helps = Reverse(excess.helped_by(left(gpu)));
-                (helps, self.outlook(who, gpu, &taken), far, self.preference(client, gpu))
+                (helps, self.outlook(who, gpu, &taken), self.preference(client, gpu))
             };
-            let best = (0..pool.len()).min_by_key(|at| key(pool[*at]));
-            let gpu = pool.swap_remove(best.expect("the pool is as large as what is wanted"));
+            let keys: Vec<_> = pool.iter().map(|gpu| key(*gpu)).collect();
+            let best = *keys.iter().min().expect("the pool is as large as what is wanted");
+            let about = |at: &usize| {
+                let (helps, outlook, _) = keys[*at];
+                keys[*at] == best || (helps == best.0 && outlook.is_about(&best.1, slack, promised))
+            };
+            let far = |gpu: Gpu| -> u32 {
+                chosen.iter().map(|other| self.config.topology.distance(gpu, *other)).sum()
+            };
+            let near = (0..pool.len()).filter(about).min_by_key(|at| (far(pool[*at]), keys[*at]));
+            let at = near.expect("the best one is as soon as itself");
+            let gpu = pool.swap_remove(at);
             chosen.push(gpu);
             excess = left(gpu);
             self.take(&mut taken, gpu);

@@ -57,6 +57,20 @@ impl Outlook {
             recalled: self.recalled.max(other.recalled),
         }
     }
+
+    /// True if this comes back in the same way as the `best` does, and no later than `slack` after it; later than it only if
+    /// that is in time for a promise that was made already.
+    pub(crate) fn is_about(&self, best: &Outlook, slack: Duration, promised: Option<Time>) -> bool {
+        let alike = match (self.back, best.back) {
+            (Back::Leaving(since), Back::Leaving(first)) => since <= first.after(slack),
+            (one, other) => one == other,
+        };
+        let in_time = promised.is_none_or(|promised| self.recalled <= promised.max(best.recalled));
+        alike
+            && in_time
+            && self.expected <= best.expected.after(slack)
+            && self.recalled <= best.recalled.after(slack)
+    }
 }
 
 /// When a GPU comes back, for somebody who waits for it. The order is that of preference.

@@ -7,6 +7,7 @@
 mod fairness;
 mod history;
 mod memory;
+mod quota;
 mod world;
 
 use proptest::prelude::*;
