@@ -15,12 +15,14 @@ use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT
 const RESERVED: u32 = 2;
 
 /// By device.
 static LEAVING: Mutex<BTreeMap<u32, Vec<GraphId>>> = Mutex::new(BTreeMap::new());
+static TRIES: Mutex<Tries> = Mutex::new(Tries { failed: 0, next: None });
 /// Whether there are any: looked at on ways that are short otherwise.
 static ANY: AtomicBool = AtomicBool::new(false);
 
@@ -39,14 +41,49 @@ pub(crate) fn add(gone: Vec<(GraphId, u32)>) {
     }
     ANY.store(true, Ordering::Relaxed);
     drop(leaving);
+    *tries() = Tries::default();
     settle();
 }
 
-/// Has the driver give back what it can; what it has given back is out of the books then.
+/// Has the driver give back what it can; what it has given back is out of the books then. Less and less often: it takes from
+/// other graphs what they would use again in their next run.
 #[inline]
 pub(crate) fn settle() {
-    if ANY.load(Ordering::Relaxed) {
+    if ANY.load(Ordering::Relaxed) && tries().is_due(Instant::now()) {
         settle_where(|device| !LINK.may_run() || reserved(device) == Some(0));
+        tries().made(ANY.load(Ordering::Relaxed), Instant::now());
+    }
+}
+
+fn tries() -> MutexGuard<'static, Tries> {
+    TRIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When it is tried again.
+#[derive(Debug, Default)]
+struct Tries {
+    failed: u32,
+    next: Option<Instant>,
+}
+
+impl Tries {
+    const FIRST_PAUSE: Duration = Duration::from_millis(1);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.next.is_none_or(|next| now >= next)
+    }
+
+    fn made(&mut self, in_vain: bool, now: Instant) {
+        if !in_vain {
+            *self = Tries::default();
+            return;
+        }
+        self.failed = self.failed.saturating_add(1);
+        // The first time the program has most likely waited for the graph's last run.
+        let doubled = 1_u32.checked_shl(self.failed.saturating_sub(2)).unwrap_or(u32::MAX);
+        let pause = (Self::FIRST_PAUSE * doubled).min(Self::LONGEST_PAUSE);
+        self.next = (self.failed > 1).then_some(now + pause);
     }
 }
 
@@ -102,4 +139,25 @@ fn reserved(device: u32) -> Option<u64> {
         real::cuDeviceGetGraphMemAttribute(device as c_int, RESERVED, (&raw mut bytes).cast())
     };
     result.is_success().then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_tried_again_less_and_less_often() {
+        let (mut tries, now) = (Tries::default(), Instant::now());
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            tries.made(true, now);
+            pauses.push(tries.next.map_or(Duration::ZERO, |next| next - now));
+        }
+        assert_eq!(pauses[..4].iter().map(Duration::as_millis).collect::<Vec<_>>(), [0, 1, 2, 4]);
+        assert_eq!(pauses[39], Tries::LONGEST_PAUSE);
+        assert!(pauses.is_sorted());
+        assert!(!tries.is_due(now) && tries.is_due(now + Tries::LONGEST_PAUSE));
+        tries.made(false, now);
+        assert!(tries.is_due(now));
+    }
 }

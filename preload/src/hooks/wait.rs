@@ -8,6 +8,9 @@ use acb_cuda_abi::CuResult;
 pub(crate) fn pass(call: impl FnOnce() -> CuResult) -> CuResult {
     let result = call();
     LINK.note_finished();
-    leaving::settle();
+    // Not in a forked child, whose parent may have held the lock.
+    if result.is_success() {
+        leaving::settle();
+    }
     result
 }
