@@ -49,11 +49,17 @@ impl Scheduler {
     fn shares_all(&self, gpu: Gpu, client: &Client) -> bool {
         let shares = |client: &Client| !self.policy_of(client).is_exclusive();
         let state = &self.gpus[gpu.index()];
-        // Of whom holds it from before a restart only the node's policy is known.
-        (state.claimed.is_empty() || !self.config.policy.is_exclusive())
+        // Of whom holds it from before a restart nobody knows in which queue it is.
+        (state.claimed.is_empty() || self.shares_everywhere())
             && shares(client)
             && state.holders.iter().all(|holder| shares(&self.clients[holder]))
             && self.peaks_fit(gpu, client)
+    }
+
+    /// True if the node's policy shares, and that of each queue.
+    fn shares_everywhere(&self) -> bool {
+        let queues = self.config.queues.iter().filter_map(|queue| queue.policy);
+        queues.chain([self.config.policy]).all(|policy| !policy.is_exclusive())
     }
 
     /// True if what a client and those that hold the GPU are going to have fits on it: rather wait for the lease than

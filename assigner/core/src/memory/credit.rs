@@ -4,7 +4,7 @@
 //!  room of a GPU that is free goes
 //!    1. to waiting requests of fixed memory that are admissible      (saved until it suffices)
 //!    2. to holders, up to their claims
-//!    3. when they lack nothing, to the next in turn                  (prefetch)
+//!    3. when they are ready, to the next in turn                     (prefetch)
 //!  what 1 and 2 still miss is asked back, counting what is on its way, from clients without a lease:
 //!       who does not wait for this GPU, least recently used first ─► who waits, last in turn first
 //!  what 3 misses is asked back from those behind the next in turn alone
@@ -177,8 +177,13 @@ impl Scheduler {
         ready.iter().chain(rest).map(|ticket| self.queue[ticket].client).collect()
     }
 
-    /// Lets the next in turn have what nobody else needs before it.
+    /// Lets the next in turn have what nobody else needs before it, once the page-ins of those who hold the GPU are over:
+    /// they would go on more slowly, beside another over the same link.
     fn prefetch(&mut self, gpu: Gpu) {
+        let mut holders = self.gpus[gpu.index()].holders.iter();
+        if holders.any(|holder| !self.lease(*holder).is_ready) {
+            return;
+        }
         let Some(next) = self.next_in_turn(gpu) else { return };
         let free = self.memory.ledger(gpu).free();
         let lack = self.credit(next, gpu, free);
