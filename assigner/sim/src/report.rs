@@ -41,6 +41,8 @@ pub struct Report {
     pub times_exclusive: Option<f64>,
     /// Share of the GPUs' time in which they computed.
     pub busy: f64,
+    /// Share of it in which a client held them while its memory was moved.
+    pub switching: f64,
     /// Most of it that was possible: min(N/(c+g), G/g) as a share of the GPUs' time; where a whole run is counted, its work
     /// over the time that it takes at least.
     pub bound: f64,
@@ -66,13 +68,13 @@ pub struct Report {
     pub preemptions: u64,
     /// Starts that had been promised.
     pub promises: u64,
-    /// By how much the latest of them came after its promise, milliseconds.
+    /// By how much the latest of them, its memory included, came after its promise, milliseconds.
     pub promise_late_ms: f64,
     /// …beyond the longest kernel and the swap that it may wait for.
     pub promise_beyond_ms: f64,
     /// Requests that their tenant's guarantee covered.
     pub reclaims: u64,
-    /// By how much the slowest of them was granted later than after the longest kernel, milliseconds.
+    /// By how much the slowest of them could compute later than after the longest kernel and the swap, milliseconds.
     pub reclaim_beyond_ms: f64,
     /// Clients that ended because their memory was denied.
     pub out_of_memory: u64,
@@ -140,6 +142,11 @@ impl Report {
             let overlap = to.0.min(window.1).saturating_sub(from.0.max(window.0));
             gpu_s[*client] += f64::from(scenario.clients[*client].gpus) * overlap as f64 / 1e9;
         }
+        let mut switching_s = 0.0;
+        for (client, from, to) in &outcome.switching {
+            let overlap = to.0.min(window.1).saturating_sub(from.0.max(window.0));
+            switching_s += f64::from(scenario.clients[*client].gpus) * overlap as f64 / 1e9;
+        }
         let groups = groups(scenario, &done, &gpu_s, length_s, gpus);
         let sources = sources(scenario, outcome);
         let busy = gpu_s.iter().sum::<f64>() / length_s / gpus as f64;
@@ -168,6 +175,7 @@ impl Report {
             per_hour: per_second * 3600.0,
             times_exclusive: exclusive(scenario, &sources).map(|alone| per_second / alone),
             busy,
+            switching: switching_s / length_s / gpus as f64,
             bound,
             share_of_bound: busy / bound,
             exact,

@@ -122,6 +122,8 @@ pub struct Client {
     pub memory: u64,
     /// What of that it does not change.
     pub read_only: u64,
+    /// Bytes that it may have on each of them; more is denied.
+    pub memory_limit: Option<u64>,
     /// When it appears.
     pub arrival: Duration,
     /// What it does.

@@ -1,9 +1,12 @@
 //! Scenarios made up from a seed, to look for violations in: every policy, wrong estimates, deaths, stops, restarts, late
-//! messages, tenants, queues, priorities; in every fourth gangs over nodes, and what goes wrong between these.
+//! messages, tenants, queues, priorities; in half of them limits of memory, shared links, queues with a policy each; in every
+//! fourth gangs over nodes, and what goes wrong between these. There, and in another fourth, all has to be done in the end.
 //!
 //! Owns: which scenarios there are, and making one that fails smaller. Does not own: how many are played, and on what.
 
+mod finish;
 mod gangs;
+mod setup;
 
 use std::time::Duration;
 
@@ -67,6 +70,12 @@ pub fn scenario(seed: u64) -> Scenario {
         faults,
         costs: Costs { message, ..Costs::default() },
     };
+    if setup::has_more(seed) {
+        setup::add(&mut scenario);
+    }
+    if finish::has_end(seed) {
+        finish::add(&mut Random::new(seed, 0xe4d), &mut scenario);
+    }
     if gangs::has_gangs(seed) {
         gangs::add(&mut scenario);
     }
@@ -177,6 +186,7 @@ fn client(random: &mut Random, number: usize, nodes: &[Node]) -> Client {
         bound,
         gang: None,
         memory,
+        memory_limit: None,
         read_only: memory / 4 * random.between(0, 4),
         priority: if random.chance(0.5) { Priority::default() } else { any_priority(random) },
         tenant: {

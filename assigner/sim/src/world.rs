@@ -10,6 +10,8 @@ mod apart;
 mod check;
 mod client;
 mod fault;
+#[cfg(test)]
+mod fires;
 mod gang;
 mod memory;
 mod node;
@@ -94,6 +96,8 @@ pub struct Outcome {
     pub done: Vec<Done>,
     /// When GPUs computed for whom: client, from, to. In order of their ends.
     pub busy: Vec<(usize, Time, Time)>,
+    /// When GPUs were held by a client that could not use them yet: client, from, to. In order of their ends.
+    pub switching: Vec<(usize, Time, Time)>,
     /// For a picture: what clients did.
     pub spans: Vec<Span>,
     /// For a picture: client, GPUs, from, to.
@@ -126,7 +130,7 @@ pub struct Outcome {
     pub promise_beyond: Duration,
     /// Requests that their tenant's guarantee covered, on any GPU.
     pub reclaims: u64,
-    /// By how much the slowest of them was granted later than after the longest kernel.
+    /// By how much the slowest of them could compute later than after the longest kernel and the swap.
     pub reclaim_beyond: Duration,
     /// What must not be.
     pub violations: Vec<Violation>,
@@ -158,6 +162,8 @@ enum Happening {
     RunOver(usize, u32),
     /// What a client runs is between two kernels, and stops there.
     Boundary(usize, u32),
+    /// A client's GPUs are its own: the switch to it is over.
+    Ready(usize, Epoch),
     /// A client has been idle for long enough.
     Idle(usize, u32),
     /// A client that was stopped goes on.
@@ -314,6 +320,7 @@ impl<'s, 'w> World<'s, 'w> {
             Happening::Request(client) => self.request(client),
             Happening::RunOver(client, number) => self.run_over(client, number),
             Happening::Boundary(client, number) => self.boundary(client, number),
+            Happening::Ready(client, epoch) => self.ready(client, epoch),
             Happening::Idle(client, number) => self.idle(client, number),
             Happening::Continue(client) => self.go_on(client),
             Happening::Gone(client) => self.gone(client),
@@ -371,18 +378,31 @@ impl<'s, 'w> World<'s, 'w> {
 /// A lease as its holder knows it.
 #[derive(Clone, Debug)]
 struct Lease {
+    /// When its holder heard of it.
+    granted: Time,
     /// How long it was in use.
     busy: Duration,
     /// All memory was on the GPUs, and the assigner has been told.
     ready: bool,
     epoch: Epoch,
+    /// Later leases on its GPUs were over when an assigner that had started again let its holder in with it.
+    renewed: Option<Epoch>,
     gpus: Vec<Gpu>,
     wanted: bool,
     recalled: bool,
 }
 
 impl Lease {
-    fn new(epoch: Epoch, gpus: Vec<Gpu>) -> Lease {
-        Lease { epoch, gpus, wanted: false, recalled: false, busy: Duration::ZERO, ready: false }
+    fn new(epoch: Epoch, gpus: Vec<Gpu>, granted: Time) -> Lease {
+        Lease {
+            granted,
+            busy: Duration::ZERO,
+            ready: false,
+            epoch,
+            renewed: None,
+            gpus,
+            wanted: false,
+            recalled: false,
+        }
     }
 }

@@ -119,6 +119,7 @@ fn clients(gpus: u32) -> impl Strategy<Value = Client> {
                 gang: None,
                 memory: 0,
                 read_only: 0,
+                memory_limit: None,
                 arrival: Duration::from_millis(arrival),
                 work: Work::Rounds { cpu, gpu, rounds: Some(rounds) },
                 expectation,

@@ -88,6 +88,7 @@ impl Reader<'_> {
                     gang: gang.clone().map(|name| GangSpec { name, size: 0 }),
                     memory,
                     read_only,
+                    memory_limit: None,
                     arrival,
                     work: work.clone(),
                     expectation: expectation

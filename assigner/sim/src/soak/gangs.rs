@@ -8,10 +8,7 @@ use acb_core::Eligible;
 use acb_core::gang::{GangName, GangSpec, Timing};
 
 use crate::random::{Family, Lengths, Random};
-use crate::scenario::{Client, Fault, FaultKind, Node, Scenario, Work};
-
-/// When all must be done. Nothing that is made up here takes a tenth of that.
-const DUE: Duration = Duration::from_secs(100_000);
+use crate::scenario::{Fault, FaultKind, Node, Scenario, Work};
 
 /// Whether the scenario of a seed has gangs.
 pub(super) fn has_gangs(seed: u64) -> bool {
@@ -34,12 +31,8 @@ pub(super) fn add(scenario: &mut Scenario) {
     for node in &mut scenario.nodes {
         node.config.gangs.alone = alone;
         node.config.gangs.timing = timing;
-        node.config.quantum = node.config.quantum.max(Duration::from_millis(100));
-        node.config.switch_share = node.config.switch_share.min(0.5);
     }
-    for client in &mut scenario.clients {
-        finite(random, client);
-    }
+    super::finish::add(random, scenario);
     for number in 0..random.between(1, 3) {
         add_gang(random, scenario, number);
     }
@@ -57,8 +50,6 @@ pub(super) fn add(scenario: &mut Scenario) {
             scenario.faults.push(fault);
         }
     }
-    scenario.stop = None;
-    scenario.due = Some(DUE);
 }
 
 fn timing(random: &mut Random) -> Timing {
@@ -69,22 +60,6 @@ fn timing(random: &mut Random) -> Timing {
         pause: span(1, 2000),
         lost: span(100, 10_000),
         retry: span(50, 500),
-    }
-}
-
-/// A client ends by itself.
-fn finite(random: &mut Random, client: &mut Client) {
-    let few = random.between(1, 8);
-    match &mut client.work {
-        Work::Rounds { rounds, gpu, cpu } => {
-            *rounds = Some(few);
-            gpu.spread = gpu.spread.min(1.0);
-            cpu.spread = cpu.spread.min(1.0);
-        }
-        Work::Requests { requests, gpu, .. } => {
-            *requests = Some(few * 10);
-            gpu.spread = gpu.spread.min(1.0);
-        }
     }
 }
 

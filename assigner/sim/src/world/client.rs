@@ -14,8 +14,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use acb_core::{Action, ClientSpec, Event, Gpu, Held, Room, Time};
+use acb_core::{Action, ClientSpec, Epoch, Event, Gpu, Held, Room, Time};
 
+use super::check::Due;
 use super::memory::Paged;
 use super::{Doing, Done, Happening, Lease, Span, World};
 use crate::random::Random;
@@ -65,16 +66,23 @@ pub(super) struct Client {
     pub(super) asked: bool,
     pub(super) lease: Option<Lease>,
     pub(super) running: Option<Running>,
-    /// As its scheduler knows it: since when it waits, and whether its tenant's guarantee covers that.
-    pub(super) waits: Option<(Time, bool)>,
+    /// As its scheduler knows it: since when it waits, and if its tenant's guarantee covers that, how long a page-in may go on
+    /// then that it has to wait for.
+    pub(super) waits: Option<(Time, Option<Duration>)>,
     /// As its scheduler knows it: it holds a lease.
     pub(super) holds: bool,
     /// And has been asked for it.
     pub(super) leaves: bool,
+    /// How many of lower levels have started since where it could have.
+    pub(super) outrun: u32,
+    /// What was promised of the lease that it has, until its memory is there.
+    pub(super) due: Option<Due>,
     /// Counts what it ran and when it was idle: what was planned for an earlier one is void.
     number: u32,
     idle_since: Time,
     pub(super) bound: Vec<Gpu>,
+    /// Those of the lease with which an assigner that had started again let it in: it counts as bound to them.
+    pub(super) adopted: Vec<Gpu>,
     /// Its memory on each of them.
     pub(super) memory: Vec<Paged>,
     /// Claims that have no answer.
@@ -114,9 +122,12 @@ impl Client {
             waits: None,
             holds: false,
             leaves: false,
+            outrun: 0,
+            due: None,
             number: 0,
             idle_since: Time(0),
             bound: Vec::new(),
+            adopted: Vec::new(),
             memory: Vec::new(),
             claims: 0,
             stopped: false,
@@ -157,6 +168,7 @@ impl World<'_, '_> {
             tenant: spec.tenant.clone(),
             queue: spec.queue.clone(),
             gang: spec.gang.clone(),
+            memory_limit: spec.memory_limit,
             ..ClientSpec::default()
         };
         let node = &self.nodes[spec.node];
@@ -166,6 +178,7 @@ impl World<'_, '_> {
         let client = &mut self.clients[index];
         client.connected = true;
         client.asked = false;
+        client.adopted = client.lease.as_ref().map_or_else(Vec::new, |lease| lease.gpus.clone());
         let held = client.lease.as_ref().map_or(&client.bound, |lease| &lease.gpus);
         let room = |at: usize| client.memory.get(at).map_or(Room::default(), Paged::room);
         let bound: Vec<(Gpu, Room)> =
@@ -276,17 +289,9 @@ impl World<'_, '_> {
 
     /// The first piece of work begins, or goes on.
     fn start(&mut self, index: usize) {
-        let epoch = self.clients[index].lease.as_ref().map(|lease| lease.epoch);
-        if let Some(epoch) = epoch
-            && self.clients[index]
-                .lease
-                .as_mut()
-                .is_some_and(|lease| !std::mem::replace(&mut lease.ready, true))
-        {
-            self.send(index, Event::Ready { client: super::node::number(index), epoch });
-        }
         self.write_memory(index);
         let switch = self.take_gpus(index);
+        self.get_ready(index, switch);
         let client = &mut self.clients[index];
         let Some(job) = client.jobs.front() else { return };
         client.number = client.number.wrapping_add(1);
@@ -296,6 +301,28 @@ impl World<'_, '_> {
         let number = client.number;
         self.doing(index, if switch.is_zero() { Doing::Gpu } else { Doing::Moving });
         self.plan_at(running.to, Happening::RunOver(index, number));
+    }
+
+    /// All that a lease needs is on its GPUs, or will be when the switch is over.
+    fn get_ready(&mut self, index: usize, switch: Duration) {
+        let now = self.now;
+        let Some(lease) = &mut self.clients[index].lease else { return };
+        if std::mem::replace(&mut lease.ready, true) {
+            return;
+        }
+        let epoch = lease.epoch;
+        self.outcome.switching.push((index, lease.granted, now.after(switch)));
+        match switch.is_zero() {
+            true => self.ready(index, epoch),
+            false => self.plan(switch, Happening::Ready(index, epoch)),
+        }
+    }
+
+    /// Its quantum begins.
+    pub(super) fn ready(&mut self, index: usize, epoch: Epoch) {
+        if self.lease_mut(index, epoch).is_some() {
+            self.send(index, Event::Ready { client: super::node::number(index), epoch });
+        }
     }
 
     pub(super) fn run_over(&mut self, index: usize, number: u32) {
@@ -432,7 +459,7 @@ impl World<'_, '_> {
                 let client = &mut self.clients[index];
                 client.asked = false;
                 client.idle_since = self.now;
-                client.lease = Some(Lease::new(epoch, gpus));
+                client.lease = Some(Lease::new(epoch, gpus, self.now));
                 self.drive(index);
             }
             Action::Wanted { epoch, .. } => {
@@ -483,7 +510,7 @@ impl World<'_, '_> {
         }
     }
 
-    fn lease_mut(&mut self, index: usize, epoch: acb_core::Epoch) -> Option<&mut Lease> {
+    fn lease_mut(&mut self, index: usize, epoch: Epoch) -> Option<&mut Lease> {
         self.clients[index].lease.as_mut().filter(|lease| lease.epoch == epoch)
     }
 

@@ -23,6 +23,8 @@ pub(super) struct GpuTruth {
     pub(super) granted: Option<Epoch>,
     /// The latest lease under which something ran.
     pub(super) epoch: Option<Epoch>,
+    /// The latest of one that shares with nobody.
+    pub(super) alone: Option<Epoch>,
 }
 
 pub(super) struct Node {
@@ -125,11 +127,9 @@ impl World<'_, '_> {
         if self.nodes[node].life == life && self.clients[client].life == Life::Here {
             self.clients[client].unsure = false;
             // A lease that nobody had missed is its own again, also after later ones.
-            if let Some(lease) = &self.clients[client].lease {
-                for gpu in &lease.gpus {
-                    let truth = &mut self.nodes[node].gpus[gpu.0 as usize];
-                    truth.epoch = truth.epoch.min(Some(lease.epoch));
-                }
+            if let Some(lease) = &mut self.clients[client].lease {
+                let gpus = lease.gpus.iter().map(|gpu| &self.nodes[node].gpus[gpu.0 as usize]);
+                lease.renewed = gpus.filter_map(|truth| truth.epoch).max();
             }
             self.pump_all(client);
             self.drive(client);
@@ -227,11 +227,13 @@ impl World<'_, '_> {
         let Some(lease) = self.clients[client].lease.clone() else { return Duration::ZERO };
         let node = self.scenario.clients[client].node;
         self.check_start(node, client, &lease);
+        let alone = self.is_alone(client).then_some(lease.epoch);
         let mut switch = Duration::ZERO;
         for gpu in &lease.gpus {
             let truth = &mut self.nodes[node].gpus[gpu.0 as usize];
             truth.running.push(client);
             truth.epoch = truth.epoch.max(Some(lease.epoch));
+            truth.alone = truth.alone.max(alone);
             if truth.latest.replace(client).is_some_and(|latest| latest != client) {
                 self.outcome.switches += 1;
                 switch = self.scenario.nodes[node].switch;

@@ -1,0 +1,98 @@
+//! That checks fire: scenarios with schedulers that do something else than the scenario says.
+
+use acb_core::{Config, Policy, Priority, Scheduler};
+
+use super::{Watch, World};
+use crate::read::Overrides;
+
+/// What is violated first if every node's scheduler is told something else.
+fn violated(text: &str, lie: impl Fn(&mut Config)) -> Option<String> {
+    let scenario = crate::read("scenario", text, Overrides::default()).expect("it makes sense");
+    let mut world =
+        World::new(&scenario, Watch { check: true, ..Watch::default() }).expect("so do nodes");
+    for node in 0..world.nodes.len() {
+        let mut config = scenario.nodes[node].config.clone();
+        lie(&mut config);
+        world.nodes[node].scheduler = Some(Scheduler::new(config).expect("it makes sense"));
+    }
+    while world.step() {}
+    world.outcome.violations.first().map(|violation| violation.what.clone())
+}
+
+const QUOTA: &str = r#"
+title = "a guarantee"
+stop_s = 60
+[[node]]
+gpus = 1
+memory_gib = 16
+[[tenant]]
+name = "own"
+guarantee = 1
+[[client]]
+name = "borrower"
+gpu_s = 100
+memory_gib = 12
+kernel_ms = 50
+[[client]]
+name = "owner"
+tenant = "own"
+cpu_s = 3
+gpu_s = 1
+memory_gib = 12
+kernel_ms = 5
+"#;
+
+#[test]
+fn what_is_guaranteed_comes_late_from_a_scheduler_without_guarantees() {
+    assert_eq!(violated(QUOTA, |_| {}), None);
+    let what = violated(QUOTA, |config| config.tenants.clear()).expect("it is late");
+    assert!(what.contains("what its tenant is guaranteed"), "{what}");
+}
+
+#[test]
+fn a_promise_is_late_where_kernels_are_longer_than_anybody_knew() {
+    let text = include_str!("../../../../tests/scenarios/promise.toml");
+    let scenario = crate::read("promise", text, Overrides::default()).expect("it makes sense");
+    let mut world =
+        World::new(&scenario, Watch { check: true, ..Watch::default() }).expect("it makes sense");
+    world.nodes[0].kernel = std::time::Duration::ZERO;
+    while world.step() {}
+    let what = &world.outcome.violations.first().expect("it is late").what;
+    assert!(what.contains("what it was promised"), "{what}");
+}
+
+const LEVELS: &str = r#"
+title = "two levels"
+stop_s = 60
+[[node]]
+gpus = 1
+[[queue]]
+name = "high"
+priority = 50
+[[client]]
+name = "low"
+count = 3
+cpu_s = 0.1
+gpu_s = 1
+kernel_ms = 5
+[[client]]
+name = "high"
+queue = "high"
+cpu_s = 2
+gpu_s = 1
+kernel_ms = 5
+"#;
+
+#[test]
+fn lower_levels_go_first_in_a_scheduler_that_has_them_the_other_way_round() {
+    assert_eq!(violated(LEVELS, |_| {}), None);
+    let lowest = Priority::new(-100).expect("it is one");
+    let what = violated(LEVELS, |config| config.queues[0].priority = lowest).expect("it waits");
+    assert!(what.contains("the second of a lower level"), "{what}");
+}
+
+#[test]
+fn who_should_be_alone_is_not_in_a_scheduler_that_shares() {
+    let what = violated(LEVELS, |config| config.policy = Policy::GpuSharing).expect("they meet");
+    assert!(what.contains("compute on GPU 0 at a time"), "{what}");
+}
