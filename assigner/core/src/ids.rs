@@ -75,8 +75,8 @@ impl Priority {
 
     /// Its number.
     #[must_use]
-    pub fn number(self) -> i32 {
-        self.0.into()
+    pub const fn number(self) -> i32 {
+        self.0 as i32
     }
 }
 

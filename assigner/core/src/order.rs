@@ -30,6 +30,24 @@ pub(crate) struct Level {
     pub(crate) own: Priority,
 }
 
+/// How many priorities there are.
+const PRIORITIES: i32 = Priority::HIGHEST.number() - Priority::LOWEST.number() + 1;
+
+impl Level {
+    /// One number in the same order, for gangs: their members can be in different queues, and on different nodes.
+    pub(crate) fn number(self) -> i32 {
+        self.queue.number() * PRIORITIES + self.own.number()
+    }
+
+    /// The level of such a number; the usual one for a number that is none.
+    pub(crate) fn of_number(number: i32) -> Level {
+        let queue = number.saturating_sub(Priority::LOWEST.number()).div_euclid(PRIORITIES);
+        let own = number.wrapping_sub(queue.wrapping_mul(PRIORITIES));
+        let priority = |number| Priority::new(number).unwrap_or_default();
+        Level { queue: priority(queue), own: priority(own) }
+    }
+}
+
 /// Clients between which only their own places decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LaneKey {
@@ -322,5 +340,23 @@ impl Scheduler {
             tenant: beyond(tenant.held, given.to_tenant(lane.tenant), tenant.limit),
             queue: beyond(queue.held, given.to_queue(lane.queue), queue.max_gpus),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_level_is_in_the_same_order_and_leads_back() {
+        let ends = [-100, -99, -1, 0, 1, 99, 100].map(|number| Priority::new(number).unwrap());
+        let levels = ends.into_iter().flat_map(|queue| ends.map(|own| Level { queue, own }));
+        let levels: Vec<Level> = levels.collect();
+        assert!(levels.is_sorted_by_key(|level| level.number()));
+        assert!(levels.iter().all(|level| Level::of_number(level.number()) == *level));
+        let usual = Level { queue: Priority::default(), own: Priority::default() };
+        assert_eq!(usual.number(), 0);
+        assert_eq!(Level::of_number(i32::MAX).queue, usual.queue);
+        assert_eq!(Level::of_number(i32::MIN).queue, usual.queue);
     }
 }

@@ -263,12 +263,13 @@ impl Scheduler {
             // Who comes back has been let in before.
             return Err(Refusal::QueueFull { queue: queue.name.clone(), most });
         }
+        let level = Level { queue: queue.priority, own: spec.priority };
         Ok(Client {
             id,
             width: wanted,
             tenant: tenant_id,
             queue: queue_id,
-            level: Level { queue: queue.priority, own: spec.priority },
+            level,
             used: Used::default(),
             gave_way: None,
             eligible,
@@ -276,7 +277,7 @@ impl Scheduler {
             last: GpuList::default(),
             waiting: None,
             lease: None,
-            member: spec.gang.as_ref().map(|gang| Member::new(gang, spec.priority)),
+            member: spec.gang.as_ref().map(|gang| Member::new(gang, level)),
             let_go: spec.gang.is_none(),
             is_refused: false,
             estimator: Estimator::default(),

@@ -85,7 +85,7 @@ pub struct Standing {
     pub waiting: u32,
     /// One of them has waited so long that the gang should start without the others' asking.
     pub urgent: bool,
-    /// The highest priority of its members.
+    /// The highest level of its members, as one number: the priority of the queue, then its own.
     pub priority: i32,
     /// GPUs that its members need together.
     pub width: u32,
@@ -129,7 +129,7 @@ pub enum Step {
 pub struct GangOrder {
     /// What to do in which round; `None`: wait.
     pub step: Option<(Round, Step)>,
-    /// The highest priority of its members on all nodes: each of them has it.
+    /// The highest level of its members on all nodes: each of them has it.
     pub priority: i32,
     /// No more members than this may stay on the node, and why.
     pub most: Option<(u32, GangRefusal)>,

@@ -29,7 +29,8 @@ use super::{
 };
 use crate::config::Config;
 use crate::event::{Action, Cause, Eligible, Refusal};
-use crate::ids::{ClientId, Gpu, Priority, Time};
+use crate::ids::{ClientId, Gpu, Time};
+use crate::order::Level;
 use crate::queue::QueueId;
 use crate::recall::{Claim, Claimant};
 use crate::scheduler::{Client, GaveWay, Lease, Scheduler, Ticket, Waiter};
@@ -42,8 +43,8 @@ pub(crate) struct Member {
     /// It has asked for a lease that it has not been told of.
     pub(crate) asks: bool,
     pub(crate) seat: Seat,
-    /// Its own priority; that of its lane can be its gang's.
-    priority: Priority,
+    /// Its own level; that of its lane can be its gang's.
+    level: Level,
 }
 
 /// How far its gang's round is for a member.
@@ -99,8 +100,8 @@ impl Gangs {
 }
 
 impl Member {
-    pub(crate) fn new(gang: &GangSpec, priority: Priority) -> Member {
-        Member { gang: gang.name.clone(), asks: false, seat: Seat::Out, priority }
+    pub(crate) fn new(gang: &GangSpec, level: Level) -> Member {
+        Member { gang: gang.name.clone(), asks: false, seat: Seat::Out, level }
     }
 
     /// It stands in line, but only keeps GPUs.
@@ -138,7 +139,7 @@ impl Scheduler {
             gang: spec.clone(),
             width: client.width,
             gpus: gpus.into_iter().collect(),
-            priority: client.level.own.number(),
+            priority: client.level.number(),
             limits: limits.into_iter().flatten().collect(),
             returns,
             holds: client.lease.is_some(),
@@ -338,9 +339,9 @@ impl Scheduler {
         match action {
             NodeAction::Send(report) => self.actions.push_back(Action::GangReport(report)),
             NodeAction::Keep { gang, priority } => {
-                let priority = Priority::new(priority).unwrap_or_default();
+                let level = Level::of_number(priority);
                 for id in self.members_of(&gang) {
-                    self.inherit(id, priority);
+                    self.inherit(id, level);
                     self.seat(id, Seat::Keeping);
                     if self.clients[&id].waiting.is_none() {
                         self.stand_in_line(id, None);
@@ -435,7 +436,7 @@ impl Scheduler {
         let now = self.now;
         let client = self.clients.get_mut(&id).expect("a member is known");
         let member = client.member.as_ref().expect("the caller knows that it is a member");
-        let (asks, own, seat) = (member.asks, member.priority, member.seat);
+        let (asks, own, seat) = (member.asks, member.level, member.seat);
         match &mut client.lease {
             Some(lease) if lease.is_told && lease.recalled.is_some() => {}
             Some(lease) if lease.is_told => self.recall(id, Cause::Gang),
@@ -467,13 +468,13 @@ impl Scheduler {
         self.inherit(id, own);
     }
 
-    /// A member waits with its gang's priority.
-    fn inherit(&mut self, id: ClientId, priority: Priority) {
+    /// A member waits with its gang's level: with the highest of all members, on whatever node and in whatever queue.
+    fn inherit(&mut self, id: ClientId, level: Level) {
         let waits = client_waits(self, id);
         if waits {
             self.step_out(id);
         }
-        self.clients.get_mut(&id).expect("a member is known").level.own = priority;
+        self.clients.get_mut(&id).expect("a member is known").level = level;
         if waits {
             self.step_in(id);
         }

@@ -701,6 +701,7 @@ pub struct GangStanding {
     /// A member has waited so long that the gang should start without the others' asking.
     #[prost(bool, tag = "5")]
     pub urgent: bool,
+    /// The highest level of its members here: 201 times the priority of the queue, and their own.
     #[prost(sint32, tag = "6")]
     pub priority: i32,
     /// GPUs that the members here need together, and those that they can be on, by position.
@@ -760,7 +761,7 @@ pub struct GangOrder {
     /// With GANG_STEP_GO: somebody waits for a GPU of the gang, on whatever node.
     #[prost(bool, tag = "4")]
     pub wanted: bool,
-    /// The highest priority of its members: each of them has it.
+    /// The highest level of its members: each of them has it.
     #[prost(sint32, tag = "5")]
     pub priority: i32,
     /// No more members than this may stay on the node, for this reason.
