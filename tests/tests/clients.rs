@@ -1,12 +1,14 @@
 //! Programs that nobody here wrote the driver access of, on software GPUs: alone, and several at a time under
 //! the interposer and a user's own assigner.
 //!
-//! Owns: that each of them computes what is right in every round, and that they take turns. Does not own: how they
+//! Owns: that each of them computes what is right in every round, that they take turns, and that their memory is moved for each other. Does not own: how they
 //! find the driver (interpose.rs). Needs an installation with tests, named by ACB_PREFIX.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use acb_tests::bench::outside::Outside;
 use acb_tests::bench::record::Round;
@@ -14,7 +16,15 @@ use acb_tests::lab::Prefix;
 use anyhow::{Context, Result, ensure};
 
 const GPU: &str = "[[gpu]]\nname = \"Simulated GPU\"\nmemory = \"2GiB\"\n";
+/// So small that the memory of one program fits, and that of two does not.
+const SMALL: &str =
+    "[[gpu]]\nname = \"Simulated GPU\"\nmemory = \"64MiB\"\ncontext_bytes = 1048576\n";
 const ROUNDS: usize = 4;
+const FEW_BYTES: u64 = 3 << 20;
+/// Each program has so much twice: more than half of the small GPU.
+const MOST_BYTES: u64 = 24 << 20;
+/// Between two looks at the status.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A program and what comes before the options of all of them.
 #[derive(Clone)]
@@ -40,10 +50,17 @@ impl Client {
     }
 
     /// Runs all rounds; its record.
-    fn run(&self, mut command: Command, name: &str) -> Result<Vec<Round>> {
+    fn run(&self, mut command: Command, name: &str, bytes: u64) -> Result<Vec<Round>> {
         command.args(&self.script);
         command.args(["--rounds", &ROUNDS.to_string(), "--cpu-ms", "20", "--gpu-ms", "10"]);
-        command.args(["--bytes", "3145728", "--seed", &name.len().to_string(), "--name", name]);
+        command.args([
+            "--bytes",
+            &bytes.to_string(),
+            "--seed",
+            &name.len().to_string(),
+            "--name",
+            name,
+        ]);
         let ended =
             command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
         let stdout = String::from_utf8_lossy(&ended.stdout);
@@ -58,11 +75,13 @@ impl Client {
         let prefix = Prefix::from_env()?;
         // A pause inside a GPU phase, on a crowded machine, is not to end the lease.
         let outside = Outside::start(&prefix, GPU, &["--idle-us", "100000"])?;
-        self.run(outside.plain(&self.program), "alone").context("without the interposer")?;
+        self.run(outside.plain(&self.program), "alone", FEW_BYTES)
+            .context("without the interposer")?;
         let names = ["a", "bb"];
         let records = std::thread::scope(|scope| -> Result<Vec<Vec<Round>>> {
-            let clients = names
-                .map(|name| scope.spawn(|| self.run(outside.agarun(&[], &self.program), name)));
+            let clients = names.map(|name| {
+                scope.spawn(|| self.run(outside.agarun(&[], &self.program), name, FEW_BYTES))
+            });
             clients.into_iter().map(|client| client.join().expect("no panic")).collect()
         });
         let records = records.with_context(|| format!("{}\n{}", self.name, outside.log()))?;
@@ -102,11 +121,72 @@ fn all_of_them_together() -> Result<()> {
     ];
     std::thread::scope(|scope| -> Result<()> {
         let running = clients.each_ref().map(|client| {
-            scope.spawn(|| client.run(outside.agarun(&[], &client.program), client.name))
+            scope.spawn(|| client.run(outside.agarun(&[], &client.program), client.name, FEW_BYTES))
         });
         for client in running {
             client.join().expect("no panic").with_context(|| outside.log())?;
         }
         Ok(())
     })
+}
+
+/// Programs whose memory does not fit together take turns: what each of them computes is right, and the memory of each was
+/// moved out and came back.
+fn swap_each_other(clients: &[Client]) -> Result<()> {
+    let prefix = Prefix::from_env()?;
+    let options = ["--context-mib", "2", "--chunk-mib", "2"];
+    let outside = Outside::start(&prefix, SMALL, &options)?;
+    let mut paged_in: BTreeMap<u32, u64> = BTreeMap::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let running: Vec<_> = clients
+            .iter()
+            .enumerate()
+            .map(|(at, client)| {
+                let (outside, name) = (&outside, format!("{}{at}", client.name));
+                scope.spawn(move || {
+                    client.run(outside.agarun(&[], &client.program), &name, MOST_BYTES)
+                })
+            })
+            .collect();
+        while !running.iter().all(|client| client.is_finished()) {
+            for client in outside.status()?.into_iter().flat_map(|status| status.clients) {
+                paged_in.insert(client.pid, client.memory().paged_in);
+            }
+            std::thread::sleep(LOOK);
+        }
+        for client in running {
+            client.join().expect("no panic").with_context(|| outside.log())?;
+        }
+        Ok(())
+    })?;
+    ensure!(paged_in.len() == clients.len(), "{paged_in:?}");
+    ensure!(paged_in.values().all(|bytes| *bytes > 0), "some memory never moved: {paged_in:?}");
+    Ok(())
+}
+
+#[test]
+fn cudarc_is_swapped() -> Result<()> {
+    let client = Client::rust(&Prefix::from_env()?);
+    swap_each_other(&[client.clone(), client])
+}
+
+#[test]
+fn numba_is_swapped() -> Result<()> {
+    let client = Client::python("numba", "numba_rounds.py")?;
+    swap_each_other(&[client.clone(), client])
+}
+
+#[test]
+fn nvidias_bindings_are_swapped() -> Result<()> {
+    let client = Client::python("cuda-bindings", "bindings_rounds.py")?;
+    swap_each_other(&[client.clone(), client])
+}
+
+#[test]
+fn all_of_them_swap_each_other() -> Result<()> {
+    swap_each_other(&[
+        Client::rust(&Prefix::from_env()?),
+        Client::python("numba", "numba_rounds.py")?,
+        Client::python("cuda-bindings", "bindings_rounds.py")?,
+    ])
 }
