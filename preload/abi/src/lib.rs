@@ -179,6 +179,46 @@ mod tests {
         assert!(FUNCTIONS.iter().enumerate().all(|(at, f)| find(f.symbol) == Some(at)));
     }
 
+    /// Symbol and parameters of each function, as NVIDIA declares them.
+    fn declared() -> impl Iterator<Item = (&'static Function, Vec<&'static str>)> {
+        include_str!("../functions.txt").lines().filter_map(|line| {
+            let (head, parameters) = line.split_once('(')?;
+            let function = find(head.split(' ').next()?)?;
+            Some((&FUNCTIONS[function], parameters.trim_end_matches(')').split(", ").collect()))
+        })
+    }
+
+    /// Programs have names of the interposer's in place of handles of memory: the driver does not know them.
+    #[test]
+    fn every_function_with_a_handle_of_memory_is_one_that_we_act_on() {
+        let given = |parameter: &&str| {
+            // Multicast objects are the driver's own, and what is written is a new handle.
+            let mut words = parameter.split(' ');
+            words.next() == Some("CUmemGenericAllocationHandle")
+                && words.next().is_some_and(|name| name != "mcHandle" && !name.starts_with('*'))
+        };
+        let all = declared().filter(|(_, parameters)| parameters.iter().any(|p| given(&p)));
+        let (seen, missed): (Vec<&Function>, Vec<&Function>) =
+            all.map(|(f, _)| f).partition(|f| matches!(f.class, Class::Mapping | Class::Share));
+        assert!(seen.len() >= 5, "{seen:?}");
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+
+    /// The driver looks at the memory that a node names. Kernels' parameters it cannot know, host functions and semaphores have none.
+    #[test]
+    fn every_change_of_a_node_that_names_memory_is_gated() {
+        let without = ["Kernel", "Host", "Semaphores"];
+        let nodes = FUNCTIONS.iter().filter(|f| {
+            f.symbol.starts_with("cuGraph")
+                && f.symbol.contains("NodeSetParams")
+                && !without.iter().any(|kind| f.symbol.contains(kind))
+        });
+        let (gated, missed): (Vec<&Function>, Vec<&Function>) =
+            nodes.partition(|f| matches!(f.class, Class::Submit | Class::Graph));
+        assert!(gated.len() >= 7, "{gated:?}");
+        assert!(missed.is_empty(), "{missed:?}");
+    }
+
     #[test]
     fn version_and_stream_form_choose_the_symbol() {
         use StreamForm::{Legacy, PerThread};

@@ -4,7 +4,8 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
-use crate::pager::{Described, PAGER};
+use super::share::in_range;
+use crate::pager::{Described, PAGER, RDMA};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::*;
@@ -63,7 +64,7 @@ pub(crate) unsafe fn cuPointerGetAttribute(
 }
 
 /// Copies and fills that need not be waited for are waited for from now on: with all memory alike, for which of it they use
-/// would have to be found out in each call.
+/// would have to be found out in each call. And the memory stays.
 pub(crate) unsafe fn cuPointerSetAttribute(
     value: *const c_void,
     attribute: c_uint,
@@ -78,8 +79,15 @@ pub(crate) unsafe fn cuPointerSetAttribute(
     }
     // SAFETY: not NULL; a number of 32 bits.
     let on = unsafe { value.cast::<c_uint>().read_unaligned() } != 0;
-    PAGER.set_synchronous(found.number, on);
-    CuResult::SUCCESS
+    let set = || {
+        PAGER.set_synchronous(found.number, on);
+        CuResult::SUCCESS
+    };
+    match on {
+        // Libraries want it of memory that they let network cards reach.
+        true => in_range("cuPointerSetAttribute", (found.start, found.bytes as usize), RDMA, set),
+        false => set(),
+    }
 }
 
 /// Unlike the single form it succeeds always: what does not hold is zero.

@@ -18,6 +18,7 @@ const EXPORTED: Why = "exported";
 const MULTICAST: Why = "multicast";
 const SPARSE: Why = "sparse arrays";
 const DMA_BUF: Why = "dma-buf";
+const ENDPOINT: Why = "logical endpoint";
 
 /// Makes memory stay, inside the gate, and then the call with the driver's handle.
 fn pinned(
@@ -50,7 +51,7 @@ fn named(symbol: &'static str, handle: u64, why: Why, call: impl Fn(u64) -> CuRe
 }
 
 /// The call once all of the pager's memory in a range stays.
-fn in_range(
+pub(super) fn in_range(
     symbol: &'static str,
     (address, bytes): (u64, usize),
     why: Why,
@@ -115,6 +116,35 @@ macro_rules! bind {
 bind! {
     cuMulticastBindMem, cuMulticastBindAddr ();
     cuMulticastBindMem_v2, cuMulticastBindAddr_v2 (dev);
+}
+
+pub(crate) unsafe fn cuLogicalEndpointBindMem(
+    leId: c_uint,
+    dev: c_int,
+    offset: u64,
+    memHandle: u64,
+    memOffset: u64,
+    size: u64,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    named("cuLogicalEndpointBindMem", memHandle, ENDPOINT, |handle| unsafe {
+        real::cuLogicalEndpointBindMem(leId, dev, offset, handle, memOffset, size, flags)
+    })
+}
+
+pub(crate) unsafe fn cuLogicalEndpointBindAddr(
+    leId: c_uint,
+    dev: c_int,
+    offset: u64,
+    ptr: *mut c_void,
+    size: u64,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    in_range("cuLogicalEndpointBindAddr", (ptr as u64, size as usize), ENDPOINT, || unsafe {
+        real::cuLogicalEndpointBindAddr(leId, dev, offset, ptr, size, flags)
+    })
 }
 
 pub(crate) unsafe fn cuMemGetHandleForAddressRange(

@@ -2,7 +2,8 @@
 //!
 //! Owns: the order of claim, addresses, chunks and books. Does not own: when chunks are moved (`mover`).
 
-use super::device::{self, Answer};
+use super::device::{self, Answer, Reach};
+use super::pins::{RDMA, Why, has_rdma};
 use super::ranges::{GRANULE, NewRange, Range, SMALL, split};
 use super::table::{ChunkId, Mapping, State};
 use super::{Books, Pager};
@@ -11,6 +12,7 @@ use crate::log::{debug, warning};
 use crate::memory::size;
 use crate::work::{self, WORK};
 use acb_cuda_abi::CuResult;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long an allocation with room in hand waits for a GPU that is full of others' memory.
@@ -89,9 +91,13 @@ impl Pager {
                 return Err(result);
             }
         };
+        let stays = self.why_all_stays();
         let (sizes, access) = {
             let books = self.books();
-            let sizes: Vec<u64> = split(bytes, books.rules.chunk_bytes).collect();
+            let sizes: Vec<u64> = match stays {
+                Some(_) => vec![bytes],
+                None => split(bytes, books.rules.chunk_bytes).collect(),
+            };
             (sizes, books.peers.grants(device))
         };
         let mut address = start;
@@ -103,7 +109,7 @@ impl Pager {
                 (bytes, vec![mapping])
             })
             .collect();
-        let chunks = self.place(device, &pieces).map_err(|(failed, result)| {
+        let chunks = self.place(device, &pieces, stays).map_err(|(failed, result)| {
             let _ = device::free_addresses(start, bytes);
             warning!(
                 "{call}: {failed} of {} on GPU {device} failed ({}), which is returned: programs outside of slurm-acb may hold \
@@ -127,12 +133,39 @@ impl Pager {
         Ok(start)
     }
 
+    /// Network cards reach one piece of memory that stays where it is, once it is registered with them; no call of the driver tells
+    /// when that is.
+    fn why_all_stays(&self) -> Option<Why> {
+        static TOLD: AtomicBool = AtomicBool::new(false);
+        let stays = has_rdma().then_some(RDMA)?;
+        if !TOLD.swap(true, Ordering::Relaxed) {
+            warning!(
+                "memory that this program allocates stays on the GPU (rdma), as libibverbs is loaded, through which network \
+                 cards may reach it: what other programs need is not taken from there"
+            );
+        }
+        Some(stays)
+    }
+
     /// Chunks for pieces that are claimed: on the GPU at once where a lease is held, else absent until the next one.
-    fn place(&self, device: u32, pieces: &[(u64, Vec<Mapping>)]) -> Result<Vec<ChunkId>, Failure> {
+    fn place(
+        &self,
+        device: u32,
+        pieces: &[(u64, Vec<Mapping>)],
+        stays: Option<Why>,
+    ) -> Result<Vec<ChunkId>, Failure> {
         let add = |books: &mut Books, state| -> Vec<ChunkId> {
             let new = pieces.iter();
-            new.map(|(bytes, mappings)| books.table.add(device, *bytes, mappings.clone(), state))
-                .collect()
+            let chunks: Vec<ChunkId> = new
+                .map(|(bytes, mappings)| books.table.add(device, *bytes, mappings.clone(), state))
+                .collect();
+            if stays.is_some() {
+                for id in &chunks {
+                    books.table.change(*id, |chunk| chunk.stays = stays);
+                    books.pins += 1;
+                }
+            }
+            chunks
         };
         loop {
             if LINK.gate.enter() {
@@ -225,7 +258,11 @@ impl Pager {
         let Some(chunk) = books.table.chunk(id) else {
             return Err(("cuMemMap", CuResult::INVALID_VALUE));
         };
-        let kind = (chunk.device, chunk.bytes, chunk.handle_types);
+        let reach = match chunk.stays {
+            Some(RDMA) => Reach::NetworkCards,
+            _ => Reach::Nobody,
+        };
+        let kind = (chunk.device, chunk.bytes, chunk.handle_types, reach);
         let mappings = chunk.mappings.clone();
         drop(books);
         let capturing = WORK.is_capturing();
@@ -301,8 +338,12 @@ struct Place<'a> {
 }
 
 /// Create, map, set access.
-fn make((device, bytes, types): (u32, u64, u32), mappings: &[Mapping]) -> Result<u64, Failure> {
-    let handle = device::create(device, bytes, types).map_err(|result| ("cuMemCreate", result))?;
+fn make(
+    (device, bytes, types, reach): (u32, u64, u32, Reach),
+    mappings: &[Mapping],
+) -> Result<u64, Failure> {
+    let handle =
+        device::create(device, bytes, types, reach).map_err(|result| ("cuMemCreate", result))?;
     for (done, mapping) in mappings.iter().enumerate() {
         if let Err(failure) = map_one(device, handle, mapping) {
             let _ = unmake(device, &mappings[..done], handle);

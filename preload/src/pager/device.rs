@@ -131,8 +131,16 @@ pub(crate) fn free_addresses(address: u64, bytes: u64) -> Answer<()> {
     answer(unsafe { real::cuMemAddressFree(address, bytes as usize) }, ())
 }
 
+/// Who may reach memory, besides GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Nobody,
+    /// Where the driver allows it.
+    NetworkCards,
+}
+
 /// Physical memory on a device, of which handles of some types can be made.
-pub(crate) fn create(device: u32, bytes: u64, handle_types: u32) -> Answer<u64> {
+pub(crate) fn create(device: u32, bytes: u64, handle_types: u32, reach: Reach) -> Answer<u64> {
     // SAFETY: a C structure for which zeros are right: no handle type, no flags.
     let mut prop: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
     prop.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -141,10 +149,21 @@ pub(crate) fn create(device: u32, bytes: u64, handle_types: u32) -> Answer<u64> 
     let types = (&raw mut prop.requestedHandleTypes).cast::<u32>();
     // SAFETY: a field of the structure on this stack; types are written as a number, for several may be wanted.
     unsafe { types.write(handle_types) };
-    let mut handle = 0;
-    // SAFETY: places on this stack.
-    let result = unsafe { real::cuMemCreate(&raw mut handle, bytes as usize, &raw const prop, 0) };
-    answer(result, handle)
+    let mut make = |capable| {
+        prop.allocFlags.gpuDirectRDMACapable = capable;
+        let mut handle = 0;
+        // SAFETY: places on this stack.
+        let result =
+            unsafe { real::cuMemCreate(&raw mut handle, bytes as usize, &raw const prop, 0) };
+        answer(result, handle)
+    };
+    match reach {
+        Reach::NetworkCards => make(1).or_else(|result| match result {
+            CuResult::OUT_OF_MEMORY => Err(result),
+            _ => make(0),
+        }),
+        Reach::Nobody => make(0),
+    }
 }
 
 pub(crate) fn release(handle: u64) -> Answer<()> {

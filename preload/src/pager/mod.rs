@@ -41,7 +41,7 @@ pub(crate) use device::relaxed;
 pub(crate) use frees::Freed;
 pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;
-pub(crate) use pins::{EXPORTABLE, Pinned, Why, has_rdma};
+pub(crate) use pins::{EXPORTABLE, Pinned, RDMA, Why, has_rdma};
 pub(crate) use pools::Home;
 pub(crate) use ranges::GRANULE;
 

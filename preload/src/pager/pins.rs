@@ -17,6 +17,9 @@ use std::collections::BTreeMap;
 /// Why memory stays, as status shows it.
 pub(crate) type Why = &'static str;
 
+/// Network cards reach it.
+pub(crate) const RDMA: Why = "rdma";
+
 /// Physical memory that stays from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pinned {

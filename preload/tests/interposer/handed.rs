@@ -60,6 +60,54 @@ fn memory_that_is_bound_by_its_address_stays() {
     stays("b0", "multicast", &["bound=0"]);
 }
 
+/// What a network card is told of is one piece of physical memory, and stays where it is.
+#[test]
+fn all_memory_of_a_program_with_network_cards_is_one_piece_each_and_stays() {
+    let lab = Lab::on_software_gpu("").with_library("libibverbs.so.1");
+    let mut play = start_in(lab, "a40 w0:1 . J0 c0:1 .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    play.take_back(1);
+    let (moved, reason) = asked_back(&mut play, 40 * MIB);
+    assert_eq!(moved, 0);
+    assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
+    play.peer.wait_for_moves(|report| {
+        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("rdma", 40 * MIB)])
+    });
+    play.client.tell("on");
+    play.turn(2, 0);
+    play.client.tell("on");
+    // A descriptor is of one piece alone.
+    let ended = play.client.end().succeeded().prints("descriptor=0").prints("same=true");
+    ended.prints("read=0 wrong=0").says("libibverbs");
+}
+
+/// So say libraries that have it reached by others than the GPU.
+#[test]
+fn memory_of_which_copies_are_to_be_waited_for_stays() {
+    let mut play = start_in(Lab::on_software_gpu(""), "a40 w0:1 . y0:1 w0:2 . c0:2 .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    // It moves until then, and is brought to the GPU for the call.
+    play.swap_out(1, 40 * MIB);
+    play.turn(2, 40 * MIB);
+    play.take_back(2);
+    let (moved, reason) = asked_back(&mut play, 40 * MIB);
+    assert_eq!(moved, 0);
+    assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
+    play.client.tell("on");
+    play.turn(3, 0);
+    play.client.tell("on");
+    play.client.end().succeeded().prints("read=0 wrong=0");
+}
+
+/// By name and by address; where the driver has no endpoints, the call fails as it does there.
+#[test]
+fn memory_at_a_logical_endpoint_stays() {
+    stays("l0", "logical endpoint", &["bound="]);
+    stays("Y0", "logical endpoint", &["bound="]);
+}
+
 #[test]
 fn memory_behind_a_sparse_array_stays() {
     stays("S0:1", "sparse arrays", &["mapped=0", "same=true"]);

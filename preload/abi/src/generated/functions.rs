@@ -213,7 +213,7 @@ macro_rules! driver_functions {
             [pass] cuGraphEventWaitNodeGetEvent "cuGraphEventWaitNodeGetEvent" "cuGraphEventWaitNodeGetEvent" 11010 Legacy (hNode: sys::CUgraphNode, event_out: *mut sys::CUevent);
             [pass] cuGraphEventWaitNodeSetEvent "cuGraphEventWaitNodeSetEvent" "cuGraphEventWaitNodeSetEvent" 11010 Legacy (hNode: sys::CUgraphNode, event: sys::CUevent);
             [submit] cuGraphExecBatchMemOpNodeSetParams "cuGraphExecBatchMemOpNodeSetParams" "cuGraphExecBatchMemOpNodeSetParams" 11070 Legacy (hGraphExec: sys::CUgraphExec, hNode: sys::CUgraphNode, nodeParams: *const sys::CUDA_BATCH_MEM_OP_NODE_PARAMS);
-            [pass] cuGraphExecChildGraphNodeSetParams "cuGraphExecChildGraphNodeSetParams" "cuGraphExecChildGraphNodeSetParams" 11010 Legacy (hGraphExec: sys::CUgraphExec, hNode: sys::CUgraphNode, childGraph: sys::CUgraph);
+            [submit] cuGraphExecChildGraphNodeSetParams "cuGraphExecChildGraphNodeSetParams" "cuGraphExecChildGraphNodeSetParams" 11010 Legacy (hGraphExec: sys::CUgraphExec, hNode: sys::CUgraphNode, childGraph: sys::CUgraph);
             [graph] cuGraphExecDestroy "cuGraphExecDestroy" "cuGraphExecDestroy" 10000 Legacy (hGraphExec: sys::CUgraphExec);
             [pass] cuGraphExecEventRecordNodeSetEvent "cuGraphExecEventRecordNodeSetEvent" "cuGraphExecEventRecordNodeSetEvent" 11010 Legacy (hGraphExec: sys::CUgraphExec, hNode: sys::CUgraphNode, event: sys::CUevent);
             [pass] cuGraphExecEventWaitNodeSetEvent "cuGraphExecEventWaitNodeSetEvent" "cuGraphExecEventWaitNodeSetEvent" 11010 Legacy (hGraphExec: sys::CUgraphExec, hNode: sys::CUgraphNode, event: sys::CUevent);
@@ -354,8 +354,8 @@ macro_rules! driver_functions {
             [pass] cuLinkCreate_v2 "cuLinkCreate_v2" "cuLinkCreate" 6050 Legacy (numOptions: c_uint, options: *mut c_uint, optionValues: *mut *mut c_void, stateOut: *mut sys::CUlinkState);
             [pass] cuLinkDestroy "cuLinkDestroy" "cuLinkDestroy" 5050 Legacy (state: sys::CUlinkState);
             [pass] cuLogicalEndpointAddDevice "cuLogicalEndpointAddDevice" "cuLogicalEndpointAddDevice" 13030 Legacy (leId: c_uint, dev: c_int);
-            [pass] cuLogicalEndpointBindAddr "cuLogicalEndpointBindAddr" "cuLogicalEndpointBindAddr" 13030 Legacy (leId: c_uint, dev: c_int, offset: u64, ptr: *mut c_void, size: u64, flags: u64);
-            [pass] cuLogicalEndpointBindMem "cuLogicalEndpointBindMem" "cuLogicalEndpointBindMem" 13030 Legacy (leId: c_uint, dev: c_int, offset: u64, memHandle: u64, memOffset: u64, size: u64, flags: u64);
+            [share] cuLogicalEndpointBindAddr "cuLogicalEndpointBindAddr" "cuLogicalEndpointBindAddr" 13030 Legacy (leId: c_uint, dev: c_int, offset: u64, ptr: *mut c_void, size: u64, flags: u64);
+            [share] cuLogicalEndpointBindMem "cuLogicalEndpointBindMem" "cuLogicalEndpointBindMem" 13030 Legacy (leId: c_uint, dev: c_int, offset: u64, memHandle: u64, memOffset: u64, size: u64, flags: u64);
             [pass] cuLogicalEndpointCreate "cuLogicalEndpointCreate" "cuLogicalEndpointCreate" 13030 Legacy (leId: c_uint, prop: *const c_void);
             [pass] cuLogicalEndpointDestroy "cuLogicalEndpointDestroy" "cuLogicalEndpointDestroy" 13030 Legacy (leId: c_uint);
             [pass] cuLogicalEndpointExport "cuLogicalEndpointExport" "cuLogicalEndpointExport" 13030 Legacy (handle: *mut c_void, leId: c_uint, handleType: c_uint);

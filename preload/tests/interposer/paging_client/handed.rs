@@ -73,6 +73,29 @@ pub(super) fn multicast(cuda: &Cuda, bytes: usize, memory: [u64; 2], seed: u64) 
     println!("unmapped={}", super::mapping::unmap(cuda, address, bytes));
 }
 
+/// Binds memory, by its handle or by its address, to a logical endpoint; the software GPU has none.
+pub(super) fn at_endpoint(
+    cuda: &Cuda,
+    (address, bytes): (u64, usize),
+    handle: Option<u64>,
+) -> c_int {
+    // SAFETY: as declared.
+    unsafe {
+        match handle {
+            Some(handle) => function!(
+                cuda,
+                "cuLogicalEndpointBindMem",
+                fn(c_uint, c_int, u64, u64, u64, u64, u64)
+            )(1, 0, 0, handle, 0, bytes as u64, 0),
+            None => function!(
+                cuda,
+                "cuLogicalEndpointBindAddr",
+                fn(c_uint, c_int, u64, u64, u64, u64)
+            )(1, 0, 0, address, bytes as u64, 0),
+        }
+    }
+}
+
 /// What another device would see through a descriptor.
 pub(super) fn descriptor(cuda: &Cuda, (address, bytes): (u64, usize)) {
     let (mut descriptor, mut words): (c_int, _) = (-1, vec![0_u64; bytes / 8]);

@@ -19,6 +19,7 @@
 //! `m8` with compression asked for.
 //! `W` makes a graph of the first three allocations with conditional nodes, `N1:3` sets its flag and its rounds, `K7:1:3` checks what a run
 //! with these has left where the first allocation has pattern 7.
+//! `l0` binds mapped memory to a logical endpoint, `Y0` its address.
 //! `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
 
 mod conditional;
@@ -37,7 +38,7 @@ use content::{
 use contexts::Contexts;
 use devices::Devices;
 use graphs::{capture, copying_graph, run_graph};
-use handed::{behind_array, bind, descriptor, multicast, texture};
+use handed::{at_endpoint, behind_array, bind, descriptor, multicast, texture};
 use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
 use pools::{pool_levels, trim};
 use std::collections::BTreeMap;
@@ -133,6 +134,11 @@ pub(crate) fn play(words: &str) {
                 let index: usize = rest.parse().unwrap();
                 let handle = (what == "B").then(|| handles[&index]);
                 println!("bound={}", bind(&cuda, held[index], handle));
+            }
+            "l" | "Y" => {
+                let index: usize = rest.parse().unwrap();
+                let handle = (what == "l").then(|| handles[&index]);
+                println!("bound={}", at_endpoint(&cuda, held[index], handle));
             }
             "J" => descriptor(&cuda, held[rest.parse::<usize>().unwrap()]),
             "S" => {
