@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use acb_wire::v1::Held;
+use acb_wire::v1::{Held, assigner_message::Kind};
 
 use crate::support::{Client, Home, eventually};
 
@@ -65,6 +65,36 @@ fn epochs_grow_over_restarts_and_a_silent_holder_loses_its_lease_in_the_end() {
     other.acquire();
     // This process is alive, but does not come back within the settle time.
     assert!(other.granted() > epoch);
+}
+
+#[test]
+fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0"]);
+    let socket = home.socket();
+    let (mut holder, number) = Client::join(&socket, None);
+    let bound = holder.bind();
+    holder.acquire();
+    let epoch = holder.granted();
+    kill_worker(&home);
+    let (mut other, _) = Client::join(&socket, None);
+    other.bind();
+    other.acquire();
+    let later = other.granted();
+    let notes = home.status()["nodes"][0]["notes"].to_string();
+    assert!(notes.contains("1 clients from before the restart are not back"), "{notes}");
+
+    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
+    let (mut holder, again) = Client::join(&socket, Some(held));
+    assert_eq!(again, number);
+    match holder.next() {
+        Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
+        other => panic!("no Recall, but {other:?}"),
+    }
+    holder.release(epoch);
+    holder.acquire();
+    other.release(later);
+    assert!(holder.granted() > later);
 }
 
 #[test]

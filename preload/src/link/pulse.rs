@@ -5,7 +5,7 @@
 //!
 //! A process that is stopped hears nothing. If its assigner starts again meanwhile, it is waited for 2 s (the settle time), and
 //! then others have its GPU. When it goes on, its threads may come to the gate, which is still open, before the link thread sees that
-//! the connection is gone. So each call looks at the clock: who has not been certain for [`TRUST`] waits until the link thread is.
+//! the connection is gone. So each call looks at the clock: who has not been certain for [`TRUST_MS`] waits until the link thread is.
 //!
 //! It is certain of a moment if the connection was whole then, or if no assigner answered yet: one that comes later waits for it for
 //! the whole settle time. The moment is taken *before* that is looked at, for the process may be stopped in between.
