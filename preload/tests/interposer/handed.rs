@@ -143,6 +143,21 @@ fn a_texture_waits_for_its_memory_which_moves_on() {
 }
 
 #[test]
+fn memory_of_another_library_is_not_counted_and_waits_for_its_turn() {
+    let mut play = start_in(Lab::on_software_gpu(""), "E8 a4 . c0:1 w0:2 c0:2 f0 .");
+    // Nothing is asked for but the program's own.
+    play.claim(4 * MIB);
+    play.client.tell("on");
+    play.turn(1, 4 * MIB);
+    play.peer.hears_nothing();
+    assert!(play.peer.wait_for_moves(|report| report.fixed.is_empty()).fixed.is_empty());
+    play.client.tell("on");
+    let ended = play.client.end().succeeded().prints("imported=0").prints("mapped=0");
+    let ended = ended.prints("destroyed=0").prints("free=0");
+    assert_eq!(ended.stdout().matches("read=0 wrong=0").count(), 2, "{}", ended.text());
+}
+
+#[test]
 fn compressed_memory_counts_and_is_not_moved() {
     let mut play = start_in(Lab::on_software_gpu(""), "z16 w0:1 . c0:1 x0 .");
     let request = play.peer.room_request();

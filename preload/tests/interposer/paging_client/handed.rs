@@ -173,6 +173,35 @@ pub(super) fn behind_array(cuda: &Cuda, bytes: usize, handle: u64, seed: u64) {
     println!("same={right}");
 }
 
+/// Memory of another library's, with a pattern in it.
+pub(super) fn foreign(cuda: &Cuda, bytes: usize, seed: u64) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let words: Vec<u8> =
+        (0..bytes as u64 / 8).flat_map(|i| pattern(seed, i).to_ne_bytes()).collect();
+    let (mut external, mut address) = (NULL, 0);
+    // SAFETY: as declared; the descriptor is new, and the driver's after the call. CUDA_EXTERNAL_MEMORY_HANDLE_DESC: 1 for descriptors,
+    // the handle's three words, size, flags. CUDA_EXTERNAL_MEMORY_BUFFER_DESC: offset, size, flags.
+    unsafe {
+        let number = libc::memfd_create(c"another-library".as_ptr(), 0);
+        let file = std::fs::File::from(OwnedFd::from_raw_fd(number));
+        file.write_all_at(&words, 0).expect("there is memory");
+        let mut wanted = [0_u64; 13];
+        (wanted[0], wanted[1], wanted[3]) = (1, file.as_raw_fd() as u64, bytes as u64);
+        let import = function!(cuda, "cuImportExternalMemory", fn(*mut Handle, *const u64));
+        println!("imported={}", import(&raw mut external, wanted.as_ptr()));
+        std::mem::forget(file);
+        let mut wanted = [0_u64; 11];
+        wanted[1] = bytes as u64;
+        let map =
+            function!(cuda, "cuExternalMemoryGetMappedBuffer", fn(*mut u64, Handle, *const u64));
+        println!("mapped={}", map(&raw mut address, external, wanted.as_ptr()));
+        let destroy = function!(cuda, "cuDestroyExternalMemory", fn(Handle));
+        // What is mapped is there until it is freed.
+        println!("destroyed={}", destroy(external));
+    }
+    address
+}
+
 /// A texture of linear memory.
 pub(super) fn texture(cuda: &Cuda, (address, bytes): (u64, usize), of_rows: bool) -> c_int {
     // CUDA_RESOURCE_DESC: linear memory, or rows of it, of single words of 32 bits; all else is zero, also in CUDA_TEXTURE_DESC.

@@ -16,7 +16,7 @@
 //! it. `B0` binds mapped memory to a multicast object, `b0` an address; `J0` takes a descriptor for other devices and compares;
 //! `S0:7` puts mapped memory behind an array and looks for pattern 7 there; `O0` makes a texture of memory, `V0` one of
 //! rows. `U0:1:7` binds mapped memory of devices 0 and 1 to one multicast object, maps it, and has a kernel write pattern 7 through it. `z8` is
-//! `m8` with compression asked for.
+//! `m8` with compression asked for, `E8` 8 MiB of another library's with pattern 1.
 //! `W` makes a graph of the first three allocations with conditional nodes, `N1:3` sets its flag and its rounds, `K7:1:3` checks what a run
 //! with these has left where the first allocation has pattern 7.
 //! `l0` binds mapped memory to a logical endpoint, `Y0` its address.
@@ -38,7 +38,7 @@ use content::{
 use contexts::Contexts;
 use devices::Devices;
 use graphs::{capture, copying_graph, run_graph};
-use handed::{at_endpoint, behind_array, bind, descriptor, multicast, texture};
+use handed::{at_endpoint, behind_array, bind, descriptor, foreign, multicast, texture};
 use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
 use pools::{pool_levels, trim};
 use std::collections::BTreeMap;
@@ -151,6 +151,7 @@ pub(crate) fn play(words: &str) {
                 let memory = held[rest.parse::<usize>().unwrap()];
                 println!("texture={}", texture(&cuda, memory, what == "V"));
             }
+            "E" => held.push((foreign(&cuda, size(rest), 1), size(rest))),
             "U" => {
                 let all: Vec<usize> = rest.split(':').map(|it| it.parse().unwrap()).collect();
                 let pair = [handles[&all[0]], handles[&all[1]]];

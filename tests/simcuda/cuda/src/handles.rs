@@ -26,6 +26,7 @@ pub(crate) enum Tag {
     Mipmap,
     Multicast,
     Texture,
+    External,
 }
 
 /// A handle to a `T`.

@@ -240,6 +240,12 @@ impl Binding {
     }
 }
 
+/// Memory of another library's.
+pub(crate) struct External {
+    pub(crate) context: Handle<Context>,
+    pub(crate) memory: Arc<Physical>,
+}
+
 /// What a texture or a surface shows, as the program said it.
 pub(crate) type Texture = [u8; size_of::<acb_cuda_abi::sys::CUDA_RESOURCE_DESC>()];
 
@@ -274,6 +280,7 @@ pub(crate) struct Tables {
     pub(crate) mipmaps: Slab<Mipmap>,
     pub(crate) multicasts: Slab<Arc<Multicast>>,
     pub(crate) textures: Slab<Texture>,
+    pub(crate) externals: Slab<External>,
     pub(crate) graph_memory: GraphMemory,
     pub(crate) space: Space,
     pub(crate) timeline: Timeline,
@@ -306,6 +313,7 @@ impl Tables {
             mipmaps: Slab::new(Tag::Mipmap),
             multicasts: Slab::new(Tag::Multicast),
             textures: Slab::new(Tag::Texture),
+            externals: Slab::new(Tag::External),
             graph_memory: GraphMemory::default(),
             space: Space::default(),
             timeline: Timeline::new(),

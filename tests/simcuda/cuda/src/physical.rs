@@ -92,11 +92,34 @@ impl Physical {
         if file.metadata().map_err(|_| INVALID_VALUE)?.len() != length as u64 {
             return Err(INVALID_VALUE);
         }
+        Physical::foreign(file, length, gpu)
+    }
+
+    /// What lies behind a descriptor of the program's, which is the driver's from now on.
+    pub(crate) fn adopt(number: RawFd, length: usize, gpu: usize) -> Outcome<Arc<Physical>> {
+        let path = format!("/proc/self/fd/{number}");
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|_| INVALID_VALUE)?;
+        if file.metadata().map_err(|_| INVALID_VALUE)?.len() < length as u64 {
+            return Err(INVALID_VALUE);
+        }
+        let memory = Physical::foreign(file, length, gpu)?;
+        // SAFETY: the program has given it up with this call.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+        Ok(memory)
+    }
+
+    fn foreign(file: File, length: usize, gpu: usize) -> Outcome<Arc<Physical>> {
         // SAFETY: at an address of the system's choice.
         let base = unsafe { map_file(&file, length, std::ptr::null_mut()) };
         let base = base.ok_or(OUT_OF_MEMORY)?.cast();
         let file = Mutex::new(Some(OwnedFd::from(file)));
         Ok(Arc::new(Physical { base, length, gpu, foreign: true, file }))
+    }
+
+    /// Whether it is another process's or another library's, who may hand it on.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// A descriptor of the file behind the memory, for the program; none, if there is none.

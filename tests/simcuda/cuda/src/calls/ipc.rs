@@ -81,6 +81,9 @@ calls! {
         }
         let tables = driver.wait(tables, |tables| tables.is_drained(context));
         let memory = tables.space.memory_at(start).ok_or(INVALID_VALUE)?;
+        if memory.is_foreign() {
+            return Err(INVALID_VALUE);
+        }
         let (number, length) = (memory.share()? as u64, memory.length() as u64);
         let named = [u64::from(std::process::id()), number, length, memory.gpu() as u64];
         write_handle(handle, OF_MEMORY, named)

@@ -40,6 +40,7 @@ mod context;
 mod copy;
 mod device;
 mod event;
+mod external;
 mod function;
 mod generic;
 mod graph;
@@ -72,6 +73,7 @@ pub(crate) mod all {
     pub(crate) use super::copy::*;
     pub(crate) use super::device::*;
     pub(crate) use super::event::*;
+    pub(crate) use super::external::*;
     pub(crate) use super::function::*;
     pub(crate) use super::generic::*;
     pub(crate) use super::graph::*;
