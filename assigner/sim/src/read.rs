@@ -6,6 +6,7 @@
 mod clients;
 mod faults;
 mod gangs;
+mod limits;
 mod nodes;
 
 use std::ops::Range;
@@ -43,7 +44,7 @@ pub fn read(name: &str, text: &str, overrides: Overrides) -> Result<Scenario, Co
         .collect();
     // What the parser had to guess would only lead to problems that are none.
     if problems.is_empty() {
-        let mut reader = Reader { problems: &mut problems, overrides, seed: 1 };
+        let mut reader = Reader { problems: &mut problems, overrides, seed: 1, limits: Vec::new() };
         let scenario = reader.file(text, document.get_ref());
         if problems.is_empty() {
             return Ok(scenario);
@@ -56,6 +57,8 @@ struct Reader<'p> {
     problems: &'p mut Vec<Problem>,
     overrides: Overrides,
     seed: u64,
+    /// Where the limits of tenants and queues stand.
+    limits: Vec<limits::PlacedLimit>,
 }
 
 impl Reader<'_> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use acb_cluster_conf::fields::{Fault, Fields, boolean, choice, integer, kind, number, string};
 use acb_cluster_conf::nearest;
 use acb_core::gang::{GangName, GangSpec};
-use acb_core::{Eligible, Gpu, Policy, Priority};
+use acb_core::{Eligible, Gpu, Priority};
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -45,13 +45,15 @@ impl Reader<'_> {
             let count =
                 fields.read("count", self.problems, |v| integer::<usize>(v, 1, 1_000_000, ""));
             let node = self.node_of(&mut fields, nodes);
-            let gpus = self.width(&mut fields, &place, nodes, node);
+            let width = self.width(&mut fields, &place, nodes, node);
+            let gpus = *width.get_ref();
             let eligible = self.eligible(&mut fields, gpus, nodes, node);
             let bound = fields.read("bound", self.problems, boolean);
             let bound = or(bound, true);
             let priority = fields.read("priority", self.problems, priority);
             let tenant = self.tenant_of(&mut fields, nodes);
             let queue = self.queue_of(&mut fields, nodes);
+            self.standing(&width, &tenant, &queue, nodes, node);
             let (memory, read_only) = self.memory(&mut fields, nodes, node, bound);
             let gang = fields.read("gang", self.problems, string);
             let work = self.work(&mut fields, &place, stops);
@@ -126,12 +128,10 @@ impl Reader<'_> {
         place: &Range<usize>,
         nodes: &[PlacedNode],
         node: Option<usize>,
-    ) -> u32 {
+    ) -> Spanned<u32> {
         let gpus = fields.read("gpus", self.problems, |v| integer::<u32>(v, 1, 1024, ""));
-        let (place, width) = match gpus {
-            Some(gpus) => (gpus.span(), gpus.into_inner()),
-            None => (place.clone(), 1),
-        };
+        let gpus = gpus.unwrap_or_else(|| Spanned::new(place.clone(), 1));
+        let width = *gpus.get_ref();
         // Clients that go round meet every node.
         let possible =
             nodes.iter().enumerate().filter(|(at, _)| node.is_none_or(|node| node == *at));
@@ -143,13 +143,10 @@ impl Reader<'_> {
                     "{width} GPUs are wanted, but node \"{}\" has {has}: it could never start",
                     node.name
                 );
-                self.say(place, message).related(there.clone(), "this node");
-            } else if width > 1 && node.config.policy != Policy::GpuAffinity {
-                self.say(place, format!("policy {} gives one GPU to a client", node.config.policy))
-                    .help("take `policy = \"gpu-affinity\"`");
+                self.say(gpus.span(), message).related(there.clone(), "this node");
             }
         }
-        width
+        gpus
     }
 
     fn memory(

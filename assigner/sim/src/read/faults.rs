@@ -18,6 +18,7 @@ impl Reader<'_> {
         clients: &[Client],
     ) -> Vec<Fault> {
         let mut faults = Vec::new();
+        let has_controller = nodes.len() > 1 && clients.iter().any(|client| client.gang.is_some());
         for (place, mut fields) in top.sections("fault", self.problems) {
             let at = fields.read("at_s", self.problems, seconds);
             let lasts = fields.read("for_s", self.problems, seconds);
@@ -43,6 +44,15 @@ impl Reader<'_> {
                 name.and_then(|name| self.named("client", &name, names))
             };
             let (kill, stop) = (client(kill), client(stop));
+            let needs_controller = match (&cut, &controller) {
+                (Some(cut), _) => Some(cut.span()),
+                (None, Some(dies)) => Some(dies.span()),
+                (None, None) => None,
+            };
+            if let Some(place) = needs_controller.filter(|_| !has_controller) {
+                self.say(place, "there is no controller: nothing would happen")
+                    .help("a scenario with gangs (`gang`) and several nodes has one");
+            }
             let mut node = |name: Option<Spanned<String>>| {
                 let names = nodes.iter().map(|node| node.node.name.as_str());
                 name.and_then(|name| self.named("node", &name, names))

@@ -45,10 +45,20 @@ impl Reader<'_> {
                 member.gang.iter_mut().for_each(|it| it.size = size);
             }
             for (at, PlacedNode { node, place: there }) in nodes.iter().enumerate() {
-                let here = members.iter().filter(|client| client.node == at);
-                let wanted: u64 = here.map(|client| u64::from(client.gpus)).sum();
+                let here: Vec<&&mut Client> =
+                    members.iter().filter(|client| client.node == at).collect();
+                let wanted: u64 = here.iter().map(|client| u64::from(client.gpus)).sum();
+                // Also where several clients share a GPU, a gang needs one for each of its members.
                 let has = node.config.gpus.len() as u64;
-                if wanted > has && node.config.policy.is_exclusive() {
+                let mut standing: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+                for client in here {
+                    let width = standing.entry((&client.tenant, &client.queue)).or_default();
+                    *width = width.saturating_add(client.gpus);
+                }
+                for ((tenant, queue), width) in standing {
+                    self.within(width, place, tenant, queue);
+                }
+                if wanted > has {
                     let message = format!(
                         "the members of this gang on node \"{}\" need {wanted} GPUs at the same time, but it has {has}: \
                          it could never start",

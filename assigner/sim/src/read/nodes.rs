@@ -1,5 +1,6 @@
 //! `[scheduler]`, `[[tenant]]`, `[[queue]]` and `[[node]]`: the cluster.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use acb_core::{
 use toml::Spanned;
 
 use super::clients::{numbers, priority, rows};
+use super::limits::PlacedLimit;
 use super::{PlacedNode, Reader, gibibytes, milliseconds, or, seconds};
 use crate::scenario::{Link, Node};
 
@@ -25,6 +27,7 @@ impl Reader<'_> {
         let tenants = self.tenants(top);
         template.tenants = tenants.iter().map(|(tenant, _)| tenant.clone()).collect();
         let mut nodes: Vec<PlacedNode> = Vec::new();
+        let mut names = HashSet::new();
         for (place, mut fields) in top.sections("node", self.problems) {
             let name = fields.read("name", self.problems, string);
             let count = fields.read("count", self.problems, |v| integer::<usize>(v, 1, 10_000, ""));
@@ -85,7 +88,7 @@ impl Reader<'_> {
             let count = or(count, 1);
             for number in 0..count.min(MOST_NODES) {
                 let name = if count == 1 { name.clone() } else { format!("{name}-{number}") };
-                if nodes.iter().take(100).any(|other| other.node.name == name) {
+                if !names.insert(name.clone()) {
                     self.say(place.clone(), format!("there are two nodes named \"{name}\""))
                         .help("give each [[node]] a `name`");
                     break;
@@ -191,6 +194,9 @@ impl Reader<'_> {
                 )
                 .related(guarantee_place.clone(), "its guarantee");
             }
+            if let Some(limit) = &limit {
+                self.limits.push(PlacedLimit::new("tenant", &name, limit));
+            }
             let limit = limit.map(Spanned::into_inner);
             let tenant = TenantConfig { name, guarantee, limit, weight: or(weight, 1) };
             tenants.push((tenant, guarantee_place));
@@ -231,6 +237,9 @@ impl Reader<'_> {
             let name = or(name, String::new());
             if queues.iter().any(|other| other.name == name) {
                 self.say(place, format!("there are two queues named \"{name}\""));
+            }
+            if let Some(limit) = &max_gpus {
+                self.limits.push(PlacedLimit::new("queue", &name, limit));
             }
             queues.push(QueueConfig {
                 name,
