@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acb_cluster_conf::SOCKET_PATH_MAX;
-use acb_cluster_conf::{JobSpec, Key, LoadError, Multinode, OnFailure, Role as HostRole};
+use acb_cluster_conf::{
+    JobSpec, Key, LoadError, Multinode, OnFailure, PeakEstimator, PhaseEstimator, Role as HostRole,
+};
 use acb_core::{EstimatorConfig, PeakConfig, Policy, Select};
 
 use crate::cli::{Place, Start};
@@ -450,8 +452,8 @@ impl Settings {
                 quantum: Duration::from_millis(spec.quantum_ms.get().into()),
                 max_bypass: spec.max_bypass,
                 max_bypass_time: Duration::from_secs(spec.max_bypass_s.into()),
-                estimator: EstimatorConfig::default(),
-                peaks: PeakConfig::default(),
+                estimator: phases(&spec.estimator),
+                peaks: peaks(&spec.peaks),
                 tenancy: Tenancy {
                     queues: spec.queues.clone(),
                     tenants: spec.tenants.clone(),
@@ -510,6 +512,30 @@ pub(crate) fn policy(policy: acb_cluster_conf::Policy) -> Policy {
         acb_cluster_conf::Policy::Simple => Policy::Simple,
         acb_cluster_conf::Policy::GpuSharing => Policy::GpuSharing,
         acb_cluster_conf::Policy::GpuAffinity => Policy::GpuAffinity,
+    }
+}
+
+fn phases(given: &PhaseEstimator) -> EstimatorConfig {
+    EstimatorConfig {
+        start_count: given.start_count.get(),
+        latest_count: given.latest_count.get(),
+        interval: given.interval.get(),
+        percentile: given.percentile.value(),
+        default: Duration::from_millis(given.default_ms.into()),
+    }
+}
+
+fn peaks(given: &PeakEstimator) -> PeakConfig {
+    PeakConfig {
+        start_count: given.start_count.get(),
+        latest_count: given.latest_count.get(),
+        interval: given.interval.get(),
+        percentile: given.percentile.value(),
+        ratio: given.ratio.value(),
+        select: match given.select {
+            acb_cluster_conf::Select::Min => Select::Min,
+            acb_cluster_conf::Select::Max => Select::Max,
+        },
     }
 }
 

@@ -176,6 +176,24 @@ impl Tenancy {
         self.tenants.iter().map(tenant).collect()
     }
 
+    /// What a share comes to on so many GPUs, where that is not what people would expect.
+    pub fn surprises(&self, gpus: u32) -> Vec<String> {
+        let rules = self.tenants.iter().zip(self.tenant_configs(gpus));
+        let surprise = |(rule, config): (&TenantRule, TenantConfig)| {
+            let (name, share) = (&config.name, f64::from(rule.share.millionths()) / 1e6);
+            match (rule.share.of(gpus), config.guarantee, config.limit) {
+                (0, ..) if share > 0.0 => Some(format!(
+                    "tenant \"{name}\": a share of {share} of {gpus} GPUs is not one whole GPU, so that nothing is guaranteed to it"
+                )),
+                (due, guarantee, Some(limit)) if due > limit => Some(format!(
+                    "tenant \"{name}\": its share of {share} is {due} of {gpus} GPUs, but max_gpus = {limit}: {guarantee} are guaranteed to it"
+                )),
+                _ => None,
+            }
+        };
+        rules.filter_map(surprise).collect()
+    }
+
     /// The fair share, for the scheduler.
     pub fn fair_share(&self) -> Option<FairShare> {
         let share = FairShare { half_life: self.half_life, credit: self.credit };
@@ -214,6 +232,23 @@ mod tests {
         let tenants = vec![tenant("a,share=0.7").unwrap(), tenant("b,share=0.4").unwrap()];
         let error = Tenancy { tenants, ..Tenancy::default() }.checked().unwrap_err();
         assert!(error.to_string().contains("1.100 of the GPUs"), "{error}");
+    }
+
+    #[test]
+    fn a_share_that_is_no_gpu_or_beyond_the_limit_is_told() {
+        let tenants: Vec<TenantRule> =
+            ["a,share=0.4", "b,share=0.5,max_gpus=2", "c", "d,max_gpus=1"]
+                .map(|t| tenant(t).unwrap())
+                .into();
+        let tenancy = Tenancy { tenants, ..Tenancy::default() };
+        let [none] = &tenancy.surprises(2)[..] else { panic!("{:?}", tenancy.surprises(2)) };
+        assert!(none.contains("\"a\": a share of 0.4 of 2 GPUs is not one whole GPU"), "{none}");
+        let [less] = &tenancy.surprises(8)[..] else { panic!("{:?}", tenancy.surprises(8)) };
+        assert!(
+            less.contains("\"b\"") && less.contains("is 4 of 8 GPUs, but max_gpus = 2"),
+            "{less}"
+        );
+        assert_eq!(tenancy.surprises(4), Vec::<String>::new());
     }
 
     #[test]

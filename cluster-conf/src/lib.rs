@@ -11,6 +11,7 @@
 
 mod diagnostics;
 mod election;
+mod estimators;
 pub mod fields;
 mod folder;
 mod gang;
@@ -28,6 +29,7 @@ mod values;
 
 pub use diagnostics::{ConfigError, Located, Problem, Style, nearest};
 pub use election::{CANDIDATE_PORTS, candidate_ports, controller};
+pub use estimators::{Decimal, PeakEstimator, PhaseEstimator, Select};
 pub use folder::{JobFolder, SOCKET_PATH_MAX, spec_file};
 pub use gang::{GangProblem, GangRequest};
 pub use hostlist::{HostlistError, HostlistProblem, MAX_NAMES, compress, expand};

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use crate::diagnostics::ConfigError;
+use crate::estimators::{PeakEstimator, PhaseEstimator};
 use crate::policy::{OnFailure, Policy};
 use crate::size::ByteSize;
 use crate::tenancy::{QueueRule, TenantRule};
@@ -97,6 +98,10 @@ pub struct SchedulerConfig {
     pub fair_share_half_life_s: u32,
     /// GPU time that who comes back is owed at most, seconds.
     pub fair_share_credit_s: u32,
+    /// `[scheduler.estimator]`: how long phases take.
+    pub estimator: PhaseEstimator,
+    /// `[scheduler.peaks]`: what memory clients without a limit will have.
+    pub peaks: PeakEstimator,
 }
 
 /// How device memory is shared.
@@ -210,6 +215,8 @@ impl Default for SchedulerConfig {
             max_bypass_s: 60,
             fair_share_half_life_s: 0,
             fair_share_credit_s: 0,
+            estimator: PhaseEstimator::default(),
+            peaks: PeakEstimator::default(),
         }
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::line_and_column;
 use crate::election::{candidate_ports, controller};
+use crate::estimators::{PeakEstimator, PhaseEstimator};
 use crate::folder::{JobFolder, SOCKET_PATH_MAX};
 use crate::gang::GangRequest;
 use crate::key::Key;
@@ -73,6 +74,12 @@ pub struct JobSpec {
     /// GPU time that who comes back is owed at most, seconds.
     #[serde(default)]
     pub fair_share_credit_s: u32,
+    /// How long phases take.
+    #[serde(default)]
+    pub estimator: PhaseEstimator,
+    /// What memory clients without a limit will have.
+    #[serde(default)]
+    pub peaks: PeakEstimator,
     /// Priority of clients whose step names none.
     #[serde(default)]
     pub priority: Priority,
@@ -233,6 +240,8 @@ impl JobSpec {
             max_bypass_s: site.scheduler.max_bypass_s,
             fair_share_half_life_s: site.scheduler.fair_share_half_life_s,
             fair_share_credit_s: site.scheduler.fair_share_credit_s,
+            estimator: site.scheduler.estimator,
+            peaks: site.scheduler.peaks,
             priority: settings.priority,
             queue: settings.queue,
             tenant: settings.tenant,

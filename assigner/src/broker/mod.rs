@@ -325,7 +325,11 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.topology = crate::topology::topology(settings.nvml.as_deref(), devices);
     let tenancy = &scheduling.tenancy;
     config.queues = tenancy.queue_configs();
-    config.tenants = tenancy.tenant_configs(u32::try_from(config.gpus.len()).unwrap_or(u32::MAX));
+    let count = u32::try_from(config.gpus.len()).unwrap_or(u32::MAX);
+    config.tenants = tenancy.tenant_configs(count);
+    for surprise in tenancy.surprises(count) {
+        tracing::warn!("{surprise}");
+    }
     config.fair_share = tenancy.fair_share();
     config
 }

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::diagnostics::Problem;
 use crate::election::CANDIDATE_PORTS;
+use crate::estimators::{PeakEstimator, PhaseEstimator};
 use crate::fields::{Fault, Fields, boolean, choice, integer, share, size, string};
 use crate::folder::{SOCKET_PATH_MAX, longest_socket};
 use crate::option::MAX_QUANTUM_MS;
@@ -190,6 +191,16 @@ impl Reader<'_> {
             |key, most| fields.read(key, self.problems, |v| integer::<u32>(v, 0, most, "seconds"));
         let half_life = seconds("fair_share_half_life_s", 31_536_000);
         let credit = seconds("fair_share_credit_s", 86_400);
+        let estimator = fields.section("estimator", self.problems).map(|mut fields| {
+            let estimator = PhaseEstimator::read(&mut fields, self.problems);
+            self.finish(fields);
+            estimator
+        });
+        let peaks = fields.section("peaks", self.problems).map(|mut fields| {
+            let peaks = PeakEstimator::read(&mut fields, self.problems);
+            self.finish(fields);
+            peaks
+        });
         self.finish(fields);
         let spans = (idle.as_ref().map(Spanned::span), quantum.as_ref().map(Spanned::span));
         let scheduler = SchedulerConfig {
@@ -201,6 +212,8 @@ impl Reader<'_> {
             max_bypass_s: or(max_bypass_s, defaults.max_bypass_s),
             fair_share_half_life_s: or(half_life, defaults.fair_share_half_life_s),
             fair_share_credit_s: or(credit, defaults.fair_share_credit_s),
+            estimator: estimator.unwrap_or(defaults.estimator),
+            peaks: peaks.unwrap_or(defaults.peaks),
         };
         self.idle_within_quantum(&scheduler, spans);
         scheduler

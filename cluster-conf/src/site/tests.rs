@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::diagnostics::Style;
+use crate::estimators::Select;
 
 #[track_caller]
 fn good(text: &str) -> SiteConfig {
@@ -188,7 +189,29 @@ fn example() -> &'static str {
     &PAGE[start..end]
 }
 
-/// Every key, as `section.key`, `environment` apart, whose keys are the site's own.
+#[test]
+fn estimators_have_bounds() {
+    let site = good("[scheduler.estimator]\ndefault_ms = 5\n[scheduler.peaks]\nselect = \"max\"\n");
+    assert_eq!(site.scheduler.estimator.default_ms, 5);
+    assert_eq!(
+        (site.scheduler.peaks.select, site.scheduler.peaks.ratio.value()),
+        (Select::Max, 1.1)
+    );
+    assert_eq!(
+        problems(
+            "[scheduler.estimator]\ninterval = 0\npercentile = 1.5\n[scheduler.peaks]\nratio = 0\nselect = \"mid\"\n\
+             defaultms = 1\n"
+        ),
+        [
+            "2:12: `scheduler.estimator.interval`: 0 is out of range",
+            "3:14: `scheduler.estimator.percentile`: 1.5 is out of range",
+            "5:9: `scheduler.peaks.ratio`: 0 is out of range",
+            "6:10: `scheduler.peaks.select`: \"mid\" is not known",
+            "7:1: unknown key `defaultms` in [scheduler.peaks]",
+        ]
+    );
+}
+
 #[test]
 fn tenants_share_what_there_is() {
     let site = good(
@@ -220,10 +243,13 @@ fn tenants_share_what_there_is() {
     );
 }
 
+/// Every key, as `section.key`, `environment` apart, whose keys are the site's own.
 fn every_key() -> BTreeSet<String> {
     let read =
         read::site(example()).unwrap_or_else(|problems| panic!("the page's example: {problems:?}"));
-    read.keys.into_iter().collect()
+    let keys: BTreeSet<String> = read.keys.into_iter().collect();
+    let is_section = |key: &String| keys.iter().any(|other| other.starts_with(&format!("{key}.")));
+    keys.iter().filter(|key| !key.contains('.') || !is_section(key)).cloned().collect()
 }
 
 /// The rows of the page's tables: `section.key` and the default as written.

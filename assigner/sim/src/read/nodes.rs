@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use acb_cluster_conf::Policy as PolicyName;
 use acb_cluster_conf::fields::{Fields, boolean, choice, integer, number, string};
+use acb_cluster_conf::{
+    MemoryConfig, PeakEstimator, PhaseEstimator, Policy as PolicyName, SchedulerConfig,
+};
 use acb_core::{
-    Backfill, Config, EstimatorConfig, FairShare, GpuConfig, Policy, Priority, QueueConfig,
-    TenantConfig,
+    Backfill, Config, EstimatorConfig, FairShare, GpuConfig, PeakConfig, Policy, Priority,
+    QueueConfig, Select, TenantConfig,
 };
 use toml::Spanned;
 
@@ -108,10 +110,14 @@ impl Reader<'_> {
         nodes
     }
 
-    /// What every node's scheduler is told. Keys that the cluster file has too have the same names.
+    /// What every node's scheduler is told. Keys that the cluster file has too have the same names and defaults.
     fn scheduler(&mut self, top: &mut Fields<'_, '_>) -> Config {
         let mut config = Config::new(Vec::new(), Policy::GpuAffinity);
-        config.quantum = Duration::from_secs(2); // the cluster file's default
+        let defaults = SchedulerConfig::default();
+        config.quantum = Duration::from_millis(defaults.quantum_ms.get().into());
+        config.max_bypass = defaults.max_bypass;
+        config.max_bypass_time = Duration::from_secs(defaults.max_bypass_s.into());
+        config.switch_share = MemoryConfig::default().switch_share.value();
         let Some(mut fields) = top.section("scheduler", self.problems) else { return config };
         let policy =
             fields.read("policy", self.problems, |v| choice(v, &PolicyName::ALL, PolicyName::name));
@@ -163,6 +169,7 @@ impl Reader<'_> {
             (None, None) => None,
         };
         config.estimator = self.estimator(&mut fields);
+        config.peaks = self.peaks(&mut fields);
         fields.finish(self.problems);
         config
     }
@@ -254,25 +261,43 @@ impl Reader<'_> {
 
     /// ACB's estimator of phase times.
     fn estimator(&mut self, scheduler: &mut Fields<'_, '_>) -> EstimatorConfig {
-        let defaults = EstimatorConfig::default();
-        let Some(mut fields) = scheduler.section("estimator", self.problems) else {
-            return defaults;
+        let given = match scheduler.section("estimator", self.problems) {
+            Some(mut fields) => {
+                let given = PhaseEstimator::read(&mut fields, self.problems);
+                fields.finish(self.problems);
+                given
+            }
+            None => PhaseEstimator::default(),
         };
-        let mut count = |reader: &mut Self, key| {
-            fields.read(key, reader.problems, |v| integer::<u32>(v, 1, 1_000_000, ""))
-        };
-        let start_count = count(self, "start_count");
-        let latest_count = count(self, "latest_count");
-        let interval = count(self, "interval");
-        let percentile = fields.read("percentile", self.problems, |v| number(v, 0.0, 1.0, ""));
-        let default = fields.read("default_ms", self.problems, milliseconds);
-        fields.finish(self.problems);
         EstimatorConfig {
-            start_count: or(start_count, defaults.start_count),
-            latest_count: or(latest_count, defaults.latest_count),
-            interval: or(interval, defaults.interval),
-            percentile: or(percentile, defaults.percentile),
-            default: or(default, defaults.default),
+            start_count: given.start_count.get(),
+            latest_count: given.latest_count.get(),
+            interval: given.interval.get(),
+            percentile: given.percentile.value(),
+            default: Duration::from_millis(given.default_ms.into()),
+        }
+    }
+
+    /// ACB's estimator of peak memory.
+    fn peaks(&mut self, scheduler: &mut Fields<'_, '_>) -> PeakConfig {
+        let given = match scheduler.section("peaks", self.problems) {
+            Some(mut fields) => {
+                let given = PeakEstimator::read(&mut fields, self.problems);
+                fields.finish(self.problems);
+                given
+            }
+            None => PeakEstimator::default(),
+        };
+        PeakConfig {
+            start_count: given.start_count.get(),
+            latest_count: given.latest_count.get(),
+            interval: given.interval.get(),
+            percentile: given.percentile.value(),
+            ratio: given.ratio.value(),
+            select: match given.select {
+                acb_cluster_conf::Select::Min => Select::Min,
+                acb_cluster_conf::Select::Max => Select::Max,
+            },
         }
     }
 }
