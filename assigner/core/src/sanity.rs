@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::Eligible;
-use crate::gang::Member;
+use crate::gang::{GangName, Member, Stage};
 use crate::ids::{ClientId, Epoch, Gpu};
 use crate::memory::RoomFault;
 use crate::order::{Given, Line};
@@ -47,6 +47,9 @@ pub enum SanityError {
     /// A request that has made way for another one twice: they could go on for ever.
     #[error("one request has made way for that of {0} twice")]
     Twice(ClientId),
+    /// A gang holds on although others wait and all of its members have had their turn.
+    #[error("{0} holds on: others wait, and all of its members here have had their turn")]
+    Overstays(GangName),
     /// A GPU is kept for a lower level.
     #[error("{1} is kept for somebody of a lower level than {0}, which waits for it")]
     Outranked(ClientId, Gpu),
@@ -79,6 +82,7 @@ impl Scheduler {
         self.check_counts()?;
         self.check_waiting()?;
         self.check_made_way()?;
+        self.check_turns()?;
         match self.memory_fault() {
             Some((gpu, fault)) => Err(SanityError::Room(gpu, fault)),
             None => Ok(()),
@@ -339,6 +343,25 @@ impl Scheduler {
             let distinct: BTreeSet<&Ticket> = made_way.iter().collect();
             if distinct.len() != made_way.len() {
                 return Err(SanityError::Twice(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Work conservation in a round: the GPU of a member that is idle stays its gang's, and so can be idle while others wait.
+    /// That is a reservation, and this is its bound: a round is due `slack` after somebody waits and a member is idle, and
+    /// then ends here as soon as those that asked have had their turn. So it is a quantum at most, from when the memory of
+    /// the last of them was there (and over nodes what the slowest node says, and the network). To end it before that
+    /// would let the first that is idle end it for all, again and again.
+    fn check_turns(&self) -> Result<(), SanityError> {
+        for gang in self.gangs.node.snapshot() {
+            let Stage::Holding { served: false, due: true, .. } = gang.stage else { continue };
+            let leases = gang.members.iter().filter_map(|id| self.clients[id].known_lease());
+            let mut turns = leases
+                .filter(|lease| lease.recalled.is_none())
+                .map(|lease| lease.latest_recall(&self.config));
+            if turns.all(|end| end <= self.now) {
+                return Err(SanityError::Overstays(gang.name));
             }
         }
         Ok(())

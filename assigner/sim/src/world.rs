@@ -15,6 +15,7 @@ mod fires;
 mod gang;
 mod memory;
 mod node;
+mod recalls;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

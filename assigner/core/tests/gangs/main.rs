@@ -1,5 +1,6 @@
 //! Gangs: the real machines of nodes and controller, on GPUs and a network that the tests own.
 
+mod causes;
 mod model;
 mod random;
 mod world;

@@ -374,6 +374,15 @@ fn a_gang_on_two_nodes_of_which_one_crashes() {
     assert!(states > 10_000, "{states}");
 }
 
+/// A gang has two GPUs of one node at a moment or none, and one of another node; a rival is in the way of one of the two.
+#[test]
+fn two_gpus_on_a_node() {
+    let gangs = vec![vec![(0, 0), (0, 1), (1, 0)]];
+    let (nodes, singles) = (vec![2, 1], vec![(0, 1)]);
+    let states = check(Small { nodes, gangs, singles, on_the_way: 1, ..Small::default() });
+    assert!(states > 10_000, "{states}");
+}
+
 #[test]
 fn messages_that_overtake_each_other() {
     let gangs = vec![vec![(0, 0), (1, 0)]];

@@ -1,12 +1,11 @@
 //! What must be true of the world, whatever the schedulers believe.
 //!
-//! Owns: exclusion, epochs, promises, liveness, and why leases are asked back. Does not own: the invariants of a
-//! scheduler's own state (`Scheduler::sanity_check`); gangs (`apart`); that nobody takes GPUs back and forth, which shows
-//! only where clients do nothing but quarrel (the properties of `acb-core`).
+//! Owns: exclusion, epochs, promises, liveness. Does not own: the invariants of a scheduler's own state
+//! (`Scheduler::sanity_check`); gangs (`apart`); why leases are asked back (`recalls`).
 
 use std::time::Duration;
 
-use acb_core::{Cause, Eligible, Epoch, Event, Gpu, Priority, Time};
+use acb_core::{Eligible, Epoch, Event, Gpu, Time};
 
 use super::client::Client;
 use super::node::index;
@@ -342,63 +341,6 @@ impl World<'_, '_> {
                 *guaranteed = None;
             }
         }
-    }
-
-    /// A lease is asked back. For a guarantee that is done only to a tenant that holds more than its own, so that what is
-    /// borrowed gets less with every such recall; for a priority only while somebody of a higher level waits.
-    pub(super) fn check_recall(&mut self, node: usize, victim: usize) {
-        // What a gang has taken without telling its members cannot be seen from here.
-        if self.watch.check && self.gangs.members.is_empty() {
-            let number = super::node::number(victim);
-            let snapshot =
-                self.nodes[node].scheduler.as_ref().map(|scheduler| scheduler.snapshot());
-            let clients = snapshot.map(|snapshot| snapshot.clients).unwrap_or_default();
-            let cause =
-                clients.iter().find(|it| it.client == number).and_then(|it| it.recalled_for);
-            let waits = |other: &usize| {
-                let number = super::node::number(*other);
-                clients.iter().any(|it| it.client == number && it.position.is_some())
-            };
-            let all = 0..self.clients.len();
-            let waiting: Vec<usize> = all.filter(waits).collect();
-            let name = || self.name(victim).to_owned();
-            let wrong = match cause {
-                Some(Cause::Quota) if self.borrowed(node, victim) <= 0 => {
-                    Some(format!("{} is recalled within its tenant's guarantee", name()))
-                }
-                Some(Cause::Priority)
-                    if !waiting.iter().any(|it| self.level(*it) > self.level(victim)) =>
-                {
-                    Some(format!("{} is recalled, but nobody of a higher level waits", name()))
-                }
-                _ => None,
-            };
-            if let Some(wrong) = wrong {
-                self.violated(wrong);
-            }
-        }
-        self.clients[victim].leaves = true;
-    }
-
-    /// GPUs that a client's tenant holds beyond its guarantee, without those that it has been asked for.
-    fn borrowed(&self, node: usize, client: usize) -> i64 {
-        let spec = &self.scenario.clients[client];
-        let clients = self.clients.iter().zip(&self.scenario.clients);
-        let held = clients.filter(|(client, other)| {
-            client.holds && !client.leaves && other.node == node && other.tenant == spec.tenant
-        });
-        let held: i64 = held.map(|(_, other)| i64::from(other.gpus)).sum();
-        let tenants = &self.scenario.nodes[node].config.tenants;
-        let tenant = tenants.iter().find(|tenant| tenant.name == spec.tenant);
-        held - tenant.map_or(0, |tenant| i64::from(tenant.guarantee))
-    }
-
-    /// How urgent a client is: the priority of its queue, then its own.
-    fn level(&self, client: usize) -> (Priority, Priority) {
-        let spec = &self.scenario.clients[client];
-        let queues = &self.scenario.nodes[spec.node].config.queues;
-        let queue = queues.iter().find(|queue| queue.name == spec.queue);
-        (queue.map_or(Priority::default(), |queue| queue.priority), spec.priority)
     }
 
     /// True if a client's leases are on GPUs that nobody else has meanwhile.

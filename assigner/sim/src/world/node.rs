@@ -11,6 +11,7 @@ use super::{Happening, World};
 use crate::scenario;
 use crate::world::client::Life;
 use crate::world::memory::LinkTruth;
+use crate::world::recalls::Moment;
 
 /// A GPU as it is, whatever the scheduler believes.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,8 @@ pub(super) struct Node {
     pub(super) kernel: Duration,
     /// It is gone for good.
     pub(super) is_dead: bool,
+    /// What was recalled at this moment.
+    pub(super) moment: Moment,
 }
 
 impl Node {
@@ -62,6 +65,7 @@ impl Node {
             excused: Time(0),
             kernel: Duration::ZERO,
             is_dead: false,
+            moment: Moment::default(),
         })
     }
 }
@@ -147,6 +151,7 @@ impl World<'_, '_> {
     pub(super) fn tell(&mut self, index_of_node: usize, event: Event) {
         self.log(|scenario| format!("{} < {event:?}", scenario.nodes[index_of_node].name));
         self.note(&event);
+        self.note_moment(index_of_node, &event);
         let now = self.now;
         let node = &mut self.nodes[index_of_node];
         let Some(scheduler) = &mut node.scheduler else { return };
@@ -162,6 +167,7 @@ impl World<'_, '_> {
             self.log(|scenario| format!("{} > {action:?}", scenario.nodes[index_of_node].name));
             self.answer(index_of_node, action);
         }
+        self.note_seats(index_of_node);
         let node = &mut self.nodes[index_of_node];
         let deadline = node.scheduler.as_ref().and_then(Scheduler::poll_deadline);
         if let Some(at) = deadline

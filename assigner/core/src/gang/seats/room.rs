@@ -126,14 +126,17 @@ impl Scheduler {
             };
             if lease.recalled.is_some() {
                 excess = excess.saturating_sub(client.width);
-            } else if let Claim::Now(cause) = self.claim(&who, *id, &[]) {
-                holders.push((lease.epoch, *id, client.width, cause));
+            } else {
+                holders.push((lease.epoch, *id, client.width));
             }
         }
         holders.sort_unstable_by_key(|(epoch, ..)| *epoch);
-        while let Some((_, id, width, cause)) = holders.pop().filter(|_| excess > 0) {
-            excess = excess.saturating_sub(width);
-            self.recall_for(member, id, cause);
+        while let Some((_, id, width)) = holders.pop().filter(|_| excess > 0) {
+            // What has been taken before from its tenant may protect it now.
+            if let Claim::Now(cause) = self.claim(&who, id, &[]) {
+                excess = excess.saturating_sub(width);
+                self.recall_for(member, id, cause);
+            }
         }
     }
 
