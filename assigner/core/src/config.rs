@@ -117,6 +117,14 @@ impl Default for MemoryConfig {
 }
 
 impl Config {
+    /// Reads what a plan looks at (`warm`).
+    pub(crate) fn warm(&self) -> u64 {
+        let sizes = self.gpus.len() ^ self.topology.links.len() ^ self.topology.distances.len();
+        let spans = [self.quantum, self.drain, self.max_bypass_time, self.memory.late];
+        let spans = spans.iter().fold(self.settle.until.0, |seen, it| seen ^ it.as_secs());
+        sizes as u64 ^ spans ^ u64::from(self.estimator.interval ^ self.max_bypass)
+    }
+
     /// A configuration with ACB's defaults.
     #[must_use]
     pub fn new(gpus: Vec<GpuConfig>, policy: Policy) -> Config {

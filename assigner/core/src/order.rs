@@ -21,6 +21,7 @@ use crate::ids::{Gpu, Priority};
 use crate::queue::QueueId;
 use crate::scheduler::{Scheduler, Ticket};
 use crate::sorted::Sorted;
+use crate::table::Number;
 use crate::tenant::{TenantId, Used};
 
 /// What a request is worth: the priority of its queue, then its own. The higher takes GPUs from the lower.
@@ -107,6 +108,17 @@ impl Line {
     /// The lanes in which somebody waits, with the first of each.
     pub(crate) fn heads(&self) -> impl Iterator<Item = (LaneKey, Place)> {
         self.lanes.iter().filter_map(|(key, places)| Some((*key, *places.first()?)))
+    }
+
+    /// Reads where the places of its lanes are (`warm`).
+    pub(crate) fn warm_lanes(&self) -> u64 {
+        self.lanes.iter().fold(0, |seen, (_, places)| seen ^ places.len() as u64)
+    }
+
+    /// Reads the first place of each lane (`warm`).
+    pub(crate) fn warm_places(&self) -> u64 {
+        let firsts = self.lanes.iter().filter_map(|(_, places)| places.first());
+        firsts.fold(0, |seen, place| seen ^ place.ticket.number())
     }
 
     fn after(&self, key: LaneKey, place: Place) -> Option<Place> {

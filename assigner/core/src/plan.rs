@@ -78,8 +78,8 @@ impl Lease {
             spent: Span::default(),
             made_way: Tickets::default(),
             ticket: None,
-            ends: None,
-            yields: None,
+            ends: NEVER,
+            yields: NEVER,
             passed: Tickets::default(),
             promised: None,
             is_told: true,
@@ -109,6 +109,7 @@ impl Scheduler {
     }
 
     fn plan_island(&mut self, island: &GpuSet) {
+        self.warm_plan(island);
         // Who holds and who is next decides who gets memory.
         self.memory.note_turns(island.iter());
         let before = island.iter().filter_map(|gpu| {
@@ -141,7 +142,7 @@ impl Scheduler {
             open.tries += u32::from(open.fresh == 0);
             let excess = self.excess(lane, &given);
             let limited = !excess.is_none();
-            let keeps = self.clients[&client].member.as_ref().is_some_and(Member::keeps);
+            let keeps = self.clients[&client].member.as_deref().is_some_and(Member::keeps);
             if !limited
                 && !keeps
                 && let Some(start) = self.start(&self.queue[&ticket])
@@ -350,16 +351,16 @@ impl Scheduler {
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
         lease.made_way = waiter.made_way;
-        lease.ends = waiter.estimate.map(|estimate| self.now.after(estimate));
+        lease.ends = waiter.estimate.map_or(NEVER, |estimate| self.now.after(estimate));
         lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
         for earlier in &start.passes {
             let passed = self.queue.get_mut(earlier).expect("GPUs are kept for waiting clients");
-            if self.clients[&passed.client].member.as_ref().is_some_and(Member::keeps) {
+            if self.clients[&passed.client].member.as_deref().is_some_and(Member::keeps) {
                 continue; // its gang waits for others, not for this lease
             }
             passed.bypassed += 1;
             let expected = passed.reservation.map(|reservation| reservation.expected);
-            lease.yields = lease.yields.into_iter().chain(expected).min();
+            lease.yields = lease.yields.min(expected.unwrap_or(NEVER));
         }
         lease.passed = start.passes;
         for gpu in &lease.gpus {
@@ -390,7 +391,7 @@ impl Scheduler {
                     && self.memory.could_fit(who.client, *gpu)
             })
             .collect();
-        if client.bound.is_empty() && client.member.as_ref().is_some_and(Member::keeps) {
+        if client.bound.is_empty() && client.member.as_deref().is_some_and(Member::keeps) {
             pool.sort_by_cached_key(|gpu| {
                 (self.outlook(who, *gpu, &[]), self.preference(client, *gpu))
             });
@@ -452,7 +453,7 @@ impl Scheduler {
         }
         // A member of a gang that only keeps does not start where it could share: nobody there is in its way.
         let client = &self.clients[&who.client];
-        let keeps = client.member.as_ref().is_some_and(Member::keeps);
+        let keeps = client.member.as_deref().is_some_and(Member::keeps);
         let needed = kept.iter().filter(|gpu| !keeps || !self.is_free(**gpu, client));
         let taken = self.holders_of(kept);
         for holder in needed.flat_map(|gpu| &self.gpus[gpu.index()].holders) {

@@ -103,6 +103,11 @@ impl Queues {
         self.0.iter().any(|queue| !queue.policy.is_exclusive())
     }
 
+    /// Reads what each holds (`warm`).
+    pub(crate) fn warm(&self) -> u64 {
+        self.0.iter().take(8).fold(0, |seen, queue| seen ^ u64::from(queue.held))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
         (0..).map(QueueId).zip(&self.0)
     }

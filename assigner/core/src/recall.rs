@@ -19,6 +19,7 @@
 //! once lowers it, whatever guarantees and limits say, and n requests see at most n(n-1) of them before time goes on.
 //! That this is hardly ever needed follows from what is recalled: only what lets the other start (`plan`).
 
+use std::hint::black_box;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -117,7 +118,7 @@ impl Lease {
             false => self.progress.after(config.memory.late),
         };
         let end = started.after(self.span(config.quantum));
-        self.yields.map_or(end, |yields| yields.min(end))
+        self.yields.min(end)
     }
 }
 
@@ -216,7 +217,7 @@ impl Scheduler {
                         _ => (end, end),
                     };
                     // A holder beyond its estimate may be done at any moment.
-                    let expected = lease.ends.map_or(end, |ends| ends.min(end));
+                    let expected = lease.ends.min(end);
                     (Back::Later, expected.max(now), recalled.max(now))
                 }
             };
@@ -288,6 +289,7 @@ impl Scheduler {
             let client = &self.clients[&self.queue[&ticket].client];
             let is_of_gang = client.member.is_some(); // its members start together, or not at all
             if !is_of_gang && self.excess(client.lane(), &Given::default()).is_none() {
+                black_box(self.warm_holders(self.candidates(client)));
                 let gpus = self.candidates(client).map(|gpu| &self.gpus[gpu.index()]);
                 let holders = gpus.flat_map(|gpu| gpu.holders.iter().copied());
                 let mut told: Vec<(Epoch, ClientId)> =

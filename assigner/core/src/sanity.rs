@@ -284,7 +284,7 @@ impl Scheduler {
                 given.add_to_queue(id, first.unwrap_or(0));
             }
             let limited = !self.excess(lane, &given).is_none();
-            let keeps = client.member.as_ref().is_some_and(Member::keeps);
+            let keeps = client.member.as_deref().is_some_and(Member::keeps);
             if !limited && !keeps && candidates.iter().filter(idle).count() >= width {
                 return Err(SanityError::Idle(waiter.client));
             }

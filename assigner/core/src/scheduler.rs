@@ -42,15 +42,17 @@ pub(crate) use crate::state::{
 pub struct Scheduler {
     pub(crate) now: Time,
     pub(crate) next_epoch: Epoch,
-    next_ticket: Ticket,
+    /// When something is due.
+    deadline: Option<Time>,
+    pub(crate) gpus: Vec<GpuState>,
     /// GPUs that nobody holds.
     pub(crate) unheld: usize,
+    pub(crate) dirty: Dirty,
+    next_ticket: Ticket,
     /// Gangs have been heard of.
     has_gangs: bool,
     /// Clients of an earlier life are waited for.
     pub(crate) settling: bool,
-    pub(crate) gpus: Vec<GpuState>,
-    pub(crate) dirty: Dirty,
     pub(crate) actions: VecDeque<Action>,
     /// By time, then by lease, so that names decide nothing.
     pub(crate) timers: Sorted<(Time, Epoch, ClientId)>,
@@ -101,6 +103,7 @@ impl Scheduler {
             askers: Sorted::default(),
             next_epoch: config.first_epoch,
             next_ticket: Ticket::default(),
+            deadline: None,
             dirty: Dirty::default(),
             actions: VecDeque::new(),
             config,
@@ -113,6 +116,7 @@ impl Scheduler {
             scheduler.gangs.node.restore(&gang, left);
             scheduler.has_gangs = true;
         }
+        scheduler.deadline = scheduler.earliest();
         Ok(scheduler)
     }
 
@@ -120,6 +124,7 @@ impl Scheduler {
     /// clients are ignored: they crossed with the end of that client.
     pub fn handle(&mut self, event: Event, now: Time) {
         self.now = self.now.max(now);
+        self.warm_event(&event);
         if let Some(shares) = &mut self.shares {
             shares.tick(self.now);
         }
@@ -156,6 +161,7 @@ impl Scheduler {
             self.plan();
             self.settle_memory();
         }
+        self.deadline = self.earliest();
     }
 
     /// The next thing to do; `None` when all is done.
@@ -166,6 +172,10 @@ impl Scheduler {
     /// When to send [`Event::Timer`], if nothing else happens before.
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    fn earliest(&self) -> Option<Time> {
         let settling = self.settling && !self.expected.is_empty();
         let settle = settling.then_some(self.config.settle.until);
         let recall = self.timers.first().map(|(at, ..)| *at);
@@ -277,7 +287,7 @@ impl Scheduler {
             last: GpuList::default(),
             waiting: None,
             lease: None,
-            member: spec.gang.as_ref().map(|gang| Member::new(gang, level)),
+            member: spec.gang.as_ref().map(|gang| Box::new(Member::new(gang, level))),
             let_go: spec.gang.is_none(),
             is_refused: false,
             estimator: Estimator::default(),

@@ -111,12 +111,9 @@ pub(crate) struct Reservation {
 pub(crate) struct Lease {
     // What a plan asks of all leases…
     pub(crate) recalled: Option<Time>,
-    /// When the holder expects to be done.
-    pub(crate) ends: Option<Time>,
     /// The waiting clients that it was let go before.
     pub(crate) passed: Tickets,
-    /// The request that it was granted for.
-    pub(crate) ticket: Option<Ticket>,
+    pub(crate) gpus: GpuList,
     /// All of the holder's memory is on the GPUs.
     pub(crate) is_ready: bool,
     /// The client knows of it. Others are seats of a gang (`gang::seats`).
@@ -130,6 +127,7 @@ pub(crate) struct Lease {
     pub(crate) stuck: bool,
     /// Why it was recalled.
     pub(crate) cause: Option<Cause>,
+    pub(crate) epoch: Epoch,
     // … of those in somebody's way…
     /// When its quantum began.
     pub(crate) started: Time,
@@ -137,16 +135,18 @@ pub(crate) struct Lease {
     pub(crate) least: Span,
     /// Its quantum is so much shorter: an earlier lease for the same request had that much.
     pub(crate) spent: Span,
-    /// A backfilled lease is recalled when the one it went before could start.
-    pub(crate) yields: Option<Time>,
-    pub(crate) epoch: Epoch,
+    /// When the holder expects to be done; the end of time: nobody knows.
+    pub(crate) ends: Time,
+    /// A backfilled lease is recalled when the one it went before could start; the end of time: it is none.
+    pub(crate) yields: Time,
     /// Its entry in the timers: the recall, or the end of patience after it.
     pub(crate) timer: Option<Time>,
-    // … and of those whose GPUs are kept for others.
-    pub(crate) gpus: GpuList,
+    pub(crate) granted: Time,
+    // … and now and then.
+    /// The request that it was granted for.
+    pub(crate) ticket: Option<Ticket>,
     /// What the client had been promised when it waited.
     pub(crate) promised: Option<Time>,
-    pub(crate) granted: Time,
     /// When the holder last got room for its memory.
     pub(crate) progress: Time,
     /// What of its memory was not there when it was granted.
@@ -173,17 +173,17 @@ pub(crate) struct Client {
     pub(crate) let_go: bool,
     /// It was told that it gets nothing any more; what it has is counted until it leaves.
     pub(crate) is_refused: bool,
+    /// Its part in its gang.
+    pub(crate) member: Option<Box<Member>>,
     /// Only with the policy that needs it.
     pub(crate) peaks: Option<Box<Peaks>>,
     // Where it may run.
-    /// Its part in its gang.
-    pub(crate) member: Option<Member>,
     pub(crate) eligible: Eligible,
     /// In the client's device order; empty until it is bound.
     pub(crate) bound: GpuList,
-    // What changes with every lease.
     /// What its latest lease covered, for affinity.
     pub(crate) last: GpuList,
+    // What changes with every lease.
     /// When it entered the present state.
     pub(crate) since: Time,
     pub(crate) grants: u64,

@@ -110,6 +110,16 @@ impl<K: Number, V: Record<K>> Table<K, V> {
         self.places.iter_mut().flatten()
     }
 
+    /// Reads the lines of the index (`warm`).
+    pub(crate) fn warm_index(&self) -> u64 {
+        self.index.iter().step_by(16).fold(0, |seen, place| seen ^ u64::from(*place))
+    }
+
+    /// Records in no order, the first of them.
+    pub(crate) fn some(&self) -> impl Iterator<Item = &V> {
+        self.places.iter().flatten()
+    }
+
     /// Where in the index a record's place stands.
     fn find(&self, key: K) -> Option<usize> {
         if self.index.is_empty() {

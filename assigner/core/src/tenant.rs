@@ -183,6 +183,11 @@ impl Tenants {
         &mut self.list[id.0 as usize]
     }
 
+    /// Reads what each holds (`warm`).
+    pub(crate) fn warm(&self) -> u64 {
+        self.list.iter().take(8).fold(0, |seen, tenant| seen ^ u64::from(tenant.held))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TenantId, &Tenant)> {
         (0..).map(TenantId).zip(&self.list)
     }

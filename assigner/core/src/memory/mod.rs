@@ -82,6 +82,12 @@ impl Memory {
         }
     }
 
+    /// Reads what a plan looks at (`warm`).
+    pub(crate) fn warm(&self) -> u64 {
+        let both = self.in_use.is_empty() ^ self.dirty.is_empty();
+        u64::from(both) ^ self.lateness.len() as u64
+    }
+
     /// Something has changed on a GPU.
     fn note(&mut self, gpu: Gpu) {
         self.in_use.insert(gpu);
