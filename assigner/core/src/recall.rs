@@ -103,6 +103,14 @@ pub(crate) const NEVER: Time = Time(u64::MAX);
 /// the one that is kept for it would have given back by then if it were idle.
 const PATIENCE: Duration = Duration::from_millis(10);
 
+/// Bytes a second that every link moves: a quarter of four lanes of PCIe 3, which four GPUs share.
+const SLOWEST: u64 = 1 << 29;
+
+/// How long so many bytes may be on their way.
+fn at_least(bytes: u64) -> Duration {
+    Duration::from_nanos((bytes as u128 * 1_000_000_000 / u128::from(SLOWEST)) as u64)
+}
+
 impl Lease {
     /// How long it lasts when it is contended: the quantum, or as long as its switch is worth.
     fn span(&self, quantum: Duration) -> Duration {
@@ -111,11 +119,13 @@ impl Lease {
 
     /// When it is recalled if somebody waits for it.
     ///
-    /// The quantum begins when all of its memory is on the GPUs, or nothing more has come for too long.
+    /// The quantum begins when all of its memory is on the GPUs, or nothing more has come for too long. That is
+    /// longer than what it lacked takes on the slowest link: else it could be recalled whenever it is half there, and two
+    /// such clients would swap for ever.
     pub(crate) fn latest_recall(&self, config: &Config) -> Time {
         let started = match self.is_ready {
             true => self.started,
-            false => self.progress.after(config.memory.late),
+            false => self.progress.after(config.memory.late + at_least(self.lacked)),
         };
         let end = started.after(self.span(config.quantum));
         self.yields.min(end)

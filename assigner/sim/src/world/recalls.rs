@@ -138,12 +138,11 @@ impl World<'_, '_> {
         (queue.map_or(Priority::default(), |queue| queue.priority), spec.priority)
     }
 
-    /// How urgent it is at most while it waits: as urgent as the first of its gang.
+    /// How urgent it is at most while it waits: as urgent as the first of its gang, its queue included.
     fn waits_at(&self, client: usize) -> (Priority, Priority) {
-        let (queue, own) = self.level(client);
         let gang = self.scenario.clients[client].gang.as_ref();
         let members = gang.and_then(|gang| self.gangs.members.get(&gang.name));
-        let all = members.into_iter().flatten().map(|it| self.scenario.clients[*it].priority);
-        (queue, all.max().map_or(own, |most| most.max(own)))
+        let all = members.into_iter().flatten().map(|it| self.level(*it));
+        all.fold(self.level(client), Ord::max)
     }
 }
