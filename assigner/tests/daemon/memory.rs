@@ -98,6 +98,12 @@ impl Program {
         assert_eq!(sum, mib * MIB);
     }
 
+    /// Its memory is there.
+    fn ready(&mut self, epoch: u64) {
+        let ready = v1::Ready { epoch, switch_ns: 5, bytes_in: 0 };
+        self.client.send(client_message::Kind::Ready(ready));
+    }
+
     /// The next eviction that is asked for, MiB.
     fn evict(&mut self) -> u64 {
         self.until(|kind| match kind {
@@ -134,6 +140,7 @@ fn what_one_client_lacks_another_moves_away() {
     one.claim(700);
     let epoch = one.acquire();
     one.credited(700);
+    one.ready(epoch);
     other.claim(600);
     // More is claimed than there is: both need memory of the host.
     assert_eq!((one.arena(), other.arena()), (700, 600));
@@ -146,8 +153,7 @@ fn what_one_client_lacks_another_moves_away() {
     other.credited(100);
     one.evicted(200);
     other.credited(176);
-    let switch_ns = 5;
-    other.client.send(client_message::Kind::Ready(v1::Ready { epoch, switch_ns, bytes_in: 0 }));
+    other.ready(epoch);
     let shown = eventually("Ready is counted", || {
         let status = home.status();
         let gpu = status["nodes"][0]["gpus"][0].clone();
@@ -166,6 +172,7 @@ fn a_restart_in_the_middle_of_a_switch_loses_nothing() {
     one.claim(900);
     let epoch = one.acquire();
     one.credited(900);
+    one.ready(epoch);
     other.claim(900);
     other.client.acquire();
     other.credited(124);

@@ -225,6 +225,8 @@ impl Client {
                 Ok(0) => return None,
                 Ok(count) => self.decoder.extend(&part[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                // A read with a time limit does not go on by itself after its process was stopped.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }
