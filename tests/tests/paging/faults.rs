@@ -125,6 +125,26 @@ fn an_assigner_that_is_killed_in_mid_switch_comes_back_and_the_switch_goes_on() 
     Ok(())
 }
 
+/// In its GPU phase; its assigner starts again and lets another have the GPU, for the memory of both fits.
+#[test]
+fn a_holder_that_is_stopped_through_a_restart_meets_nobody_and_loses_nothing() -> Result<()> {
+    let stage = Stage::on(1, 112 << 20, "", &[])?;
+    let mut other = stage.large("other")?;
+    let mut sleeper = stage.large("sleeper")?;
+    signal(sleeper.pid(), "STOP")?;
+    sleeper.request("step")?;
+    stage.kill_assigner()?;
+    is_right(&mut other)?;
+    signal(sleeper.pid(), "CONT")?;
+    sleeper.answer()?;
+    is_right(&mut sleeper)?;
+    is_right(&mut other)?;
+    let log = stage.outside.log();
+    ensure!(log.contains("others have had its GPU since its lease"), "{log}");
+    ensure!(stage.log_of("sleeper")?.contains("no call passes the gate any more"));
+    Ok(())
+}
+
 #[test]
 fn an_endless_kernel_keeps_its_memory_until_its_program_ends() -> Result<()> {
     let stage = Stage::with("", &["--quantum-ms", "100"])?;
