@@ -91,8 +91,8 @@ fn from_pairs(gpus: usize, between: impl Fn(usize, usize) -> Option<Way>) -> Top
     let rows: Option<Vec<Vec<Way>>> = (0..gpus).map(row).collect();
     let Some(ways) = rows else { return Topology::default() };
     let mut links: Vec<u32> = Vec::new();
-    for gpu in 0..gpus {
-        let mate = (0..gpu).find(|mate| ways[gpu][*mate].is_shared());
+    for (gpu, row) in ways.iter().enumerate() {
+        let mate = (0..gpu).find(|mate| row[*mate].is_shared());
         let own = u32::try_from(gpu).expect("NVML numbers GPUs with 32 bits");
         links.push(mate.map_or(own, |mate| links[mate]));
     }
