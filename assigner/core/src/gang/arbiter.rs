@@ -350,7 +350,8 @@ impl Gang {
     }
 
     fn priority(&self) -> i32 {
-        self.standings.values().map(|standing| standing.priority).max().unwrap_or(0)
+        let with_members = self.standings.values().filter(|standing| standing.members > 0);
+        with_members.map(|standing| standing.priority).max().unwrap_or(0)
     }
 
     fn needs(&self) -> impl Iterator<Item = (NodeId, Gpu)> {
