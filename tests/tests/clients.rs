@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acb_tests::bench::outside::Outside;
 use acb_tests::bench::record::Round;
@@ -25,6 +25,9 @@ const FEW_BYTES: u64 = 3 << 20;
 const MOST_BYTES: u64 = 24 << 20;
 /// Between two looks at the status.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// When nothing is expected to come any more.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A program and what comes before the options of all of them.
 #[derive(Clone)]
@@ -50,7 +53,20 @@ impl Client {
     }
 
     /// Runs all rounds; its record.
-    fn run(&self, mut command: Command, name: &str, bytes: u64) -> Result<Vec<Round>> {
+    fn run(&self, command: Command, name: &str, bytes: u64) -> Result<Vec<Round>> {
+        let rounds = self.run_until(None, command, name, bytes)?;
+        ensure!(rounds.len() == ROUNDS, "{name}: {} rounds", rounds.len());
+        Ok(rounds)
+    }
+
+    /// Runs all rounds, and further ones until a file is there; its record.
+    fn run_until(
+        &self,
+        until: Option<&Path>,
+        mut command: Command,
+        name: &str,
+        bytes: u64,
+    ) -> Result<Vec<Round>> {
         command.args(&self.script);
         command.args(["--rounds", &ROUNDS.to_string(), "--cpu-ms", "20", "--gpu-ms", "10"]);
         command.args([
@@ -61,12 +77,15 @@ impl Client {
             "--name",
             name,
         ]);
+        if let Some(file) = until {
+            command.arg("--until").arg(file);
+        }
         let ended =
             command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
         let stdout = String::from_utf8_lossy(&ended.stdout);
         let rounds: Vec<Round> = stdout.lines().filter_map(Round::parse).collect();
         ensure!(ended.status.success(), "{name}: {ended:?}");
-        ensure!(rounds.len() == ROUNDS && rounds.iter().all(|round| round.ok), "{name}: {ended:?}");
+        ensure!(rounds.iter().all(|round| round.ok), "{name}: {ended:?}");
         Ok(rounds)
     }
 
@@ -137,23 +156,34 @@ fn swap_each_other(clients: &[Client]) -> Result<()> {
     let options = ["--context-mib", "2", "--chunk-mib", "2"];
     let outside = Outside::start(&prefix, SMALL, &options)?;
     let mut paged_in: BTreeMap<u32, u64> = BTreeMap::new();
+    let folder = tempfile::tempdir()?;
+    let until = folder.path().join("enough");
     std::thread::scope(|scope| -> Result<()> {
         let running: Vec<_> = clients
             .iter()
             .enumerate()
             .map(|(at, client)| {
-                let (outside, name) = (&outside, format!("{}{at}", client.name));
+                let (outside, until) = (&outside, &until);
+                let name = format!("{}{at}", client.name);
                 scope.spawn(move || {
-                    client.run(outside.agarun(&[], &client.program), &name, MOST_BYTES)
+                    let command = outside.agarun(&[], &client.program);
+                    client.run_until(Some(until), command, &name, MOST_BYTES)
                 })
             })
             .collect();
-        while !running.iter().all(|client| client.is_finished()) {
-            for client in outside.status()?.into_iter().flat_map(|status| status.clients) {
+        // They go on until the memory of all has come back, or one of them has failed.
+        let begin = Instant::now();
+        while !running.iter().any(|client| client.is_finished()) && begin.elapsed() < PATIENCE {
+            let clients_now = outside.status().ok().flatten().map(|status| status.clients);
+            for client in clients_now.into_iter().flatten() {
                 paged_in.insert(client.pid, client.memory().paged_in);
+            }
+            if paged_in.len() == clients.len() && paged_in.values().all(|bytes| *bytes > 0) {
+                break;
             }
             std::thread::sleep(LOOK);
         }
+        std::fs::write(&until, "")?;
         for client in running {
             client.join().expect("no panic").with_context(|| outside.log())?;
         }

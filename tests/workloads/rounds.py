@@ -5,6 +5,7 @@ workloads own what happens on the GPU.
 """
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -18,6 +19,7 @@ WRONG_DATA = 3
 def options(way):
     parser = argparse.ArgumentParser(description=f"CPU and GPU phases through {way}; checks its data in every round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--until", metavar="FILE", help="run further rounds until this file is there")
     parser.add_argument("--cpu-ms", type=float, default=20, help="length of a CPU phase")
     parser.add_argument("--gpu-ms", type=float, default=10, help="length of the kernels of a GPU phase, together")
     parser.add_argument("--bytes", type=int, default=1 << 20, help="device memory of each of the two arrays")
@@ -49,7 +51,9 @@ def run(client, options):
     """
     words = options.bytes // 8
     kept = mixed(words, options.seed)
-    for number in range(options.rounds):
+    for number in itertools.count():
+        if number >= options.rounds and (options.until is None or os.path.exists(options.until)):
+            break
         cpu_start = time.monotonic_ns()
         time.sleep(options.cpu_ms / 1000)
         fresh = mixed(words, options.seed + 1000 * (number + 1))

@@ -5,6 +5,7 @@
 //! and the record of `phases`, one line of JSON a round. Does not own: the kernels.
 #![allow(unsafe_code)] // cudarc's launch is unsafe: it cannot check a kernel's arguments.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,9 @@ struct Options {
     /// Rounds to run
     #[arg(long, default_value_t = 5)]
     rounds: u64,
+    /// Run further rounds until this file is there
+    #[arg(long, value_name = "FILE")]
+    until: Option<PathBuf>,
     /// Length of a CPU phase
     #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
     cpu_ms: Duration,
@@ -83,7 +87,10 @@ fn run(options: &Options) -> anyhow::Result<bool> {
     let mut kept = vec![0; words];
     reference::fill(&mut kept, options.seed);
     let steps = Steps::default().then(SALT);
-    for round in 0..options.rounds {
+    let goes_on = |round: u64| {
+        round < options.rounds || options.until.as_ref().is_some_and(|file| !file.exists())
+    };
+    for round in (0..).take_while(|round| goes_on(*round)) {
         let cpu_start_ns = now();
         std::thread::sleep(options.cpu_ms);
         let mut fresh = vec![0; words];
