@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// How long nothing need be heard. Half of what an assigner waits for its clients after a restart.
 const TRUST_MS: u64 = 1000;
-/// How often the link thread makes certain while the gate is open.
+/// How often the link thread makes certain.
 pub(crate) const BEAT: Duration = Duration::from_millis(400);
 /// Without an assigner there is nothing to be certain of.
 const FOR_EVER: u64 = u64::MAX;

@@ -20,9 +20,6 @@ use std::time::{Duration, Instant};
 /// Pauses between attempts to reach a lost assigner.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
-/// A program may close the socket without this thread's being told, and a message that could not be
-/// sent at once must go: so often both are looked at.
-const ROUNDS: Duration = Duration::from_secs(2);
 /// A connection that lived shorter than this counts as a failed attempt.
 const STABLE: Duration = Duration::from_secs(1);
 
@@ -135,10 +132,13 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
 
 /// Waits for a message or the time, and sends what could not be sent at once. Whether there is
 /// something to be read, be it the end.
+///
+/// A program may close the socket without this thread's being told, and a message that could not be sent at once must
+/// go: both are looked at with every beat.
 fn wait(connection: &Connection, time: Option<Duration>) -> bool {
     let Some(descriptor) = connection.socket.descriptor() else { return true };
-    let rounds = if LINK.gate.snapshot().open { BEAT } else { ROUNDS };
-    let time = time.unwrap_or(rounds).min(rounds);
+    // Also while the gate is closed: a call that reads its grant itself opens it without a word to this thread.
+    let time = time.unwrap_or(BEAT).min(BEAT);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
     let pending = !LINK.outbox().pending.is_empty();
     let (ear, writable) = (connection.socket.ear(), PollFlags::OUT);
