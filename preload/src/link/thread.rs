@@ -15,6 +15,7 @@ use crate::settings::{OnFailure, Settings};
 use acb_wire::v1::assigner_message::Kind;
 use acb_wire::v1::{Acquire, Held, Refused, client_message};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// Pauses between attempts to reach a lost assigner.
@@ -137,6 +138,8 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
 /// go: both are looked at with every beat.
 fn wait(connection: &Connection, time: Option<Duration>) -> bool {
     let Some(descriptor) = connection.socket.descriptor() else { return true };
+    // What came before has been handled. Who often hears something never sees the time pass below.
+    is_silent(descriptor);
     // Also while the gate is closed: a call that reads its grant itself opens it without a word to this thread.
     let time = time.unwrap_or(BEAT).min(BEAT);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
@@ -161,16 +164,18 @@ fn wait(connection: &Connection, time: Option<Duration>) -> bool {
         return true;
     }
     // The ear is shut while a call has the turn, and that call may never come back.
+    is_silent(descriptor) == Some(false)
+}
+
+/// Whether nothing has come that is not known, not even the end: then the connection is whole.
+fn is_silent(descriptor: BorrowedFd<'_>) -> Option<bool> {
     let at = Moment::now();
     let mut shut = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    match poll(&mut shut, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(0) => {
-            LINK.beat(at); // the connection is whole, and what was said on it is known
-            false
-        }
-        Ok(_) => true,
-        Err(_) => false,
+    let come = poll(&mut shut, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok()?;
+    if come == 0 {
+        LINK.beat(at);
     }
+    Some(come == 0)
 }
 
 /// Tries again and again until grace is over.
