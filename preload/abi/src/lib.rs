@@ -197,7 +197,7 @@ mod tests {
             words.next() == Some("CUmemGenericAllocationHandle")
                 && words.next().is_some_and(|name| name != "mcHandle" && !name.starts_with('*'))
         };
-        let all = declared().filter(|(_, parameters)| parameters.iter().any(|p| given(&p)));
+        let all = declared().filter(|(_, parameters)| parameters.iter().any(given));
         let (seen, missed): (Vec<&Function>, Vec<&Function>) =
             all.map(|(f, _)| f).partition(|f| matches!(f.class, Class::Mapping | Class::Share));
         assert!(seen.len() >= 5, "{seen:?}");
