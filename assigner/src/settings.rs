@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acb_cluster_conf::SOCKET_PATH_MAX;
-use acb_cluster_conf::{
-    JobSpec, Key, LoadError, Multinode, OnFailure, PeakEstimator, PhaseEstimator, Role as HostRole,
-};
+use acb_cluster_conf::{JobSpec, Key, LoadError, Multinode, OnFailure, Role as HostRole};
 use acb_core::{EstimatorConfig, PeakConfig, Policy, Select};
+
+use acb_sim::terms;
 
 use crate::cli::{Place, Start};
 use crate::inventory::Wanted;
@@ -448,12 +448,12 @@ impl Settings {
             gpus: Wanted::Job(spec.gpus.clone()),
             nvml: spec.driver.nvml.clone().map(PathBuf::from).or_else(|| start.nvml.clone()),
             scheduling: Scheduling {
-                policy: policy(spec.policy),
+                policy: terms::policy(spec.policy),
                 quantum: Duration::from_millis(spec.quantum_ms.get().into()),
                 max_bypass: spec.max_bypass,
                 max_bypass_time: Duration::from_secs(spec.max_bypass_s.into()),
-                estimator: phases(&spec.estimator),
-                peaks: peaks(&spec.peaks),
+                estimator: terms::phases(&spec.estimator),
+                peaks: terms::peaks(&spec.peaks),
                 tenancy: Tenancy {
                     queues: spec.queues.clone(),
                     tenants: spec.tenants.clone(),
@@ -504,38 +504,6 @@ impl Settings {
             Role::Controller { .. } => "controller",
             Role::Executor { .. } => "executor",
         }
-    }
-}
-
-pub(crate) fn policy(policy: acb_cluster_conf::Policy) -> Policy {
-    match policy {
-        acb_cluster_conf::Policy::Simple => Policy::Simple,
-        acb_cluster_conf::Policy::GpuSharing => Policy::GpuSharing,
-        acb_cluster_conf::Policy::GpuAffinity => Policy::GpuAffinity,
-    }
-}
-
-fn phases(given: &PhaseEstimator) -> EstimatorConfig {
-    EstimatorConfig {
-        start_count: given.start_count.get(),
-        latest_count: given.latest_count.get(),
-        interval: given.interval.get(),
-        percentile: given.percentile.value(),
-        default: Duration::from_millis(given.default_ms.into()),
-    }
-}
-
-fn peaks(given: &PeakEstimator) -> PeakConfig {
-    PeakConfig {
-        start_count: given.start_count.get(),
-        latest_count: given.latest_count.get(),
-        interval: given.interval.get(),
-        percentile: given.percentile.value(),
-        ratio: given.ratio.value(),
-        select: match given.select {
-            acb_cluster_conf::Select::Min => Select::Min,
-            acb_cluster_conf::Select::Max => Select::Max,
-        },
     }
 }
 

@@ -155,7 +155,7 @@ impl Tenancy {
         let queue = |rule: &QueueRule| QueueConfig {
             priority: acb_core::Priority::new(rule.priority.number())
                 .expect("both have the same bounds"),
-            policy: rule.policy.map(crate::settings::policy),
+            policy: rule.policy.map(acb_sim::terms::policy),
             max_gpus: rule.max_gpus.map(NonZeroU32::get),
             max_clients: rule.max_clients.map(NonZeroU32::get),
             ..QueueConfig::new(rule.name.as_str())

@@ -23,6 +23,7 @@ pub mod report;
 pub mod scenario;
 pub mod soak;
 pub mod svg;
+pub mod terms;
 pub mod timeline;
 pub mod world;
 

@@ -85,6 +85,8 @@ fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) ->
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
+        // All that came to this thread has been done. Who often hears something never sees the time pass in `wait`.
+        connection.socket.descriptor().map(is_silent);
         LINK.turn.offer(&connection.socket, !connection.is_in_mid_message());
         let readable = wait(connection, time);
         if LINK.turn.take(readable)
@@ -138,8 +140,6 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
 /// go: both are looked at with every beat.
 fn wait(connection: &Connection, time: Option<Duration>) -> bool {
     let Some(descriptor) = connection.socket.descriptor() else { return true };
-    // What came before has been handled. Who often hears something never sees the time pass below.
-    is_silent(descriptor);
     // Also while the gate is closed: a call that reads its grant itself opens it without a word to this thread.
     let time = time.unwrap_or(BEAT).min(BEAT);
     let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };

@@ -9,8 +9,7 @@ use acb_cluster_conf::{
     MemoryConfig, PeakEstimator, PhaseEstimator, Policy as PolicyName, SchedulerConfig,
 };
 use acb_core::{
-    Backfill, Config, EstimatorConfig, FairShare, GpuConfig, PeakConfig, Policy, Priority,
-    QueueConfig, Select, TenantConfig,
+    Backfill, Config, FairShare, GpuConfig, Policy, Priority, QueueConfig, TenantConfig,
 };
 use toml::Spanned;
 
@@ -18,6 +17,7 @@ use super::clients::{numbers, priority, rows};
 use super::limits::PlacedLimit;
 use super::{PlacedNode, Reader, gibibytes, milliseconds, or, seconds};
 use crate::scenario::{Link, Node};
+use crate::terms;
 
 /// Most nodes and GPUs of a scenario.
 const MOST_NODES: usize = 10_000;
@@ -130,7 +130,7 @@ impl Reader<'_> {
             fields.read("max_bypass", self.problems, |v| integer::<u32>(v, 0, 1_000_000, ""));
         let max_bypass_s =
             fields.read("max_bypass_s", self.problems, |v| integer::<u64>(v, 0, 86_400, "seconds"));
-        config.policy = core_policy(or(policy, PolicyName::GpuAffinity));
+        config.policy = terms::policy(or(policy, PolicyName::GpuAffinity));
         if let Some(quantum) = quantum {
             config.quantum = Duration::from_millis(quantum.into_inner());
         }
@@ -168,8 +168,14 @@ impl Reader<'_> {
             }
             (None, None) => None,
         };
-        config.estimator = self.estimator(&mut fields);
-        config.peaks = self.peaks(&mut fields);
+        if let Some(mut fields) = fields.section("estimator", self.problems) {
+            config.estimator = terms::phases(&PhaseEstimator::read(&mut fields, self.problems));
+            fields.finish(self.problems);
+        }
+        if let Some(mut fields) = fields.section("peaks", self.problems) {
+            config.peaks = terms::peaks(&PeakEstimator::read(&mut fields, self.problems));
+            fields.finish(self.problems);
+        }
         fields.finish(self.problems);
         config
     }
@@ -251,61 +257,11 @@ impl Reader<'_> {
             queues.push(QueueConfig {
                 name,
                 priority: or(priority, Priority::default()),
-                policy: policy.map(|policy| core_policy(policy.into_inner())),
+                policy: policy.map(|policy| terms::policy(policy.into_inner())),
                 max_gpus: max_gpus.map(Spanned::into_inner),
                 max_clients: max_clients.map(Spanned::into_inner),
             });
         }
         queues
-    }
-
-    /// ACB's estimator of phase times.
-    fn estimator(&mut self, scheduler: &mut Fields<'_, '_>) -> EstimatorConfig {
-        let given = match scheduler.section("estimator", self.problems) {
-            Some(mut fields) => {
-                let given = PhaseEstimator::read(&mut fields, self.problems);
-                fields.finish(self.problems);
-                given
-            }
-            None => PhaseEstimator::default(),
-        };
-        EstimatorConfig {
-            start_count: given.start_count.get(),
-            latest_count: given.latest_count.get(),
-            interval: given.interval.get(),
-            percentile: given.percentile.value(),
-            default: Duration::from_millis(given.default_ms.into()),
-        }
-    }
-
-    /// ACB's estimator of peak memory.
-    fn peaks(&mut self, scheduler: &mut Fields<'_, '_>) -> PeakConfig {
-        let given = match scheduler.section("peaks", self.problems) {
-            Some(mut fields) => {
-                let given = PeakEstimator::read(&mut fields, self.problems);
-                fields.finish(self.problems);
-                given
-            }
-            None => PeakEstimator::default(),
-        };
-        PeakConfig {
-            start_count: given.start_count.get(),
-            latest_count: given.latest_count.get(),
-            interval: given.interval.get(),
-            percentile: given.percentile.value(),
-            ratio: given.ratio.value(),
-            select: match given.select {
-                acb_cluster_conf::Select::Min => Select::Min,
-                acb_cluster_conf::Select::Max => Select::Max,
-            },
-        }
-    }
-}
-
-fn core_policy(policy: PolicyName) -> Policy {
-    match policy {
-        PolicyName::Simple => Policy::Simple,
-        PolicyName::GpuSharing => Policy::GpuSharing,
-        PolicyName::GpuAffinity => Policy::GpuAffinity,
     }
 }
