@@ -430,11 +430,13 @@ impl Pager {
         let cause = device::name(result);
         if bereft {
             warning!(
-                "{call} on GPU {device} failed ({cause}): a kernel or a copy has broken the program's CUDA context, what its                  memory held is lost, and its next call is told so; end the program and start it anew"
+                "{call} on GPU {device} failed ({cause}): a kernel or a copy has broken the program's CUDA context, what its \
+                 memory held is lost, and its next call is told so; end the program and start it anew"
             );
         } else {
             warning!(
-                "{call} on GPU {device} failed ({cause}): a CUDA context of the program is broken, and its memory is moved                  through another context, where it is whole; end the program and start it anew if it does not expect that"
+                "{call} on GPU {device} failed ({cause}): a CUDA context of the program is broken, and its memory is moved \
+                 through another context, where it is whole; end the program and start it anew if it does not expect that"
             );
         }
     }

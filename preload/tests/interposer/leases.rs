@@ -541,3 +541,30 @@ fn a_submission_costs_little() {
     let ended = client.end().succeeded().prints("added=");
     println!("{}", ended.stdout());
 }
+
+/// Whether it hears something now and then, or nothing. A machine that leaves the link thread without a processor for a second
+/// makes a call wait rightly, so not all of them are looked at.
+#[test]
+fn who_runs_on_does_not_wait_to_be_certain_of_its_lease() {
+    for hears in [false, true] {
+        let lab = Lab::new();
+        let assigner = Assigner::listen(&lab.socket());
+        let mut client = lab.start("launch 0 0 0 0");
+        let mut peer = assigner.accept_client();
+        peer.grant(1);
+        for launch in 1..=4 {
+            wait_until("a launch", || lab.count("cuLaunchKernel") == launch);
+            let began = Instant::now();
+            wait_until("a while", || {
+                if hears {
+                    peer.say(Say::Notice(Notice { text: "others are waiting too".into() }));
+                }
+                began.elapsed() > Duration::from_millis(1500)
+            });
+            client.tell("on");
+        }
+        let ended = client.end().succeeded();
+        let waits = ended.stderr().matches("for the GPU").count();
+        assert!(waits < 4, "hears: {hears}: each call waited\n{}", ended.stderr());
+    }
+}
