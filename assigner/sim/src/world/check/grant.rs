@@ -1,0 +1,125 @@
+//! Exclusion and epochs: who is granted what, and who computes where.
+
+use acb_core::{Eligible, Epoch, Gpu};
+
+use super::Due;
+use crate::world::node::number;
+use crate::world::{Lease, World};
+
+impl World<'_, '_> {
+    /// A lease was granted: its epoch is new, and it is no later than promised.
+    pub(in crate::world) fn check_grant(
+        &mut self,
+        node: usize,
+        client: usize,
+        epoch: Epoch,
+        gpus: &[usize],
+    ) {
+        // A gang takes its leases before its members are told: others can be granted later ones meanwhile, elsewhere.
+        let exclusive = self.is_alone(client);
+        let latest = match self.scenario.clients[client].gang {
+            None => self.nodes[node].latest_epoch,
+            Some(_) if exclusive => {
+                gpus.iter().filter_map(|gpu| self.nodes[node].gpus[*gpu].granted).max()
+            }
+            Some(_) => None,
+        };
+        if latest.is_some_and(|latest| epoch <= latest) {
+            self.violated(format!("{epoch} of {} is not new", self.name(client)));
+        }
+        let truth = &mut self.nodes[node];
+        truth.latest_epoch = truth.latest_epoch.max(Some(epoch));
+        for gpu in gpus {
+            truth.gpus[*gpu].granted = truth.gpus[*gpu].granted.max(Some(epoch));
+        }
+        let wanted = self.scenario.clients[client].gpus as usize;
+        if gpus.len() != wanted {
+            self.violated(format!("{} wants {wanted} GPUs and got {gpus:?}", self.name(client)));
+        }
+        let scheduler = self.nodes[node].scheduler.as_ref();
+        let promised = scheduler.and_then(|s| s.promised_start(number(client)));
+        self.outcome.promises += u64::from(promised.is_some());
+        self.check_outrun(node, client, gpus);
+        let (asked, guaranteed) = self.check_wait(client);
+        self.clients[client].due = Some(Due { asked, promised, guaranteed });
+        if self.scenario.clients[client].memory == 0 {
+            self.check_ready(client);
+        }
+    }
+
+    /// While a client waits, no more than one of a lower level starts where it could.
+    fn check_outrun(&mut self, node: usize, granted: usize, gpus: &[usize]) {
+        // Gangs start as a whole, and before they are told.
+        if !self.watch.check
+            || !self.gangs.members.is_empty()
+            || self.now < self.nodes[node].excused
+        {
+            return;
+        }
+        // Nor is in the way who shares a GPU with others.
+        if !self.is_alone(granted) {
+            return;
+        }
+        let level = self.level(granted);
+        let waits = |at: &usize| {
+            self.scenario.clients[*at].node == node
+                && self.clients[*at].waits.is_some()
+                && self.could_use(*at, gpus)
+        };
+        let waiting: Vec<usize> = (0..self.clients.len()).filter(waits).collect();
+        // Who is entitled goes before all levels; and who waits for several GPUs lends those that are there to whoever gives
+        // them back in time.
+        let is_plain = |at: &usize| {
+            let config = &self.scenario.nodes[node].config;
+            let spec = &self.scenario.clients[*at];
+            let tenant = config.tenants.iter().find(|tenant| tenant.name == spec.tenant);
+            tenant.is_none_or(|tenant| tenant.guarantee == 0) && spec.gpus == 1
+        };
+        if !is_plain(&granted) || !waiting.iter().all(is_plain) {
+            return;
+        }
+        for at in waiting {
+            if self.level(at) > level && !self.is_limited(at) {
+                self.clients[at].outrun += 1;
+                if self.clients[at].outrun > 1 {
+                    let (one, two) = (self.name(at), self.name(granted));
+                    self.violated(format!(
+                        "{two} starts, the second of a lower level than {one}, which waits"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn could_use(&self, client: usize, gpus: &[usize]) -> bool {
+        let (spec, bound) = (&self.scenario.clients[client], self.bound_to(client));
+        gpus.iter().map(|gpu| Gpu(*gpu as u32)).any(|gpu| match &spec.eligible {
+            _ if spec.bound || !bound.is_empty() => bound.contains(&gpu),
+            Eligible::All => true,
+            Eligible::Only(some) => some.contains(&gpu),
+        })
+    }
+
+    /// A client begins to compute under a lease.
+    pub(in crate::world) fn check_start(&mut self, node: usize, client: usize, lease: &Lease) {
+        let alone = self.is_alone(client);
+        let mut wrong = Vec::new();
+        for gpu in &lease.gpus {
+            let truth = &self.nodes[node].gpus[gpu.0 as usize];
+            let other = truth.running.iter().find(|other| alone || self.is_alone(**other));
+            if let Some(other) = other {
+                let (one, two) = (self.name(client), self.name(*other));
+                wrong.push(format!("{one} and {two} compute on {gpu} at a time"));
+            }
+            let latest = if alone { truth.epoch } else { truth.alone };
+            if latest > Some(lease.epoch).max(lease.renewed) {
+                let name = self.name(client);
+                wrong
+                    .push(format!("{name} computes on {gpu} under {}, which is over", lease.epoch));
+            }
+        }
+        for wrong in wrong {
+            self.violated(wrong);
+        }
+    }
+}
