@@ -51,6 +51,12 @@ impl Assigner {
         Peer { stream, decoder: Decoder::new(), report: MemoryReport::default() }
     }
 
+    /// Whether nobody has connected since.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.listener.set_nonblocking(true).unwrap();
+        self.listener.accept().is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// A client that has gone through cuInit, with 16 GiB on its GPU.
     pub(crate) fn accept_client(&self) -> Peer {
         self.accept_client_with(welcome())

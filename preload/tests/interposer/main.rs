@@ -14,6 +14,8 @@ mod exports;
 mod fixed;
 mod fixed_client;
 mod forks;
+mod guests;
+mod guests_client;
 mod handed;
 mod leases;
 mod paging;

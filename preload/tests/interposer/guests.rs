@@ -1,0 +1,50 @@
+//! Being a guest: in programs with thousands of threads and hardly any stack, that open the driver anew, that start others.
+
+use crate::assigner::Assigner;
+use crate::setup::{Lab, wait_until};
+use acb_wire::v1::Granted;
+use acb_wire::v1::assigner_message::Kind as Say;
+
+/// How many threads of a process sleep.
+fn sleepers(pid: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let sleeps = |task: std::path::PathBuf| {
+        std::fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") S "))
+    };
+    tasks.filter(|task| task.as_ref().is_ok_and(|task| sleeps(task.path()))).count()
+}
+
+#[test]
+fn thousands_of_threads_with_the_smallest_stacks_wait_at_the_gate() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("crowd 2000");
+    let mut peer = assigner.accept_client();
+    peer.acquire();
+    wait_until("all wait", || sleepers(client.pid()) > 2000);
+    peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
+    client.tell("on");
+    let ended = client.end().succeeded().prints("launched=2000");
+    assert_eq!(ended.stderr().matches("for the GPU").count(), 2000, "not all have waited");
+}
+
+#[test]
+fn a_driver_that_is_opened_and_closed_often_stays_in_use() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("reopen");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    client.end().succeeded().prints("launch=0");
+}
+
+#[test]
+fn programs_that_are_started_are_no_clients_and_disturb_none() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("spawn");
+    let mut peer = assigner.accept_client();
+    peer.grant(1);
+    client.end().succeeded().prints("launch=0");
+    assert!(assigner.is_left_alone(), "a program without CUDA said something");
+}
