@@ -79,7 +79,8 @@ unsafe fn whole<'a>(image: *const u8) -> Option<&'a [u8]> {
     match u32::from_le_bytes(head) {
         ELF => {
             let head = piece(64);
-            let table = long(head, 40)? + u64::from(half(head, 58)?) * u64::from(half(head, 60)?);
+            let sections = u64::from(half(head, 58)?) * u64::from(half(head, 60)?);
+            let table = long(head, 40)?.checked_add(sections)?;
             let head = piece(usize::try_from(table).ok()?);
             Some(piece(end_of_machine_code(head)?))
         }
