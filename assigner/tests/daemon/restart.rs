@@ -18,25 +18,46 @@ pub(crate) fn kill_worker(home: &Home) {
     eventually("a new worker", || worker_of(supervisor).filter(|new| *new != worker));
 }
 
+/// A client that holds the one GPU when the worker dies.
+struct Orphan {
+    client: Client,
+    number: u64,
+    held: Held,
+}
+
+fn orphan(home: &Home) -> Orphan {
+    home.start(&["--gpu-list", "0"]);
+    let (mut client, number) = Client::join(&home.socket(), None);
+    let bound = client.bind();
+    client.acquire();
+    let epoch = client.granted();
+    kill_worker(home);
+    Orphan {
+        client,
+        number,
+        held: Held { client: number, bound, epoch, room: vec![0], ..Held::default() },
+    }
+}
+
+/// Another one that asks for it.
+fn rival(home: &Home) -> (Client, u64) {
+    let (mut rival, number) = Client::join(&home.socket(), None);
+    rival.bind();
+    rival.acquire();
+    (rival, number)
+}
+
 #[test]
 fn a_holder_comes_back_with_its_lease() {
     let home = Home::new();
-    home.start(&["--gpu-list", "0"]);
-    let socket = home.socket();
-    let (mut holder, number) = Client::join(&socket, None);
-    let bound = holder.bind();
-    holder.acquire();
-    let epoch = holder.granted();
-    kill_worker(&home);
-    assert!(holder.try_next().is_none());
+    let Orphan { mut client, number, held } = orphan(&home);
+    let epoch = held.epoch;
+    assert!(client.try_next().is_none());
 
     // Another one is faster than the holder: it must not get the GPU.
-    let (mut other, other_number) = Client::join(&socket, None);
+    let (mut other, other_number) = rival(&home);
     assert_ne!(other_number, number);
-    other.bind();
-    other.acquire();
-    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
-    let (mut holder, again) = Client::join(&socket, Some(held));
+    let (mut holder, again) = Client::join(&home.socket(), Some(held));
     assert_eq!(again, number);
     let status = home.status();
     let clients = status["nodes"][0]["clients"].as_array().unwrap().clone();
@@ -53,39 +74,22 @@ fn a_holder_comes_back_with_its_lease() {
 #[test]
 fn epochs_grow_over_restarts_and_a_silent_holder_loses_its_lease_in_the_end() {
     let home = Home::new();
-    home.start(&["--gpu-list", "0"]);
-    let socket = home.socket();
-    let (mut holder, _) = Client::join(&socket, None);
-    holder.bind();
-    holder.acquire();
-    let epoch = holder.granted();
-    kill_worker(&home);
-    let (mut other, _) = Client::join(&socket, None);
-    other.bind();
-    other.acquire();
+    let orphan = orphan(&home);
     // This process is alive, but does not come back within the settle time.
-    assert!(other.granted() > epoch);
+    assert!(rival(&home).0.granted() > orphan.held.epoch);
 }
 
 #[test]
 fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
     let home = Home::new();
-    home.start(&["--gpu-list", "0"]);
-    let socket = home.socket();
-    let (mut holder, number) = Client::join(&socket, None);
-    let bound = holder.bind();
-    holder.acquire();
-    let epoch = holder.granted();
-    kill_worker(&home);
-    let (mut other, _) = Client::join(&socket, None);
-    other.bind();
-    other.acquire();
+    let Orphan { number, held, client: _silent } = orphan(&home);
+    let epoch = held.epoch;
+    let (mut other, _) = rival(&home);
     let later = other.granted();
     let notes = home.status()["nodes"][0]["notes"].to_string();
     assert!(notes.contains("1 clients from before the restart are not back"), "{notes}");
 
-    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
-    let (mut holder, again) = Client::join(&socket, Some(held));
+    let (mut holder, again) = Client::join(&home.socket(), Some(held));
     assert_eq!(again, number);
     match holder.next() {
         Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
