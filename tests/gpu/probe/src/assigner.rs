@@ -86,6 +86,15 @@ impl Assigner {
         command
     }
 
+    /// A program under the interposer and the audit library.
+    pub(crate) fn run_audited(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.agarun(&["--audit"], program);
+        if let Some(driver) = &self.driver {
+            command.env("ACB_DRIVER", driver);
+        }
+        command
+    }
+
     /// What the assigner says of itself, as JSON.
     pub(crate) fn status(&self) -> anyhow::Result<serde_json::Value> {
         let mut text = String::new();

@@ -10,12 +10,15 @@ use serde_json::Value;
 use crate::driver::device::{Event, Gpu, Grid, Kernel, Module, Stream};
 use crate::driver::table::DriverError;
 use crate::host;
+use crate::reference::splitmix64;
 use crate::row::{Line, Row};
 
 /// A mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
 /// A gibibyte.
 pub(crate) const GIB: u64 = 1 << 30;
+/// Why a row has no value, where there would have been time if what came before it had been quicker.
+pub(crate) const NO_TIME: &str = "no time was left";
 
 /// Kernels that the software GPU knows too.
 const SHARED_PTX: &str = include_str!("../../../workloads/kernels.ptx");
@@ -97,6 +100,12 @@ impl Bench {
         self.deadline.saturating_duration_since(Instant::now()).as_secs_f64()
     }
 
+    /// That there is still so much time.
+    pub(crate) fn time_for(&self, seconds: f64) -> anyhow::Result<()> {
+        anyhow::ensure!(self.seconds_left() > seconds, NO_TIME);
+        Ok(())
+    }
+
     /// The chunk sizes that are compared, largest left out where `limit` bytes do not hold two of them.
     pub(crate) fn chunks(&self, limit: u64) -> Vec<u64> {
         let full = [2 * MIB, 8 * MIB, 32 * MIB, 64 * MIB, 256 * MIB, GIB];
@@ -134,6 +143,14 @@ pub(crate) fn label(bytes: u64) -> String {
         format!("{}GiB", bytes / GIB)
     } else {
         format!("{}MiB", bytes / MIB)
+    }
+}
+
+/// The same for sizes that nobody has chosen: whole GiB, from one on.
+pub(crate) fn about(bytes: u64) -> String {
+    match bytes >= GIB {
+        true => label((bytes + GIB / 2) / GIB * GIB),
+        false => label(bytes),
     }
 }
 
@@ -194,6 +211,41 @@ impl Workbench {
         Ok(self.gpu.read(out.at, 1)?[0])
     }
 
+    /// Whether each word of device memory is as expected, and a digest of all. In pieces, for the host may have no room for a second
+    /// copy of the whole, and by several threads: one alone would take longer than all that is measured.
+    pub(crate) fn compare(
+        &self,
+        at: u64,
+        words: u64,
+        expected: impl Fn(u64) -> u64 + Sync,
+    ) -> anyhow::Result<(bool, u64)> {
+        let threads = host::cores().clamp(1, 16);
+        let (mut right, mut digest) = (true, 0u64);
+        let piece = 64 * MIB / 8;
+        for from in (0..words).step_by(piece as usize) {
+            let data = self.gpu.read(at + from * 8, piece.min(words - from))?;
+            let part = data.len().div_ceil(threads).max(1);
+            let compare = &|first: u64, part: &[u64]| {
+                part.iter().zip(first..).fold((true, 0u64), |(right, digest), (word, i)| {
+                    let mixed = splitmix64(word ^ splitmix64(i));
+                    (right & (*word == expected(i)), digest.wrapping_add(mixed))
+                })
+            };
+            let parts = std::thread::scope(|scope| {
+                let start =
+                    |(n, words)| scope.spawn(move || compare(from + (n * part) as u64, words));
+                let workers: Vec<_> = data.chunks(part).enumerate().map(start).collect();
+                workers.into_iter().map(|worker| worker.join()).collect::<Vec<_>>()
+            });
+            for part in parts {
+                let (same, mixed) = part.map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+                right &= same;
+                digest = digest.wrapping_add(mixed);
+            }
+        }
+        Ok((right, digest))
+    }
+
     /// Device seconds of each of `repeats` runs of the work, after `warm` that do not count.
     pub(crate) fn device_seconds(
         &self,
@@ -226,6 +278,7 @@ mod tests {
         assert_eq!(label(256 * MIB), "256MiB");
         assert_eq!(label(GIB), "1GiB");
         assert_eq!(label(16 * GIB), "16GiB");
+        assert_eq!([about(3 * GIB + GIB / 3), about(96 * MIB)], ["3GiB", "96MiB"]);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Every row that a full run has, with what it says and what the design took for granted before any
-//! GPU was seen. The page of results is laid out by it. Pure.
+//! GPU was seen. The page of results is laid out by it, cell by cell. Pure.
+
+use crate::groups::{frameworks, paths, sharing};
+use crate::table::{Position, position};
 
 /// A plain row, or a column of a matrix whose lines are sizes, programs or flavours.
 pub(crate) struct Entry {
@@ -18,6 +21,101 @@ const fn entry(
     assumed: &'static str,
 ) -> Entry {
     Entry { group, name, what, assumed }
+}
+
+/// Chunks that are compared, as row names have them.
+const CHUNKS: [&str; 6] = ["2MiB", "8MiB", "32MiB", "64MiB", "256MiB", "1GiB"];
+/// The contract tests: what `contract --list` prints.
+const CASES: &str = include_str!("../../contract/cases.txt");
+
+/// What a run on a GPU is made for, by row.
+const ASKED: [&str; 19] = [
+    "context_mib",
+    "duplex_out_gb_per_s",
+    "duplex_in_gb_per_s",
+    "hash.gb_per_s",
+    "mapped_over_plain.stream",
+    "mapped_over_plain.matmul",
+    "launch_added_ns",
+    "swap_plain_out_gb_per_s",
+    "swap_plain_in_gb_per_s",
+    "swap.switch_gb_per_s",
+    "swap.data",
+    "swap_most.share_of_copy",
+    "contract.case",
+    "load_paths.without_audit",
+    "nvml.agrees",
+    "sharing.shared_over_serial",
+    "sharing.results",
+    "frameworks.results",
+    "frameworks.swapped_results",
+];
+
+pub(crate) fn is_asked(entry: &Entry) -> bool {
+    ASKED.contains(&entry.name)
+}
+
+impl Entry {
+    /// The lines of its matrix in a full run; none: it is a plain row.
+    pub(crate) fn lines(&self) -> Vec<&'static str> {
+        let Some((matrix, _)) = self.name.split_once('.') else { return Vec::new() };
+        match matrix {
+            "pin" => vec!["1GiB", "4GiB", "16GiB"],
+            "pipeline" => CHUNKS[..5].to_vec(),
+            "swap_most" => vec!["64MiB"],
+            "driver_checkpoint" => vec!["1GiB", "8GiB", "32GiB"],
+            "contract" => CASES.lines().collect(),
+            "load_paths" => paths::WAYS.iter().map(|(way, ..)| *way).collect(),
+            "nvml" => paths::ASKERS.iter().map(|(asker, _)| *asker).collect(),
+            "frameworks" => frameworks::PROGRAMS.iter().map(|(name, ..)| *name).collect(),
+            "sharing" => sharing::flavours(self.name == "sharing.swapped_gib"),
+            _ => CHUNKS.to_vec(),
+        }
+    }
+
+    /// What it consists of: itself, or a cell for each line.
+    pub(crate) fn cells(&self) -> Vec<Option<&'static str>> {
+        let lines = self.lines();
+        if lines.is_empty() { vec![None] } else { lines.into_iter().map(Some).collect() }
+    }
+
+    /// Whether a row is the entry's in such a line.
+    pub(crate) fn has(&self, line: Option<&str>, row: &str) -> bool {
+        match (row.split_once('@'), line) {
+            (None, None) => row == self.name,
+            (Some((path, own)), Some(line)) => path == self.name && is_of_line(own, line),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a line of a result is one of a full run's: the same, or with the size that it came to.
+pub(crate) fn is_of_line(found: &str, line: &str) -> bool {
+    let Some(rest) = found.strip_prefix(line) else { return false };
+    let size = rest.strip_prefix('-').and_then(|rest| rest.strip_suffix("iB"));
+    let number = size.and_then(|size| size.strip_suffix(['G', 'M']));
+    rest.is_empty() || number.is_some_and(|number| number.parse::<u64>().is_ok())
+}
+
+/// The matrices of a group, in the order of the page.
+pub(crate) fn matrices(group: &str) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for entry in ROWS.iter().filter(|entry| entry.group == group) {
+        if let Position::Cell { matrix, .. } = position_of(entry.name)
+            && !found.contains(&matrix)
+        {
+            found.push(matrix);
+        }
+    }
+    found
+}
+
+/// An entry's place: a plain row, or a column.
+fn position_of(name: &'static str) -> Position<'static> {
+    match name.split_once('.') {
+        Some((matrix, column)) => Position::Cell { matrix, column, line: "" },
+        None => position(name),
+    }
 }
 
 /// In the order of the page.
@@ -223,6 +321,7 @@ pub(crate) const ROWS: &[Entry] = &[
         "",
     ),
     entry("contract", "contract_failed", "that do not", "0"),
+    entry("contract", "contract.case", "each of them", "ok"),
     entry("swap", "swap_plain_out_gb_per_s", "a plain pinned copy out", ""),
     entry("swap", "swap_plain_in_gb_per_s", "a plain pinned copy in", ""),
     entry(
@@ -245,7 +344,43 @@ pub(crate) const ROWS: &[Entry] = &[
         "0.83 at least: 1.2 one-way copies",
     ),
     entry("swap", "swap.first_gb_per_s", "the first switch, with host memory to be pinned", ""),
+    entry("swap", "swap.moved_gib", "of both programs, moved out", "above 0"),
     entry("swap", "swap.data", "all words of both programs afterwards", "right"),
+    entry(
+        "swap",
+        "swap_most.switch_gb_per_s",
+        "as `swap`, with as much memory as the GPU, the host and the time allow; the line says how much",
+        "as with little memory",
+    ),
+    entry("swap", "swap_most.unchanged_gb_per_s", "likewise", ""),
+    entry("swap", "swap_most.share_of_copy", "likewise", "0.83 at least"),
+    entry("swap", "swap_most.first_gb_per_s", "likewise", ""),
+    entry("swap", "swap_most.moved_gib", "likewise", "above 0"),
+    entry("swap", "swap_most.data", "likewise", "right"),
+    entry(
+        "paths",
+        "load_paths.without_audit",
+        "who answers a program that loads the driver in this way",
+        "the interposer, but for paths: then the program is told",
+    ),
+    entry(
+        "paths",
+        "load_paths.with_audit",
+        "the same with the audit library",
+        "the interposer, but for a path with dlmopen",
+    ),
+    entry(
+        "paths",
+        "nvml.agrees",
+        "NVML's memory numbers with cuMemGetInfo's in a client",
+        "agrees",
+    ),
+    entry(
+        "paths",
+        "context_by_assigner_mib",
+        "a client's context as the assigner has measured it",
+        "`context_with_kernels_mib` and 8 MiB at most",
+    ),
     entry("sharing", "sharing.cpu_s", "CPU phase of a program alone", ""),
     entry("sharing", "sharing.gpu_s", "GPU phase of a program alone", ""),
     entry("sharing", "sharing.serial_rounds_per_s", "two programs one after the other", ""),
@@ -260,6 +395,7 @@ pub(crate) const ROWS: &[Entry] = &[
     entry("sharing", "sharing.shared_over_serial", "shared over serial", ""),
     entry("sharing", "sharing.bound_over_serial", "what would be best", ""),
     entry("sharing", "sharing.share_of_bound", "shared over the bound", "0.95 at least"),
+    entry("sharing", "sharing.swapped_gib", "moved out where memory is short", "above 0, of both"),
     entry("sharing", "sharing.results", "data of the programs alone and sharing", "the same"),
     entry(
         "frameworks",
@@ -332,8 +468,37 @@ mod tests {
         for group in Group::ALL {
             assert!(ROWS.iter().any(|entry| entry.group == group.name()), "{group:?}");
         }
+        for name in ASKED {
+            assert!(ROWS.iter().any(|entry| entry.name == name), "{name}");
+        }
         for entry in ROWS {
             assert!(Group::ALL.iter().any(|group| group.name() == entry.group), "{}", entry.group);
         }
+    }
+
+    #[test]
+    fn a_line_may_say_the_size_that_it_came_to() {
+        for (found, line, expected) in [
+            ("2MiB", "2MiB", true),
+            ("64MiB-38GiB", "64MiB", true),
+            ("2MiB-96MiB", "2MiB", true),
+            ("driver-api-95", "driver-api", false),
+            ("driver-api-95-2GiB", "driver-api", false),
+            ("driver-api-95-2GiB", "driver-api-95", true),
+            ("driver-api-95-most-13GiB", "driver-api-95", false),
+            ("pytorch-compile", "pytorch", false),
+        ] {
+            assert_eq!(is_of_line(found, line), expected, "{found} {line}");
+        }
+    }
+
+    #[test]
+    fn a_plain_row_has_one_cell_and_a_column_one_for_each_line() {
+        let cells = |name: &str| ROWS.iter().find(|entry| entry.name == name).unwrap().cells();
+        assert_eq!(cells("context_mib"), [None]);
+        assert_eq!(cells("swap.data").len(), 6);
+        assert!(cells("contract.case").contains(&Some("memory::pitched_copies")));
+        assert_eq!(cells("sharing.swapped_gib").len(), 4);
+        assert_eq!(matrices("swap"), ["swap", "swap_most"]);
     }
 }

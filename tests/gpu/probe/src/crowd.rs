@@ -45,6 +45,22 @@ impl Sizes {
         anyhow::ensure!(ending.is_success(), "measuring the GPU: {}", ending.why());
         serde_json::from_str(&printed).with_context(|| format!("it printed '{printed}'"))
     }
+
+    fn context_of_client(&self) -> u64 {
+        (self.context + BESIDE).next_multiple_of(MIB)
+    }
+
+    /// Bytes that programs with so many contexts can fight for, by the GPU and by the host: all of it may have to be there, once for
+    /// each of two programs.
+    pub(crate) fn most(&self, contexts: u64) -> u64 {
+        let device = self.free.saturating_sub(contexts * self.context_of_client()) / 10 * 9;
+        device.min((host::available_memory() as f64 * 0.3) as u64)
+    }
+
+    /// GB/s of the slower direction.
+    pub(crate) fn slower(&self) -> f64 {
+        self.out.min(self.inward)
+    }
 }
 
 /// `probe size-up`.
@@ -82,6 +98,8 @@ pub(crate) fn size_up() -> anyhow::Result<()> {
 /// An assigner, and who fills its GPU.
 pub(crate) struct Crowd {
     pub(crate) assigner: Assigner,
+    /// Bytes that the programs fight for.
+    pub(crate) rest: u64,
     /// Bytes for each program that is to be swapped.
     pub(crate) each: u64,
     _filler: Option<Program>,
@@ -96,11 +114,8 @@ impl Crowd {
         contexts: u64,
         chunk: u64,
     ) -> anyhow::Result<Self> {
-        let context = (sizes.context + BESIDE).next_multiple_of(MIB);
-        let rest = rest.min(sizes.free.saturating_sub(contexts * context) / 10 * 9);
-        // All of it may have to be on the host, once for each of two programs.
-        let rest = rest.min((host::available_memory() as f64 * 0.3) as u64);
-        let rest = rest / (2 * MIB) * (2 * MIB);
+        let context = sizes.context_of_client();
+        let rest = rest.min(sizes.most(contexts)) / (2 * MIB) * (2 * MIB);
         anyhow::ensure!(rest >= 16 * MIB, "GPU or host have too little memory for this");
         let options = [
             ("--chunk-mib", (chunk / MIB).to_string()),
@@ -121,16 +136,14 @@ impl Crowd {
             false => None,
         };
         let each = (rest as f64 * SHARE) as u64 / (2 * MIB) * (2 * MIB);
-        Ok(Self { assigner, each, _filler: filler })
+        Ok(Self { assigner, rest, each, _filler: filler })
     }
 
     /// A program with so much memory of its own content, which does what it is told.
     pub(crate) fn partner(&self, bytes: u64, seed: u64) -> anyhow::Result<Program> {
         let mut command = self.assigner.run(std::env::current_exe()?);
         command.args(["swapped", &bytes.to_string(), &seed.to_string()]);
-        let mut program = Program::start(command)?;
-        program.expect("ready").context("a program that is to be swapped")?;
-        Ok(program)
+        Program::swapped(command).context("a program that is to be swapped")
     }
 }
 
@@ -139,14 +152,26 @@ pub(crate) struct Program {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    /// The program's own, which is not that of the launcher before it.
+    pid: u32,
 }
 
 impl Program {
+    /// `probe swapped`, when its memory is there.
+    pub(crate) fn swapped(command: Command) -> anyhow::Result<Self> {
+        let mut program = Self::start(command)?;
+        let line = program.line()?;
+        let pid = line.strip_prefix("ready ").and_then(|pid| pid.parse().ok());
+        program.pid = pid.with_context(|| format!("it said '{line}'"))?;
+        Ok(program)
+    }
+
     fn start(mut command: Command) -> anyhow::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().expect("its stdout is piped"));
-        Ok(Self { child, input, output })
+        let pid = child.id();
+        Ok(Self { child, input, output, pid })
     }
 
     fn expect(&mut self, word: &str) -> anyhow::Result<()> {
@@ -184,7 +209,7 @@ impl Program {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 }
 
@@ -229,7 +254,7 @@ pub(crate) fn swapped(bytes: u64, seed: u64) -> anyhow::Result<()> {
     work.fill(memory.at, bytes, start)?;
     let (step, nop) = (work.kernel("acb_step")?, work.kernel("acb_nop")?);
     let (mut factor, mut summand) = (1u64, 0u64);
-    say("ready")?;
+    say(&format!("ready {}", std::process::id()))?;
     for line in std::io::stdin().lines() {
         let begin = Instant::now();
         match line?.as_str() {
@@ -246,17 +271,10 @@ pub(crate) fn swapped(bytes: u64, seed: u64) -> anyhow::Result<()> {
                 say(&begin.elapsed().as_secs_f64().to_string())?;
             }
             "check" => {
-                // All of it in pieces: the host needs no second copy of the whole.
-                let piece = (64 * MIB / 8).min(words);
-                let mut right = true;
-                for from in (0..words).step_by(piece as usize) {
-                    let count = piece.min(words - from);
-                    let data = work.gpu.read(memory.at + from * 8, count)?;
-                    right &= data.iter().zip(from..).all(|(word, i)| {
-                        let first = splitmix64(start.wrapping_add(i));
-                        *word == first.wrapping_mul(factor).wrapping_add(summand)
-                    });
-                }
+                let expected = |i: u64| {
+                    splitmix64(start.wrapping_add(i)).wrapping_mul(factor).wrapping_add(summand)
+                };
+                let (right, _) = work.compare(memory.at, words, expected)?;
                 say(if right { "right" } else { "WRONG" })?;
             }
             other => anyhow::bail!("there is no turn '{other}'"),

@@ -14,6 +14,7 @@ mod groups;
 mod host;
 mod lease;
 mod measure;
+mod moved;
 mod phases;
 mod reference;
 mod report;
@@ -37,8 +38,8 @@ use crate::row::Results;
 #[derive(Parser)]
 #[command(name = "acb-gpu-probe", version, max_term_width = 100)]
 #[command(
-    after_help = "Exit status: 0 everything ran and every check held; 1 something failed or was \
-    wrong (the table is printed, the file written); 2 bad arguments."
+    after_help = "Exit status: 0 everything ran and every check held; 1 something failed, was wrong or found \
+    no time (the table is printed, the file written); 2 bad arguments."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -69,6 +70,8 @@ enum Command {
     Checkpoint(Options),
     /// Contract tests of the software GPU, on this driver
     Contract(Options),
+    /// Every way to load the driver; NVML inside a client
+    Paths(Options),
     /// Two programs with alternating phases on one GPU
     Sharing(Options),
     /// PyTorch, JAX, CuPy, Triton, Numba alone and under the interposer
@@ -172,6 +175,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Calls(options) => return measure(vec![Group::Calls], options),
         Command::Checkpoint(options) => return measure(vec![Group::Checkpoint], options),
         Command::Contract(options) => return measure(vec![Group::Contract], options),
+        Command::Paths(options) => return measure(vec![Group::Paths], options),
         Command::Sharing(options) => return measure(vec![Group::Sharing], options),
         Command::Frameworks(options) => return measure(vec![Group::Frameworks], options),
         Command::Some { groups, options } => return measure(groups, options),
@@ -224,6 +228,7 @@ fn measure(groups: Vec<Group>, options: Options) -> anyhow::Result<ExitCode> {
     };
     let results = measure::run(&request)?;
     print!("{}", table::render(&results));
+    print!("{}", table::unanswered(&measure::unanswered(&results)));
     let wrong = measure::wrong(&results);
     for line in &wrong {
         eprintln!("acb-gpu-probe: {line}");

@@ -1,7 +1,7 @@
 //! A run over groups: each in a process of its own with a time limit, within one limit for all; the
 //! results in one file, written after every group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::assigner;
-use crate::bench::Depth;
+use crate::bench::{Depth, NO_TIME};
+use crate::catalogue;
 use crate::child;
 use crate::groups::Group;
 use crate::host;
 use crate::row::{Ended, GroupRun, Line, Results, Row, SCHEMA};
+use crate::table::{Position, position};
 
 /// What a run is asked for.
 pub(crate) struct Request {
@@ -58,9 +60,10 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
     };
     // A file that cannot be written is better known now than after the last group.
     save(request.json.as_deref(), &results)?;
-    for group in &request.groups {
-        let left = request.budget.saturating_sub(begin.elapsed());
-        let limit = Duration::from_secs(group.limit_s()).min(left);
+    for (at, group) in request.groups.iter().enumerate() {
+        let left = request.budget.saturating_sub(begin.elapsed()).as_secs_f64();
+        let share = Group::share_s(&request.groups[at..], left, request.budget.as_secs_f64());
+        let limit = Duration::from_secs_f64(share);
         if limit < Duration::from_secs(3) {
             results.groups.push(GroupRun {
                 name: group.name().into(),
@@ -224,7 +227,7 @@ pub(crate) fn merge(runs: Vec<Results>) -> anyhow::Result<Option<Results>> {
     Ok(Some(all))
 }
 
-/// Whether a check failed: of what was measured, or of a group that should have ended well.
+/// Whether a check failed: of what was measured, or of a group that should have ended well, or for which there was no time.
 pub(crate) fn wrong(results: &Results) -> Vec<String> {
     let unlucky = results
         .groups
@@ -233,9 +236,46 @@ pub(crate) fn wrong(results: &Results) -> Vec<String> {
         .map(|group| format!("group {}: {}", group.name, group.why));
     let is_wrong = |row: &&Row| row.verified == Some(false);
     let wrong = results.rows.iter().filter(is_wrong);
+    let late = results.rows.iter().filter(|row| !row.is_measured() && row.why.ends_with(NO_TIME));
+    let late: BTreeSet<String> = late.map(|row| line_of(&row.group, &row.name)).collect();
     unlucky
+        .chain(late.into_iter().map(|line| format!("{line}: {NO_TIME}")))
         .chain(wrong.map(|row| format!("{} {}: wrong. {}", row.group, row.name, row.note)))
         .collect()
+}
+
+/// What a run is made for and has no value, each with the reason: rows of the groups that were asked for, a line of a matrix once.
+pub(crate) fn unanswered(results: &Results) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for entry in catalogue::ROWS.iter().filter(|entry| catalogue::is_asked(entry)) {
+        let Some(run) = results.groups.iter().find(|run| run.name == entry.group) else { continue };
+        for line in entry.cells() {
+            let rows = || results.rows.iter().filter(|row| row.group == entry.group);
+            let mut own = rows().filter(|row| entry.has(line, &row.name));
+            if own.clone().any(Row::is_measured) {
+                continue;
+            }
+            let why = own.next().map_or(run.why.as_str(), |row| row.why.as_str());
+            let why = if why.is_empty() { "it was not given" } else { why };
+            let name = match line {
+                None => entry.name.to_owned(),
+                Some(line) => line_of(entry.group, &format!("{}@{line}", entry.name)),
+            };
+            let told = (name, why.to_owned());
+            if !found.contains(&told) {
+                found.push(told);
+            }
+        }
+    }
+    found
+}
+
+/// A row's matrix and line, or its name.
+fn line_of(group: &str, row: &str) -> String {
+    match position(row) {
+        Position::Plain(name) => format!("{group} {name}"),
+        Position::Cell { matrix, line, .. } => format!("{matrix}@{line}"),
+    }
 }
 
 #[cfg(test)]
@@ -278,6 +318,23 @@ mod tests {
     fn runs_of_different_gpus_do_not_mix() {
         assert!(merge(vec![results("a", "hash", 1.0), results("b", "link", 2.0)]).is_err());
         assert!(merge(vec![]).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_has_no_value_is_named_with_its_reason() {
+        let mut run = results("a", "swap", 1.0);
+        run.rows = vec![
+            Row::value("swap", "swap.switch_gb_per_s@2MiB-4GiB", "GB/s", 20.0),
+            Row::missing("swap", "swap.switch_gb_per_s@8MiB", "GB/s", NO_TIME),
+            Row::missing("swap", "swap.share_of_copy@8MiB", "ratio", NO_TIME),
+        ];
+        let told = unanswered(&run);
+        assert!(told.contains(&("swap@8MiB".into(), NO_TIME.into())), "{told:?}");
+        assert!(told.contains(&("swap@1GiB".into(), "it was not given".into())), "{told:?}");
+        assert!(!told.iter().any(|(name, _)| name.starts_with("swap.switch")), "{told:?}");
+        // Of groups that nobody asked for nothing is missing.
+        assert!(told.iter().all(|(name, _)| name.starts_with("swap")), "{told:?}");
+        assert_eq!(wrong(&run), [format!("swap@8MiB: {NO_TIME}")]);
     }
 
     #[test]

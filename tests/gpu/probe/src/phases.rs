@@ -91,11 +91,9 @@ pub(crate) fn run(phases: &Phases) -> anyhow::Result<()> {
         let gpu_s = begin.elapsed().as_secs_f64();
         rounds.push(Round { begin_ns, end_ns: monotonic_ns(), cpu_s, gpu_s });
     }
-    let data = work.gpu.read(memory.at, words)?;
     let (factor, summand) = steps(u64::from(phases.rounds) * KERNELS);
     let expected = |i: u64| splitmix64(SEED + i).wrapping_mul(factor).wrapping_add(summand);
-    let right = data.iter().zip(0..).all(|(word, i)| *word == expected(i));
-    let digest = data.iter().fold(0u64, |digest, word| splitmix64(digest ^ word));
+    let (right, digest) = work.compare(memory.at, words, expected)?;
     let report = Report { rounds, digest: format!("{digest:016x}"), right };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())

@@ -3,12 +3,14 @@
 
 use std::fmt::Write;
 
-use crate::catalogue::{Entry, ROWS};
+use crate::catalogue::{self, Entry, ROWS};
 use crate::groups::Group;
 use crate::row::{Results, Row, shown};
 use crate::table::{Matrix, Position, position};
 
 const UNSEEN: &str = "not yet seen on a real GPU";
+/// The same in a cell of a matrix.
+const UNSEEN_CELL: &str = "UNSEEN";
 
 /// The page.
 pub(crate) fn page(results: Option<&Results>) -> String {
@@ -33,8 +35,9 @@ fn head(out: &mut String, results: Option<&Results>) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "measurements stand beside them. A row that no real GPU has been seen to give is marked so.\n"
+        "measurements stand beside them. A row that no real GPU has been seen to give is marked so, and so is each cell of"
     )?;
+    writeln!(out, "the tables by chunk, program or case (UNSEEN).\n")?;
     writeln!(out, "```")?;
     writeln!(
         out,
@@ -102,8 +105,12 @@ fn section(out: &mut String, group: &str, results: Option<&Results>) -> std::fmt
         line(out, entry, &rows, source)?;
     }
     writeln!(out)?;
-    for matrix in Matrix::all(&rows) {
-        grid(out, &matrix)?;
+    let found = Matrix::all(&rows);
+    for name in catalogue::matrices(group) {
+        grid(out, name, &rows, source)?;
+    }
+    for matrix in found.iter().filter(|m| !catalogue::matrices(group).contains(&m.name)) {
+        unlisted(out, matrix)?;
     }
     // A newer program's rows, which this catalogue does not know.
     for row in &rows {
@@ -123,28 +130,28 @@ fn section(out: &mut String, group: &str, results: Option<&Results>) -> std::fmt
 }
 
 fn line(out: &mut String, entry: &Entry, rows: &[&Row], source: Source) -> std::fmt::Result {
-    let found: Vec<&&Row> = rows.iter().filter(|row| is_of(&row.name, entry.name)).collect();
-    let measured: Vec<&&&Row> = found.iter().filter(|row| row.is_measured()).collect();
-    let wrong = found.iter().any(|row| row.verified == Some(false));
-    let (value, spread) = match (&found[..], &measured[..]) {
-        ([row], [_]) if matches!(position(&row.name), Position::Plain(_)) => {
+    if !entry.lines().is_empty() {
+        return column(out, entry, rows, source);
+    }
+    let found = rows.iter().find(|row| entry.has(None, &row.name));
+    let (value, spread) = match found {
+        Some(row) if row.is_measured() => {
             let unit = if row.unit == "text" { "" } else { &row.unit };
             (format!("{} {unit}", row.shown()), row.shown_spread())
         }
-        (_, []) => (String::new(), String::new()),
-        _ => (format!("below ({} of {})", measured.len(), found.len()), String::new()),
+        _ => (String::new(), String::new()),
     };
-    let seen = match (&found[..], measured.is_empty()) {
-        _ if wrong => "**WRONG**".to_owned(),
-        ([], _) if source == Source::CutShort => format!("{UNSEEN}: its group did not end well"),
-        ([], _) => UNSEEN.to_owned(),
-        _ if source == Source::Simulated => format!("simulated; {UNSEEN}"),
-        ([row, ..], true) => format!("{UNSEEN}: {}", row.why),
-        ([row], false) if row.verified == Some(true) => "yes, checked".to_owned(),
-        _ => "yes".to_owned(),
+    let seen = match found {
+        Some(row) if row.verified == Some(false) => "**WRONG**".to_owned(),
+        None if source == Source::CutShort => format!("{UNSEEN}: its group did not end well"),
+        None => UNSEEN.to_owned(),
+        Some(_) if source == Source::Simulated => format!("simulated; {UNSEEN}"),
+        Some(row) if !row.is_measured() => format!("{UNSEEN}: {}", row.why),
+        Some(row) if row.verified == Some(true) => "yes, checked".to_owned(),
+        Some(_) => "yes".to_owned(),
     };
-    let note = match &found[..] {
-        [row] if !row.note.is_empty() => format!("; {}", row.note),
+    let note = match found {
+        Some(row) if !row.note.is_empty() => format!("; {}", row.note),
         _ => String::new(),
     };
     writeln!(
@@ -159,30 +166,90 @@ fn line(out: &mut String, entry: &Entry, rows: &[&Row], source: Source) -> std::
     )
 }
 
-/// Whether a row is an entry's: the same name, or a cell of the entry's column.
-fn is_of(row: &str, entry: &str) -> bool {
-    row.split_once('@').map_or(row == entry, |(path, _)| path == entry)
+/// The line of a column: how many of its cells have been seen. The cells are in the table below.
+fn column(out: &mut String, entry: &Entry, rows: &[&Row], source: Source) -> std::fmt::Result {
+    let cells = entry.cells();
+    let count = |wanted: &dyn Fn(&Row) -> bool| {
+        let is_so =
+            |cell: Option<&str>| rows.iter().any(|row| entry.has(cell, &row.name) && wanted(row));
+        cells.iter().filter(|cell| is_so(**cell)).count()
+    };
+    let measured = count(&|row| row.is_measured());
+    let seen = match (measured, count(&|row| row.verified == Some(false))) {
+        (0, 0) => UNSEEN.to_owned(),
+        (_, 0) if source == Source::Simulated => format!("simulated; {UNSEEN}"),
+        (_, 0) if measured == cells.len() => "yes".to_owned(),
+        (_, 0) => format!("{measured} of {}, the others {UNSEEN}", cells.len()),
+        (_, wrong) => format!("**{wrong} WRONG**"),
+    };
+    let value = if measured == 0 { "" } else { "below" };
+    writeln!(
+        out,
+        "| `{}` | {} | {value} |  | {} | {} |",
+        entry.name,
+        entry.what,
+        entry.assumed,
+        escaped(&seen)
+    )
 }
 
-fn grid(out: &mut String, matrix: &Matrix) -> std::fmt::Result {
-    write!(out, "| {} |", matrix.name)?;
-    for column in &matrix.columns {
-        write!(out, " {column} |")?;
+/// All cells that a full run has, each with its value or marked.
+fn grid(out: &mut String, matrix: &str, rows: &[&Row], source: Source) -> std::fmt::Result {
+    let is_column = |entry: &&Entry| entry.name.split_once('.').is_some_and(|(m, _)| m == matrix);
+    let columns: Vec<&Entry> = ROWS.iter().filter(is_column).collect();
+    write!(out, "| {matrix} |")?;
+    for entry in &columns {
+        write!(out, " {} |", &entry.name[matrix.len() + 1..])?;
     }
-    writeln!(out, "\n| --- |{}", " --- |".repeat(matrix.columns.len()))?;
-    for size in &matrix.lines {
-        write!(out, "| {size} |")?;
-        for column in &matrix.columns {
-            let text = matrix.cell(column, size).map_or(String::new(), |row| match &row.spread {
-                _ if row.verified == Some(false) => format!("**{}**", row.shown()),
-                Some(s) if s.n > 1 => format!("{} ({}…{})", row.shown(), shown(s.q1), shown(s.q3)),
-                _ => row.shown(),
-            });
+    writeln!(out, "\n| --- |{}", " --- |".repeat(columns.len()))?;
+    let mut lines: Vec<&str> = Vec::new();
+    for line in columns.iter().flat_map(|entry| entry.lines()) {
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    for line in lines {
+        let of = |entry: &Entry| rows.iter().find(|row| entry.has(Some(line), &row.name));
+        // With the size that it came to.
+        let found = columns.iter().find_map(|entry| of(entry));
+        let shown = found.and_then(|row| row.name.split_once('@')).map_or(line, |(_, shown)| shown);
+        write!(out, "| {shown} |")?;
+        for entry in &columns {
+            let text = match of(entry) {
+                _ if !entry.lines().contains(&line) => "–".to_owned(),
+                Some(row) => cell(row, source),
+                None => UNSEEN_CELL.to_owned(),
+            };
             write!(out, " {} |", escaped(&text))?;
         }
         writeln!(out)?;
     }
     writeln!(out)
+}
+
+fn cell(row: &Row, source: Source) -> String {
+    let text = match &row.spread {
+        _ if !row.is_measured() => return UNSEEN_CELL.to_owned(),
+        _ if row.verified == Some(false) => format!("**{}**", row.shown()),
+        Some(s) if s.n > 1 => format!("{} ({}…{})", row.shown(), shown(s.q1), shown(s.q3)),
+        _ => row.shown(),
+    };
+    match source {
+        Source::Simulated => format!("{text}, simulated; {UNSEEN_CELL}"),
+        Source::Device | Source::CutShort => text,
+    }
+}
+
+/// A matrix of a newer program, which this catalogue does not know.
+fn unlisted(out: &mut String, matrix: &Matrix) -> std::fmt::Result {
+    for line in &matrix.lines {
+        for column in &matrix.columns {
+            if let Some(row) = matrix.cell(column, line) {
+                writeln!(out, "- {}: {} {}", row.name, escaped(&row.shown()), row.unit)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the numbers say to the choices of the design, each with the rows that it follows from.
@@ -316,7 +383,13 @@ mod tests {
             let line = page.lines().find(|line| line.starts_with(&format!("| `{}` |", entry.name)));
             assert!(line.is_some_and(|line| line.contains(UNSEEN)), "{}", entry.name);
         }
-        assert!(!page.lines().any(|line| line.ends_with("| yes |") || line.contains("checked |")));
+        assert!(
+            !page.lines().any(|line| line.ends_with("| yes |") || line.contains("yes, checked"))
+        );
+        let cells: usize =
+            ROWS.iter().filter(|e| !e.lines().is_empty()).map(|e| e.cells().len()).sum();
+        // The head explains the word.
+        assert_eq!(page.matches(UNSEEN_CELL).count(), cells + 1);
     }
 
     #[test]
@@ -325,7 +398,15 @@ mod tests {
         let of =
             |name: &str| page.lines().find(|l| l.starts_with(&format!("| `{name}` |"))).unwrap();
         assert!(of("context_mib").contains("310 MiB") && of("context_mib").ends_with("| yes |"));
-        assert!(of("mapped_idle.cycle_us").contains("below (1 of 2)"));
+        assert!(of("mapped_idle.cycle_us").contains("| 1 of 6, the others not yet seen"));
+        // Each cell by itself: measured, refused, and never tried.
+        let cells = |line: &str| {
+            let table = page.split("| mapped_idle |").nth(1).unwrap();
+            let found = table.lines().find(|found| found.starts_with(&format!("| {line} |")));
+            found.unwrap().matches("UNSEEN").count()
+        };
+        assert_eq!([cells("2MiB"), cells("1GiB"), cells("8MiB")], [7, 8, 8]);
+        assert!(page.contains("| memory::pitched_copies | UNSEEN |"));
         assert!(of("hash_correct").contains("**WRONG**"));
         assert!(of("grant_p50_us").contains("not yet seen on a real GPU: no assigner"));
         assert!(of("pcie").contains(UNSEEN));

@@ -94,6 +94,26 @@ pub(crate) fn render(results: &Results) -> String {
     out
 }
 
+/// What a run is made for and has no value: the rows by their reasons.
+pub(crate) fn unanswered(rows: &[(String, String)]) -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, why) in rows {
+        match reasons.iter_mut().find(|(other, _)| other == why) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((why, vec![name])),
+        }
+    }
+    let mut out = String::new();
+    if !reasons.is_empty() {
+        out.push_str("\nWithout a value, of what this is run for:\n");
+    }
+    for (why, names) in reasons {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "  {}: {why}", names.join(", "));
+    }
+    out
+}
+
 fn describe(ended: Ended) -> &'static str {
     match ended {
         Ended::Well => "",
@@ -139,7 +159,23 @@ fn remark(row: &Row, width: usize) -> String {
     text.chars().take(width - 1).chain(['…']).collect()
 }
 
+/// What all cells of a matrix of one column say, if they say the same and were found right.
+fn unanimous<'a>(matrix: &Matrix<'a>) -> Option<&'a str> {
+    let (_, _, first) = matrix.cells.first()?;
+    let text = first.text.as_deref()?;
+    let same = |row: &Row| row.text.as_deref() == Some(text) && row.verified == Some(true);
+    (matrix.columns.len() == 1 && matrix.cells.iter().all(|(_, _, row)| same(row))).then_some(text)
+}
+
 fn grid(out: &mut String, matrix: &Matrix) {
+    if let Some(text) = unanimous(matrix) {
+        let simulated = matrix.cells.iter().any(|(_, _, row)| row.simulated);
+        let mark = if simulated { " (simulated)" } else { "" };
+        let (name, column) = (matrix.name.replace('_', " "), matrix.columns[0].replace('_', " "));
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{name} {column}{mark}: {text}, all {}", matrix.cells.len());
+        return;
+    }
     let mut table = new_table();
     let heads = matrix.columns.iter().map(|column| column.replace('_', " "));
     let simulated = matrix.cells.iter().any(|(_, _, row)| row.simulated);
@@ -199,6 +235,30 @@ mod tests {
         assert_eq!((m.name, &m.columns[..], &m.lines[..]), ("m", &["a", "b"][..], &["1", "2"][..]));
         assert_eq!(m.cell("a", "2").unwrap().value, Some(3.0));
         assert!(m.cell("b", "2").is_none());
+    }
+
+    #[test]
+    fn a_long_list_that_is_right_is_one_line() {
+        let case = |name: &str, text: &str| {
+            Row::text("contract", &format!("contract.case@{name}"), text).verified(text == "ok")
+        };
+        let shown = |rows: &[Row]| {
+            let mut out = String::new();
+            grid(&mut out, &Matrix::all(&rows.iter().collect::<Vec<_>>())[0]);
+            out
+        };
+        let (a, b) = (case("a", "ok"), case("b", "ok"));
+        assert_eq!(shown(&[a.clone(), b]), "contract case: ok, all 2\n");
+        let wrong = shown(&[a, case("b", "FAILED")]);
+        assert!(wrong.contains("FAILED WRONG") && wrong.lines().count() > 2, "{wrong}");
+    }
+
+    #[test]
+    fn what_has_no_value_is_told_by_reason() {
+        let row = |name: &str, why: &str| (name.to_owned(), why.to_owned());
+        let told = unanswered(&[row("a", "x"), row("b", "y"), row("c", "x")]);
+        assert!(told.ends_with("run for:\n  a, c: x\n  b: y\n"), "{told}");
+        assert_eq!(unanswered(&[]), "");
     }
 
     #[test]

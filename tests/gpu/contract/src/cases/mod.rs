@@ -185,3 +185,17 @@ fn arguments<const N: usize>(list: *mut *mut std::ffi::c_void) -> [u64; N] {
         unsafe { list.add(at).read().cast::<u64>().read() }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    /// The probe's page of results has a line for each.
+    #[test]
+    fn the_list_for_others_is_complete() {
+        let own: Vec<&str> = super::ALL.iter().map(|(name, _)| *name).collect();
+        let listed: Vec<&str> = include_str!("../../cases.txt").lines().collect();
+        assert_eq!(
+            listed, own,
+            "make cases.txt anew: contract --list > tests/gpu/contract/cases.txt"
+        );
+    }
+}

@@ -23,22 +23,36 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         lines.push(line.to_owned())
     })?;
     let verdicts = Verdicts::read(&lines);
-    let failed = verdicts.failed.len();
-    if verdicts.passed + failed == 0 {
+    let failed: Vec<String> = verdicts
+        .cases
+        .iter()
+        .filter_map(|(name, failure)| Some(format!("{name}: {}", failure.as_ref()?)))
+        .collect();
+    let passed = verdicts.cases.len() - failed.len();
+    if verdicts.cases.is_empty() {
         for name in ["contract_passed", "contract_failed"] {
             bench.missing(name, "count", format!("the program reported no test: {}", ending.why()));
         }
         return Ok(());
     }
     let note = if ending.is_success() { String::new() } else { ending.why() };
+    bench.row(Row::value(bench.group, "contract_passed", "count", passed as f64).note(note));
     bench.row(
-        Row::value(bench.group, "contract_passed", "count", verdicts.passed as f64).note(note),
+        Row::value(bench.group, "contract_failed", "count", failed.len() as f64)
+            .verified(failed.is_empty() && ending.is_success())
+            .note(failed.join(" ")),
     );
-    bench.row(
-        Row::value(bench.group, "contract_failed", "count", failed as f64)
-            .verified(failed == 0 && ending.is_success())
-            .note(verdicts.failed.join(" ")),
-    );
+    for (name, failure) in &verdicts.cases {
+        let row = Row::text(
+            bench.group,
+            &format!("contract.case@{name}"),
+            match failure {
+                None => "ok",
+                Some(_) => "FAILED",
+            },
+        );
+        bench.row(row.verified(failure.is_none()).note(failure.clone().unwrap_or_default()));
+    }
     bench.detail(serde_json::json!({ "output": lines }));
     Ok(())
 }
@@ -46,8 +60,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
 /// What the program's table says: a line `NAME ok` or `NAME failed REASON` a case.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Verdicts {
-    passed: usize,
-    failed: Vec<String>,
+    /// Name, and what was not as expected.
+    cases: Vec<(String, Option<String>)>,
 }
 
 impl Verdicts {
@@ -55,11 +69,15 @@ impl Verdicts {
         let mut verdicts = Self::default();
         for line in lines {
             let mut words = line.split_whitespace();
-            match (words.next(), words.next()) {
-                (Some(_), Some("ok")) => verdicts.passed += 1,
-                (Some(name), Some("failed")) if !name.starts_with(|c: char| c.is_ascii_digit()) => {
+            let (Some(name), Some(verdict)) = (words.next(), words.next()) else { continue };
+            if !name.contains("::") {
+                continue;
+            }
+            match verdict {
+                "ok" => verdicts.cases.push((name.to_owned(), None)),
+                "failed" => {
                     let reason: Vec<&str> = words.collect();
-                    verdicts.failed.push(format!("{name}: {}", reason.join(" ")));
+                    verdicts.cases.push((name.to_owned(), Some(reason.join(" "))));
                 }
                 _ => {}
             }
@@ -76,7 +94,10 @@ mod tests {
     fn the_table_is_read() {
         let text = " starting::init   ok \n order::events   failed   the second came first \n\n1 passed, 1 failed";
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let failed = vec!["order::events: the second came first".to_owned()];
-        assert_eq!(Verdicts::read(&lines), Verdicts { passed: 1, failed });
+        let cases = vec![
+            ("starting::init".to_owned(), None),
+            ("order::events".to_owned(), Some("the second came first".to_owned())),
+        ];
+        assert_eq!(Verdicts::read(&lines), Verdicts { cases });
     }
 }

@@ -15,10 +15,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::assigner::Assigner;
-use crate::bench::{Bench, GIB, MIB};
+use crate::bench::{Bench, GIB, MIB, about};
 use crate::child;
 use crate::crowd::{Crowd, Program, Sizes};
 use crate::host;
+use crate::moved::{self, gib};
 use crate::row::Row;
 
 const SCRIPTS: [(&str, &str); 7] = [
@@ -32,7 +33,7 @@ const SCRIPTS: [(&str, &str); 7] = [
 ];
 
 /// Name of the row, module that must be there, script, its argument. The most used come first.
-const PROGRAMS: [(&str, &str, &str, Option<&str>); 8] = [
+pub(crate) const PROGRAMS: [(&str, &str, &str, Option<&str>); 8] = [
     ("pytorch", "torch", "pytorch.py", Some("default")),
     ("pytorch-expandable-segments", "torch", "pytorch.py", Some("expandable")),
     ("pytorch-cuda-graphs", "torch", "pytorch.py", Some("graphs")),
@@ -201,16 +202,6 @@ fn swap_all(bench: &Bench, python: &Python, digests: &BTreeMap<&str, String>) {
     }
 }
 
-/// Bytes that programs other than one have had paged out.
-fn paged_out(status: &serde_json::Value, but: u32) -> u64 {
-    let clients = status["nodes"][0]["clients"].as_array().into_iter().flatten();
-    let others = clients.filter(|client| client["pid"].as_u64() != Some(but.into()));
-    let bytes = |memory: &serde_json::Value| {
-        ["paged_out", "clean"].iter().filter_map(|key| memory[key].as_u64()).sum::<u64>()
-    };
-    others.flat_map(|client| client["memory"].as_array()).flatten().map(bytes).sum()
-}
-
 /// Takes turns until it is told to stop.
 fn disturb(mut neighbour: Program, stop: &AtomicBool) -> anyhow::Result<Program> {
     while !stop.load(Ordering::Relaxed) {
@@ -218,6 +209,16 @@ fn disturb(mut neighbour: Program, stop: &AtomicBool) -> anyhow::Result<Program>
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(neighbour)
+}
+
+/// What a run with forced swaps has shown: nothing, if nothing was swapped.
+fn verdict(same: bool, neighbours: bool, out: u64) -> (&'static str, bool) {
+    match (same, neighbours) {
+        (false, _) => ("DIFFERENT", false),
+        (true, false) => ("the neighbour's data is WRONG", false),
+        (true, true) if out == 0 => ("same, but NOTHING WAS SWAPPED", false),
+        (true, true) => ("same to the bit", true),
+    }
 }
 
 /// One program, both ways.
@@ -232,29 +233,22 @@ impl Runner<'_> {
     /// Beside a neighbour that needs nearly all of the memory again and again.
     fn swap(&self, name: &str, crowd: &Crowd, digest: &str) -> anyhow::Result<()> {
         let bench = self.bench;
-        anyhow::ensure!(bench.seconds_left() > 15.0, "no time was left");
+        bench.time_for(15.0)?;
         let neighbour = crowd.partner(crowd.each, 3)?;
         let pid = neighbour.pid();
         let stop = AtomicBool::new(false);
-        let (ran, out, right) = std::thread::scope(|scope| {
-            let disturbed = scope.spawn(|| disturb(neighbour, &stop));
-            let watched = scope.spawn(|| {
-                let mut most = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    if let Ok(status) = crowd.assigner.status() {
-                        most = paged_out(&status, pid).max(most);
-                    }
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-                most
-            });
-            let ran =
-                self.evidence(crowd.assigner.run_within(MEMORY.min(crowd.each), &self.python.path));
-            stop.store(true, Ordering::Relaxed);
-            let out = watched.join().unwrap_or(0);
-            let neighbour = disturbed.join().unwrap_or_else(|_| anyhow::bail!("a thread panicked"));
-            (ran, out, neighbour.and_then(|mut neighbour| neighbour.is_right()))
+        let ((ran, right), moved) = moved::while_watched(&crowd.assigner, || {
+            std::thread::scope(|scope| {
+                let disturbed = scope.spawn(|| disturb(neighbour, &stop));
+                let bytes = MEMORY.min(crowd.each);
+                let ran = self.evidence(crowd.assigner.run_within(bytes, &self.python.path));
+                stop.store(true, Ordering::Relaxed);
+                let neighbour =
+                    disturbed.join().unwrap_or_else(|_| anyhow::bail!("a thread panicked"));
+                (ran, neighbour.and_then(|mut neighbour| neighbour.is_right()))
+            })
         });
+        let out = moved.but(pid);
         let ran = match ran {
             Ok(ran) => ran,
             Err(error) => {
@@ -269,17 +263,14 @@ impl Runner<'_> {
         };
         let same = ran.digest == digest;
         let neighbours = right.as_ref().is_ok_and(|right| *right);
-        let word = match (same, neighbours) {
-            (true, true) => "same to the bit",
-            (false, _) => "DIFFERENT",
-            (true, false) => "the neighbour's data is WRONG",
-        };
+        let (word, passed) = verdict(same, neighbours, out);
         let row = Row::text(bench.group, &place("swapped_results", name), word);
-        bench.row(row.verified(same && neighbours));
+        let fought = format!("for {} with a neighbour that has 95 % of it", about(crowd.rest));
+        bench.row(row.verified(passed).note(fought));
         bench.value(&place("swapped_s", name), "s", ran.seconds);
-        let gib = out as f64 / GIB as f64;
-        let row = Row::value(bench.group, &place("swapped_out_gib", name), "GiB", gib);
-        bench.row(row.note("moved out of the program's own memory, as status said last"));
+        let row = Row::value(bench.group, &place("swapped_out_gib", name), "GiB", gib(out));
+        let note = "moved out of the program's own memory, as status said last";
+        bench.row(row.verified(out > 0).note(note));
         Ok(())
     }
 
@@ -418,14 +409,10 @@ mod tests {
     }
 
     #[test]
-    fn what_others_had_paged_out_is_counted() {
-        let status = json!({ "nodes": [{ "clients": [
-            { "pid": 7, "memory": [{ "paged_out": 100, "clean": 1 }] },
-            { "pid": 8, "memory": [{ "paged_out": 20, "clean": 3 }, { "paged_out": 4 }] },
-            { "pid": 9 }
-        ] }] });
-        assert_eq!(paged_out(&status, 7), 27);
-        assert_eq!(paged_out(&json!({}), 7), 0);
+    fn without_a_swap_the_same_result_shows_nothing() {
+        assert!(verdict(true, true, 1).1);
+        assert!(!verdict(true, true, 0).1);
+        assert!(!verdict(false, true, 1).1 && !verdict(true, false, 1).1);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod hash;
 pub(crate) mod kernels;
 pub(crate) mod link;
 pub(crate) mod memory;
+pub(crate) mod paths;
 pub(crate) mod pinned;
 pub(crate) mod pipeline;
 pub(crate) mod sharing;
@@ -40,6 +41,8 @@ pub(crate) enum Group {
     Checkpoint,
     /// Contract tests of the software GPU, on this driver
     Contract,
+    /// Every way to load the driver; NVML inside a client
+    Paths,
     /// Two programs with alternating phases on one GPU
     Sharing,
     /// PyTorch, JAX, CuPy, Triton, Numba alone and under the interposer
@@ -48,7 +51,7 @@ pub(crate) enum Group {
 
 impl Group {
     /// In the order in which they are measured: what the design needs most comes first.
-    pub(crate) const ALL: [Group; 12] = [
+    pub(crate) const ALL: [Group; 13] = [
         Group::Driver,
         Group::Memory,
         Group::Pinned,
@@ -58,6 +61,7 @@ impl Group {
         Group::Calls,
         Group::Swap,
         Group::Contract,
+        Group::Paths,
         Group::Sharing,
         Group::Frameworks,
         Group::Checkpoint,
@@ -75,13 +79,14 @@ impl Group {
             Group::Calls => "calls",
             Group::Checkpoint => "checkpoint",
             Group::Contract => "contract",
+            Group::Paths => "paths",
             Group::Sharing => "sharing",
             Group::Frameworks => "frameworks",
         }
     }
 
     /// Seconds after which the group is ended. Their sum is above the time for all, on purpose: most need
-    /// far less, and the last ones get what is left.
+    /// far less. What is kept for the later ones (`kept_s`) no earlier one gets.
     pub(crate) fn limit_s(self) -> u64 {
         match self {
             Group::Driver => 25,
@@ -94,9 +99,32 @@ impl Group {
             Group::Calls => 40,
             Group::Checkpoint => 90,
             Group::Contract => 60,
-            Group::Sharing => 150,
+            Group::Paths => 60,
+            Group::Sharing => 180,
             Group::Frameworks => 220,
         }
+    }
+
+    /// Of the 520 seconds for all, what is kept for the group however long those before it take. The driver's own checkpoint, which
+    /// nothing of ours rests on, gets what is left.
+    fn kept_s(self) -> u64 {
+        match self {
+            Group::Driver | Group::Hash => 10,
+            Group::Memory | Group::Pinned | Group::Calls | Group::Kernels => 20,
+            Group::Link | Group::Contract | Group::Paths => 30,
+            Group::Swap => 60,
+            Group::Sharing => 110,
+            Group::Frameworks => 150,
+            Group::Checkpoint => 0,
+        }
+    }
+
+    /// Seconds for the first of these groups, when so many are left of so many for all.
+    pub(crate) fn share_s(groups: &[Group], left: f64, budget: f64) -> f64 {
+        let Some((first, later)) = groups.split_first() else { return 0.0 };
+        let scale = (budget / 520.0).min(1.0);
+        let kept: u64 = later.iter().map(|group| group.kept_s()).sum();
+        (left - kept as f64 * scale).min(first.limit_s() as f64).max(0.0)
     }
 
     /// Measures it in this process.
@@ -112,8 +140,33 @@ impl Group {
             Group::Calls => calls::run(bench),
             Group::Checkpoint => checkpoint::run(bench),
             Group::Contract => contract::run(bench),
+            Group::Paths => paths::run(bench),
             Group::Sharing => sharing::run(bench),
             Group::Frameworks => frameworks::run(bench),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_take_all_they_may_leave_the_later_ones_what_is_kept() {
+        for budget in [60.0, 200.0, 520.0] {
+            let mut left = budget;
+            for (at, group) in Group::ALL.iter().enumerate() {
+                let share = Group::share_s(&Group::ALL[at..], left, budget);
+                let kept = group.kept_s() as f64 * budget / 520.0;
+                assert!(
+                    share > kept.min(left) - 1e-6,
+                    "{group:?}: {share} of {left}, {budget} for all"
+                );
+                left -= share;
+            }
+            assert!(left > -1e-6);
+        }
+        // One that is alone gets all it may have.
+        assert_eq!(Group::share_s(&[Group::Sharing], 520.0, 520.0), 180.0);
     }
 }

@@ -1,6 +1,7 @@
 //! Group `sharing`: two programs with alternating CPU and GPU phases on one GPU, under an assigner:
-//! throughput against one after the other, and against the bound. On the driver API and on PyTorch; with memory for both, and with
-//! 95 % of it for each, so that every turn swaps; and two PyTorch trainings that use nothing but the GPU.
+//! throughput against one after the other, and against the bound. On the driver API and on PyTorch; with memory for both, with
+//! 95 % of it for each, so that every turn swaps, and so with as much memory as there is time for; and two PyTorch trainings that
+//! use nothing but the GPU. Where turns are to swap, a run in which nothing was swapped is wrong.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,10 +12,11 @@ use anyhow::Context;
 
 use super::frameworks::Python;
 use crate::assigner::Assigner;
-use crate::bench::{Bench, GIB, MIB};
+use crate::bench::{Bench, GIB, MIB, NO_TIME, about};
 use crate::child;
 use crate::crowd::{Crowd, Sizes};
 use crate::host;
+use crate::moved::{gib, while_watched};
 use crate::phases::{Report, bound, rounds_per_s};
 use crate::row::Row;
 use crate::stats::Spread;
@@ -35,10 +37,14 @@ const COLUMNS: [(&str, &str); 10] = [
     ("results", "text"),
 ];
 
+/// Of flavours in which memory is short.
+const SWAPPED: (&str, &str) = ("swapped_gib", "GiB");
+
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     for (name, program, room) in FLAVOURS {
         if let Err(error) = attempt(bench, name, program, room) {
-            for (column, unit) in COLUMNS {
+            let swapped = (room != Room::Enough).then_some(SWAPPED);
+            for (column, unit) in COLUMNS.into_iter().chain(swapped) {
                 bench.missing(&place(column, name), unit, format!("{error:#}"));
             }
         }
@@ -46,7 +52,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Make = fn(&Bench, Option<u64>) -> anyhow::Result<Program>;
+type Make = fn(&Bench, Option<Work>) -> anyhow::Result<Program>;
 
 /// How much memory there is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,31 +61,77 @@ enum Room {
     Enough,
     /// Each has 95 % of it.
     Short,
+    /// Likewise, of as much as there is time for.
+    Most,
 }
 
-const FLAVOURS: [(&str, Make, Room); 5] = [
+/// What a program does whose memory is short.
+#[derive(Clone, Copy)]
+struct Work {
+    /// Bytes of memory.
+    each: u64,
+    /// Length of a phase where the program can be told.
+    phase_ms: u64,
+}
+
+const FLAVOURS: [(&str, Make, Room); 6] = [
     ("driver-api", driver_program, Room::Enough),
     ("driver-api-95", driver_program, Room::Short),
     ("pytorch", torch_program, Room::Enough),
     ("pytorch-training-95", torch_training, Room::Short),
     ("pytorch-95", torch_program, Room::Short),
+    ("driver-api-95-most", driver_program, Room::Most),
 ];
 
+/// All of them, by name; or those in which turns are to swap.
+pub(crate) fn flavours(short_of_memory: bool) -> Vec<&'static str> {
+    let wanted = FLAVOURS.iter().filter(|(.., room)| !short_of_memory || *room != Room::Enough);
+    wanted.map(|(name, ..)| *name).collect()
+}
+
+/// Rounds of a driver program whose memory is short.
+const ROUNDS: u64 = 3;
+/// What programs of ours take to start, in seconds.
+const START: f64 = 10.0;
+
 fn attempt(bench: &Bench, name: &str, make: Make, room: Room) -> anyhow::Result<()> {
-    anyhow::ensure!(bench.seconds_left() > 10.0, "no time was left");
-    let run = |assigner: &Assigner, each: Option<u64>| {
-        let program = make(bench, each)?;
-        measure(bench, name, &program, assigner)
-            .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", assigner.log()))
-    };
+    bench.time_for(START)?;
     if room == Room::Enough {
-        return run(&Assigner::start(bench)?, None);
+        let assigner = Assigner::start(bench)?;
+        return measure(bench, name, &make(bench, None)?, &assigner, room)
+            .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", assigner.log()));
     }
-    let (rest, chunk) = bench.pick((64 * MIB, 2 * MIB), (2 * GIB, 64 * MIB));
-    // PyTorch has memory of its own beside what is asked for.
-    let rest = if name.starts_with("pytorch") { rest + 2 * GIB } else { rest };
-    let crowd = Crowd::gather(bench, Sizes::find()?, rest, CLIENTS as u64, chunk)?;
-    run(&crowd.assigner, Some(crowd.each))
+    let (short, chunk) = bench.pick((64 * MIB, 2 * MIB), (2 * GIB, 64 * MIB));
+    let sizes = Sizes::find()?;
+    let (rest, phase_ms) = match room {
+        Room::Most => most(bench, sizes, short)?,
+        // PyTorch has memory of its own beside what is asked for.
+        _ if name.starts_with("pytorch") => (short + 2 * GIB, 0),
+        _ => (short, bench.pick(100, 1000)),
+    };
+    let crowd = Crowd::gather(bench, sizes, rest, CLIENTS as u64, chunk)?;
+    let program = make(bench, Some(Work { each: crowd.each, phase_ms }))?;
+    let name = format!("{name}-{}", about(crowd.rest));
+    measure(bench, &name, &program, &crowd.assigner, room)
+        .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", crowd.assigner.log()))
+}
+
+/// Bytes to fight for and milliseconds of a phase, as much as there is time for; an error where that is no more than was measured before.
+fn most(bench: &Bench, sizes: Sizes, before: u64) -> anyhow::Result<(u64, u64)> {
+    // A phase is as long as four switches; a run alone has six phases, a shared one at most nine with the switches. Three
+    // programs fill and compare their memory, and two pin it.
+    let switch = 1.0 / sizes.slower();
+    let seconds_per_gb = (5 * ROUNDS) as f64 * 4.0 * switch + 5.0 / 3.0;
+    let in_time = (bench.seconds_left() - START).max(0.0) / seconds_per_gb * 1e9;
+    let possible = bench.pick(128 * MIB, sizes.most(CLIENTS as u64));
+    let rest = possible.min(sizes.most(CLIENTS as u64)).min(in_time as u64);
+    anyhow::ensure!(in_time as u64 > before, NO_TIME);
+    anyhow::ensure!(
+        rest > before,
+        "GPU and host have memory for no more than the {} above",
+        about(before)
+    );
+    Ok((rest, ((rest as f64 / 1e9 * 4.0 * switch * 1e3) as u64).max(100)))
 }
 
 fn place(column: &str, flavour: &str) -> String {
@@ -99,17 +151,17 @@ const TIME_PASSES: &str =
 const NO_ROOM: &str = "without an assigner the memory of both would have to fit";
 
 /// With a little memory, or with so many bytes and phases that are long against a switch.
-fn driver_program(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
-    let (cpu, gpu, rounds) = match each {
+fn driver_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+    let (cpu, gpu, rounds) = match work {
         None => bench.pick((60, 40, 6), (300, 200, 16)),
-        Some(_) => bench.pick((100, 100, 3), (1000, 1000, 5)),
+        Some(work) => (work.phase_ms, work.phase_ms, ROUNDS),
     };
     let mut arguments: Vec<String> = ["phases".into()].to_vec();
     for (name, value) in [("--cpu-ms", cpu), ("--gpu-ms", gpu), ("--rounds", rounds)] {
         arguments.extend([name.to_owned(), value.to_string()]);
     }
-    if let Some(each) = each {
-        arguments.extend(["--mib".to_owned(), (each / MIB).to_string()]);
+    if let Some(work) = work {
+        arguments.extend(["--mib".to_owned(), (work.each / MIB).to_string()]);
     } else if bench.simulated {
         // The software GPU computes on the host: with more memory that would be what is measured.
         arguments.extend(["--mib".to_owned(), "1".to_owned()]);
@@ -121,8 +173,8 @@ fn driver_program(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
     Ok(Program { program: std::env::current_exe()?, arguments, unmanaged: TIME_PASSES })
 }
 
-fn torch_training(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
-    let mut program = torch(bench, each)?;
+fn torch_training(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+    let mut program = torch(bench, work)?;
     let rounds = bench.pick(2, 4).to_string();
     // Next to no CPU phase: the bound is that of one after the other, less what overlaps of it.
     for (name, value) in [("--training", "1"), ("--cpu-work", "1"), ("--rounds", &rounds)] {
@@ -133,28 +185,28 @@ fn torch_training(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
 }
 
 /// The Python with its script, and memory to fill.
-fn torch(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
+fn torch(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
     anyhow::ensure!(!bench.simulated, "PyTorch needs a real driver");
     let python = Python::find(bench)?;
     anyhow::ensure!(python.has("torch"), "PyTorch is not installed for {}", python.path.display());
     let mut arguments = vec![python.script("alternating.py").display().to_string()];
-    if let Some(each) = each {
+    if let Some(work) = work {
         // Its libraries take some: workspaces, and what its allocator rounds up.
-        let fill = each.saturating_sub(GIB) / MIB;
+        let fill = work.each.saturating_sub(GIB) / MIB;
         arguments.extend(["--fill-mib".to_owned(), fill.to_string()]);
     }
-    let unmanaged = if each.is_some() { NO_ROOM } else { "" };
+    let unmanaged = if work.is_some() { NO_ROOM } else { "" };
     Ok(Program { program: python.path, arguments, unmanaged })
 }
 
-fn torch_program(bench: &Bench, each: Option<u64>) -> anyhow::Result<Program> {
-    let mut program = torch(bench, each)?;
+fn torch_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+    let mut program = torch(bench, work)?;
     anyhow::ensure!(
         host::cores() >= 2 * CLIENTS,
         "{} cores: CPU phases would wait for each other",
         host::cores()
     );
-    let (seconds, rounds) = match each {
+    let (seconds, rounds) = match work {
         None => bench.pick((0.1, 4), (0.3, 14)),
         // Long against a switch.
         Some(_) => bench.pick((0.5, 2), (2.0, 4)),
@@ -181,6 +233,7 @@ fn measure(
     flavour: &str,
     program: &Program,
     assigner: &Assigner,
+    room: Room,
 ) -> anyhow::Result<()> {
     let go = |name: &str| bench.work.join(format!("go-{flavour}-{name}"));
     let direct = || Command::new(&program.program);
@@ -195,7 +248,14 @@ fn measure(
         None
     };
     let shared_runs = (0..CLIENTS).map(|_| assigner.run(&program.program)).collect();
-    let shared = together(program, shared_runs, &go("shared"))?;
+    let run = || together(program, shared_runs, &go("shared"));
+    let (shared, moved) = match room {
+        Room::Enough => (run()?, None),
+        Room::Short | Room::Most => {
+            let (shared, moved) = while_watched(assigner, run);
+            (shared?, Some(moved))
+        }
+    };
 
     let median = |phase: fn(&crate::phases::Round) -> f64| {
         let sample: Vec<f64> = alone[0].rounds.iter().map(phase).collect();
@@ -225,8 +285,19 @@ fn measure(
         None => bench.missing(&place("unmanaged_rounds_per_s", flavour), "1/s", program.unmanaged),
     }
     let right = alone.iter().chain(&shared).all(|r| r.right && r.digest == alone[0].digest);
-    let word = if right { "same to the bit" } else { "WRONG" };
-    bench.row(Row::text(bench.group, &place("results", flavour), word).verified(right));
+    let swapped = moved.as_ref().is_none_or(|moved| moved.count() >= CLIENTS);
+    if let Some(moved) = &moved {
+        let row =
+            Row::value(bench.group, &place(SWAPPED.0, flavour), SWAPPED.1, gib(moved.total()));
+        let note = format!("of {} programs, as status said last", moved.count());
+        bench.row(row.verified(swapped).note(note));
+    }
+    let word = match (right, swapped) {
+        (true, true) => "same to the bit",
+        (false, _) => "WRONG",
+        (true, false) => "same, but NOT ALL WERE SWAPPED",
+    };
+    bench.row(Row::text(bench.group, &place("results", flavour), word).verified(right && swapped));
     Ok(())
 }
 
