@@ -451,10 +451,8 @@ impl Scheduler {
         if kept.iter().any(|gpu| !self.gpus[gpu.index()].claimed.is_empty()) {
             return recalls; // who is expected back cannot be recalled
         }
-        // A member of a gang that only keeps does not start where it could share: nobody there is in its way.
         let client = &self.clients[&who.client];
-        let keeps = client.member.as_deref().is_some_and(Member::keeps);
-        let needed = kept.iter().filter(|gpu| !keeps || !self.is_free(**gpu, client));
+        let needed = kept.iter().filter(|gpu| !self.keeps_beside(client, **gpu));
         let taken = self.holders_of(kept);
         for holder in needed.flat_map(|gpu| &self.gpus[gpu.index()].holders) {
             let lease = self.lease(*holder);

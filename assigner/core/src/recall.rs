@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::{Action, Cause};
-use crate::gang::{NodeEvent, Seat};
+use crate::gang::{Member, NodeEvent, Seat};
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Given, LaneKey};
@@ -333,8 +333,7 @@ impl Scheduler {
         }
         let is_pressed = lease.gpus.iter().any(|gpu| self.memory.presses(holder, *gpu));
         let pressed = is_pressed.then(|| lease.latest_recall(&self.config));
-        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
-        let times = kept.filter_map(|ticket| {
+        let times = self.in_the_way_of(lease).filter_map(|ticket| {
             let waiter = &self.queue[&ticket];
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
@@ -355,6 +354,20 @@ impl Scheduler {
             (claim != Claim::Never).then(|| lease.latest_recall(&self.config))
         });
         times.chain(pressed).chain(limited).min()
+    }
+
+    /// The requests for which GPUs of a lease are kept, and which cannot start as long as it is there.
+    fn in_the_way_of(&self, lease: &Lease) -> impl Iterator<Item = Ticket> {
+        lease.gpus.iter().filter_map(|gpu| {
+            let ticket = self.gpus[gpu.index()].reserved?;
+            let waiter = self.queue.get(&ticket)?; // it may have withdrawn at this very moment
+            (!self.keeps_beside(&self.clients[&waiter.client], *gpu)).then_some(ticket)
+        })
+    }
+
+    /// True if a member of a gang that only keeps could share a GPU with those who hold it: nobody there is in its way.
+    pub(crate) fn keeps_beside(&self, client: &Client, gpu: Gpu) -> bool {
+        client.member.as_deref().is_some_and(Member::keeps) && self.is_free(gpu, client)
     }
 
     /// The requests that wait for what the tenant or the queue of a holder has.
@@ -479,9 +492,8 @@ impl Scheduler {
         if at >= lease.started.after(lease.span(self.config.quantum)) {
             return (Cause::Quantum, None);
         }
-        let kept = lease.gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
-        let mut causes = kept.filter_map(|ticket| {
-            let waiter = self.queue.get(&ticket)?; // it may have withdrawn at this very moment
+        let mut causes = self.in_the_way_of(lease).filter_map(|ticket| {
+            let waiter = &self.queue[&ticket];
             let lane = self.clients[&waiter.client].lane();
             let who = Claimant { client: waiter.client, lane, entitled: waiter.entitled };
             match self.claim(&who, holder, &[]) {

@@ -310,7 +310,8 @@ impl Scheduler {
         for gpu in kept {
             let told = |holder: &ClientId| {
                 let lease = self.lease(*holder);
-                let recallable = self.claim(&who, *holder, &[]) != Claim::Never;
+                let recallable = self.claim(&who, *holder, &[]) != Claim::Never
+                    && !self.keeps_beside(&self.clients[&who.client], *gpu);
                 // A gang stops as a whole, once all of its members have had their turn.
                 let gang = self.clients[holder].member.as_ref().map(|member| &member.gang);
                 let is_due = lease.is_due && gang.is_some_and(|it| self.gangs.node.is_due(it));

@@ -54,6 +54,9 @@ impl Scheduler {
 
     fn settle_gpu(&mut self, gpu: Gpu) {
         let mut answers = self.memory.settle_requests(gpu, self.now);
+        if answers.iter().any(|answer| answer.verdict == RoomVerdict::Granted) {
+            self.replan_memory(gpu);
+        }
         answers.extend(self.memory.break_deadlocks(self.now));
         self.answer(answers);
         let due = match self.memory.waiting(gpu) {

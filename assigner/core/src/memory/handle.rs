@@ -60,6 +60,9 @@ impl Scheduler {
             true => self.memory.claim(id, gpu, bytes),
             false => Err(RoomDenied::NotBound),
         };
+        if claimed.is_ok() {
+            self.replan_memory(gpu);
+        }
         let verdict = claimed.map_or_else(RoomVerdict::Denied, |()| RoomVerdict::Granted);
         self.actions.push_back(Action::Room { client: id, seq, verdict });
     }
@@ -110,10 +113,11 @@ impl Scheduler {
         self.clients.get(&id).is_some_and(|client| client.bound.contains(&gpu))
     }
 
-    /// Plans again where memory that came back may be what a waiting client needs.
+    /// Plans again where memory that came back may be what a waiting client needs; and where it fits no more beside who is
+    /// in its way since.
     pub(crate) fn replan_memory(&mut self, gpu: Gpu) {
         let matters = self.queues.share() || self.memory.has_anchored(gpu);
-        if matters && !self.gpus[gpu.index()].waiting.is_empty() {
+        if matters && !(self.gpus[gpu.index()].waiting.is_empty() && self.floating.is_empty()) {
             self.dirty.gpus.insert(gpu);
         }
     }

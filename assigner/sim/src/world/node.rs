@@ -189,6 +189,7 @@ impl World<'_, '_> {
                 let gpus: Vec<usize> = gpus.iter().map(|gpu| gpu.0 as usize).collect();
                 self.check_grant(node, index(*client), *epoch, &gpus);
                 self.check_member_grant(node, index(*client));
+                self.note_begun(node, index(*client));
                 *client
             }
             Action::Overtaken { client, .. } => {

@@ -7,7 +7,9 @@
 //! - *no livelock*: while no time passes, of n requests each makes way at once for each other one at most once.
 //!
 //! Beside gangs the same holds, of what can be seen from outside at the moment of a recall: what a gang has taken without
-//! telling its members counts as held by their tenants, before and after the event; members are of their gang's highest
+//! telling its members counts as held by their tenants, before and after the event, and for as long as the event lasts that
+//! has it begin: then its idle members hold like the others, and a recall that follows can end the round again, so that
+//! nothing is seen of them afterwards. Members are of their gang's highest
 //! level while they wait, and of their own at least while they hold. That a round ends for all of its members when one of
 //! them is recalled is no recall at once: it takes from tenants within their guarantees, too (`Cause::Gang`).
 
@@ -16,6 +18,7 @@ use std::collections::BTreeSet;
 use acb_core::{Cause, Event, Priority, Time};
 
 use super::World;
+use super::client::Life;
 use super::node::{index, number};
 
 /// What was seen of a node's recalls at this moment.
@@ -28,6 +31,8 @@ pub(super) struct Moment {
     recalls: u64,
     /// Members of gangs that held GPUs after the latest event, told or not.
     seats: BTreeSet<usize>,
+    /// Members of gangs of which one was granted by this event: all of them have seats then, idle ones included.
+    taken: BTreeSet<usize>,
 }
 
 impl World<'_, '_> {
@@ -50,7 +55,19 @@ impl World<'_, '_> {
     pub(super) fn note_seats(&mut self, node: usize) {
         if !self.gangs.members.is_empty() && self.watch.check {
             self.nodes[node].moment.seats = self.seats(node);
+            self.nodes[node].moment.taken.clear();
         }
+    }
+
+    /// A member of a gang was granted: its gang has begun, or goes on.
+    pub(super) fn note_begun(&mut self, node: usize, client: usize) {
+        let Some(gang) = &self.scenario.clients[client].gang else { return };
+        let members = self.gangs.members.get(&gang.name).into_iter().flatten().copied();
+        let here = |at: &usize| {
+            self.scenario.clients[*at].node == node && self.clients[*at].life == Life::Here
+        };
+        let here: BTreeSet<usize> = members.filter(here).collect();
+        self.nodes[node].moment.taken.extend(here);
     }
 
     /// Members of gangs that hold GPUs of a node, whether they have been told or not.
@@ -115,7 +132,8 @@ impl World<'_, '_> {
     /// GPUs that a client's tenant holds beyond its guarantee, without those that it has been asked for.
     pub(super) fn borrowed(&self, node: usize, client: usize) -> i64 {
         let tenant = &self.scenario.clients[client].tenant;
-        let mut seats = self.nodes[node].moment.seats.clone();
+        let Moment { seats, taken, .. } = &self.nodes[node].moment;
+        let mut seats: BTreeSet<usize> = seats | taken;
         if !self.gangs.members.is_empty() {
             seats.extend(self.seats(node));
         }
