@@ -329,6 +329,7 @@ impl Client {
             leased: Vec::new(),
             memory_limit: None,
             memory: Default::default(),
+            stays: Default::default(),
             waiting_rooms: Default::default(),
             joined: SystemTime::now(),
             first_request: None,
@@ -357,5 +358,14 @@ pub(super) fn epoch_ns(time: SystemTime) -> u64 {
 
 /// What a client says ends in terminals and logs.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(64).collect()
+    shown(text, 64)
+}
+
+/// The same for what a client says in a whole sentence.
+pub(super) fn sentence(text: &str) -> String {
+    shown(text, 512)
+}
+
+fn shown(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
 }

@@ -1,5 +1,6 @@
 //! Device memory: what a client says of it, what it is told, and the words for people.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,8 +90,15 @@ impl Broker {
         let Some(gpu) = self.gpu_of(client, evicted.device) else { return };
         let rest = if evicted.failed.is_empty() { Rest::Comes } else { Rest::Stays };
         if rest == Rest::Stays {
-            let (who, why) = (self.who(client), super::members::printable(&evicted.failed));
-            tracing::warn!("{who} cannot move its memory off {}: {why}", self.name_of(gpu));
+            let (who, why) = (self.who(client), super::members::sentence(&evicted.failed));
+            let Some(member) = self.clients.get_mut(&client) else { return };
+            let stays = member.stays.entry(gpu).or_default();
+            if stays.0 != why {
+                *stays = (why.clone(), BTreeSet::new());
+                tracing::warn!("{who} cannot move its memory off {}: {why}", self.name_of(gpu));
+            }
+        } else if let Some(member) = self.clients.get_mut(&client) {
+            member.stays.remove(&gpu);
         }
         self.apply(Event::Evicted { client, gpu, bytes: evicted.bytes, rest });
     }
@@ -148,14 +156,28 @@ impl Broker {
         self.tell(client, Kind::Arena(v1::Arena { bytes }));
     }
 
-    pub(super) fn tell_blocked(&self, client: ClientId, gpu: Gpu, by: ClientId, bytes: u64) {
-        let text = format!(
-            "{} is in the way on {}: it was asked to move {} to the host and does not (is it \
-             stopped?); others are asked instead",
-            self.who(by),
-            self.name_of(gpu),
-            size(bytes),
-        );
+    /// Once for each reason.
+    pub(super) fn tell_blocked(&mut self, client: ClientId, gpu: Gpu, by: ClientId, bytes: u64) {
+        let stays = self.clients.get_mut(&by).and_then(|member| member.stays.get_mut(&gpu));
+        let why = match stays {
+            Some((why, told)) => {
+                if !told.insert(client) {
+                    return;
+                }
+                Some(why.clone())
+            }
+            None => None,
+        };
+        let (who, gpu, bytes) = (self.who(by), self.name_of(gpu), size(bytes));
+        let text = match why {
+            Some(why) => format!(
+                "{who} is in the way on {gpu}: its {bytes} there stay, {why}. It tries again now and then"
+            ),
+            None => format!(
+                "{who} is in the way on {gpu}: it was asked to move {bytes} to the host and does not (is it \
+                 stopped?); others are asked instead"
+            ),
+        };
         tracing::warn!("{} waits for memory: {text}", self.who(client));
         self.tell(client, Kind::Notice(v1::Notice { text }));
     }

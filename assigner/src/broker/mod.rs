@@ -103,6 +103,8 @@ struct Client {
     memory_limit: Option<u64>,
     /// What it last reported of its memory, by its own device number.
     memory: BTreeMap<u32, v1::MemoryReport>,
+    /// Why its memory stays on a GPU although it was asked for, and who has been told.
+    stays: BTreeMap<Gpu, (String, BTreeSet<ClientId>)>,
     /// Room requests that wait.
     waiting_rooms: BTreeSet<u64>,
     joined: SystemTime,

@@ -76,6 +76,31 @@ fn memory_that_cannot_be_copied_stays_and_the_assigner_hears_why() {
     play.end().prints("read=0 wrong=0");
 }
 
+/// The assigner does not ask again, so the client finds out by itself whether what was in the way is over.
+#[test]
+fn memory_that_stayed_goes_by_itself_when_it_can() {
+    for (kind, call) in [("unmap_fails", "cuMemUnmap"), ("release_fails", "cuMemRelease")] {
+        let mut play = faulty(&format!("kind = '{kind}'\nat = 2\ntimes = 3"), "a48 w0:1 . c0:1 .");
+        play.claim(48 * MIB);
+        play.turn(1, 48 * MIB);
+        play.take_back(1);
+        play.evict(48 * MIB);
+        let mut left = 0;
+        let mut stayed = false;
+        loop {
+            let Hear::Evicted(evicted) = play.peer.hear_moves() else { panic!("not Evicted") };
+            left += evicted.bytes;
+            stayed |= evicted.failed.contains(call);
+            if stayed && evicted.bytes > 0 {
+                break;
+            }
+        }
+        play.client.tell("on");
+        play.turn(2, left);
+        play.end().prints("read=0 wrong=0").tells(call, "CUDA_ERROR_UNKNOWN", "dmesg");
+    }
+}
+
 /// Two contexts, of which one breaks in a copy of the pager's. Memory belongs to no context: that of the one which still works is
 /// whole, whoever carried it.
 fn breaks_in(way: &str, at: u32) -> Ended {

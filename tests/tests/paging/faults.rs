@@ -1,7 +1,7 @@
 //! What goes wrong in the middle of a switch: no byte is wrong after it, and nobody else suffers.
 
 use acb_tests::bench::outside::OnRequest;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::stage::{MOST, MOST_BYTES, Stage, is_right, signal};
 
@@ -60,6 +60,41 @@ fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
 fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
     let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
     take_turns(&stage)
+}
+
+/// Calls of a switch that fail three times; where that makes memory stay, it goes when it can, and nobody waits for ever.
+#[test]
+fn calls_that_fail_in_a_switch_are_named_and_tried_again() -> Result<()> {
+    let kinds = [
+        ("access_fails", "cuMemSetAccess"),
+        ("unmap_fails", "cuMemUnmap"),
+        ("release_fails", "cuMemRelease"),
+        ("copy_refused", "cuMemcpy"),
+    ];
+    for (kind, call) in kinds {
+        let stage = Stage::with(&fault(kind, 32, 3), &[])?;
+        take_turns(&stage).with_context(|| kind)?;
+        stage.tells("broken", call, "CUDA_ERROR_UNKNOWN", "is tried again")?;
+    }
+    Ok(())
+}
+
+/// Who waits for memory that stays hears whose it is, why, and what to do.
+#[test]
+fn memory_that_stays_is_named_to_who_waits_for_it() -> Result<()> {
+    // The first 24 are those of its first page-out.
+    let stage = Stage::with(&fault("unmap_fails", 26, 0), &[])?;
+    let mut broken = stage.large_with("broken", &[BROKEN])?;
+    let mut other = stage.large("other")?;
+    is_right(&mut broken)?;
+    other.request("check")?;
+    stage.tells("broken", "cuMemUnmap", "CUDA_ERROR_UNKNOWN", "end the program")?;
+    let pid = broken.pid().to_string();
+    stage.tells("other", &pid, "cuMemUnmap fails (CUDA_ERROR_UNKNOWN)", "end the program")?;
+    is_right(&mut broken)?;
+    broken.kill()?;
+    other.answer()?;
+    is_right(&mut other)
 }
 
 #[test]

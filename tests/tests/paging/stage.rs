@@ -140,6 +140,14 @@ impl Stage {
         .with_context(|| self.log_of(name).unwrap_or_default())
     }
 
+    /// Waits until one line of a program's log names call, cause and remedy.
+    pub(crate) fn tells(&self, name: &str, call: &str, cause: &str, remedy: &str) -> Result<()> {
+        let told = |line: &str| [call, cause, remedy].iter().all(|part| line.contains(part));
+        let what = format!("a line of {name} names '{call}', '{cause}' and '{remedy}'");
+        wait_until(&what, PATIENCE, || Ok(self.log_of(name).is_ok_and(|log| log.lines().any(told))))
+            .with_context(|| self.log_of(name).unwrap_or_default())
+    }
+
     /// A program with [`MOST`] of the memory, filled and changed.
     pub(crate) fn large(&self, name: &str) -> Result<OnRequest> {
         self.large_with(name, &[])

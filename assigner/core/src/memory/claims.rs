@@ -63,6 +63,9 @@ impl Memory {
             account.evicting = account.evicting.saturating_sub(bytes);
             account.progress = now;
             account.anchors.remove(Anchor::Late);
+            if bytes > 0 {
+                account.anchors.remove(Anchor::Failed); // it could, after all
+            }
         });
         self.watch(client, gpu);
         self.note(gpu);

@@ -253,17 +253,23 @@ impl Scheduler {
     pub(crate) fn fire_lateness(&mut self) {
         for (client, gpu, bytes) in self.memory.pop_late(self.now) {
             self.dirty.gpus.insert(gpu);
-            let due = self.memory.due(gpu, self.now);
-            let mut told: Vec<ClientId> = self.lacking(gpu, due).into_iter().collect();
-            told.extend(self.next_in_turn(gpu).filter(|next| !told.contains(next)));
-            let order = |client: &ClientId| {
-                self.memory.ledger(gpu).account(*client).map_or(0, |account| account.used)
-            };
-            told.sort_by_key(order);
-            told.retain(|waiting| *waiting != client);
-            let tell = |waiting| Action::Blocked { client: waiting, gpu, by: client, bytes };
-            self.actions.extend(told.into_iter().map(tell));
+            self.tell_blocked(client, gpu, bytes);
         }
+    }
+
+    /// Tells who waits for memory that `by` does not move so many bytes: who lacks them, and who is first in the queue.
+    pub(super) fn tell_blocked(&mut self, by: ClientId, gpu: Gpu, bytes: u64) {
+        let due = self.memory.due(gpu, self.now);
+        let mut told: Vec<ClientId> = self.lacking(gpu, due).into_iter().collect();
+        let next = self.queue_on(gpu).into_iter().find(|next| *next != by);
+        told.extend(next.filter(|next| !told.contains(next)));
+        let order = |client: &ClientId| {
+            self.memory.ledger(gpu).account(*client).map_or(0, |account| account.used)
+        };
+        told.sort_by_key(order);
+        told.retain(|waiting| *waiting != by);
+        let tell = |waiting| Action::Blocked { client: waiting, gpu, by, bytes };
+        self.actions.extend(told.into_iter().map(tell));
     }
 }
 

@@ -76,6 +76,7 @@ impl Scheduler {
         if rest == Rest::Stays {
             self.memory.anchor(id, gpu, Anchor::Failed, Holds::Yes);
             self.dirty.gpus.insert(gpu);
+            self.tell_blocked(id, gpu, self.memory.of(id, gpu).resident);
         }
     }
 

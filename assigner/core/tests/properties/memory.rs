@@ -109,12 +109,15 @@ impl World {
 
     pub(crate) fn evict(&mut self, slot: usize, gpu: Gpu, most: u64, rest: Rest) {
         let Some(paged) = self.clients[slot].memory.gpus.get_mut(&gpu) else { return };
-        if paged.owed == 0 {
+        // Who has failed tries again by itself.
+        let movable = if paged.failed { paged.resident } else { paged.owed };
+        if movable == 0 {
             return;
         }
-        let bytes = most.min(paged.owed);
+        let bytes = most.min(movable);
         paged.resident -= bytes;
-        paged.owed -= bytes;
+        paged.owed = paged.owed.saturating_sub(bytes);
+        paged.failed &= bytes == 0;
         if rest == Rest::Stays {
             (paged.owed, paged.failed) = (0, true);
         }
@@ -185,7 +188,8 @@ impl World {
             Action::Blocked { client, gpu, by, bytes } => {
                 let (slot, by) = (self.slot(client), self.slot(by));
                 self.log.push(format!("{slot} blocked on {gpu} by {by}: {bytes}"));
-                assert!(self.clients[by].memory.of(gpu).owed >= bytes, "it was asked");
+                let memory = self.clients[by].memory.of(gpu);
+                assert!(memory.failed || memory.owed >= bytes, "it was asked");
             }
             other => panic!("no action of memory: {other:?}"),
         }

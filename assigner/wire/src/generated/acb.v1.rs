@@ -165,7 +165,8 @@ pub struct Evicted {
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
     /// Why the rest of what was asked for stays where it is; empty: it does not, more is to come or all is done. The assigner
-    /// then counts the client's room as fixed until its next lease.
+    /// then counts the client's room as fixed until its next lease, or until it says that some has left after all: the client
+    /// tries again by itself.
     #[prost(string, tag = "3")]
     pub failed: ::prost::alloc::string::String,
 }

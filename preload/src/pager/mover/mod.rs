@@ -10,6 +10,7 @@ mod inward;
 mod outward;
 mod pass;
 mod station;
+mod staying;
 
 use super::allocate::Failure;
 use super::report::Reporter;
@@ -121,6 +122,8 @@ impl Mover {
             self.lanes = (0..devices).map(Lane::new).collect();
         }
         let again = PAGER.reap_between_moves();
+        let proofs = self.lanes.iter_mut().filter_map(|lane| lane.try_again(leave));
+        let again = again.into_iter().chain(proofs).min();
         let progress = self.lanes.iter_mut().map(|lane| lane.look(leave)).max();
         match progress.unwrap_or(Progress::Idle) {
             Progress::More => {
@@ -169,6 +172,10 @@ impl Lane {
 
     fn is_moving(&self) -> bool {
         self.inbound.is_moving() || self.outbound.is_moving()
+    }
+
+    fn try_again(&mut self, leave: Leave) -> Option<Duration> {
+        self.outbound.try_again(self.device, leave)
     }
 
     /// Gives up everything under way: the process ends.

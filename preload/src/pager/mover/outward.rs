@@ -4,8 +4,8 @@
 //! in which order chunks go (`table`).
 
 use super::pass::Pass;
-use super::{Progress, Retry, Station, has_space, unmake};
-use crate::link::LINK;
+use super::staying::{Say, Staying};
+use super::{Leave, Progress, Retry, Station, has_space, unmake};
 use crate::log::{error, info, warning};
 use crate::pager::allocate::Failure;
 use crate::pager::device::Window;
@@ -14,7 +14,6 @@ use crate::pager::places::Extent;
 use crate::pager::table::{ChunkId, NotOut, Outward, State, Way};
 use crate::pager::victims::{Next, Victims};
 use crate::pager::{Books, PAGER, device};
-use acb_wire::v1::{Evicted, client_message::Kind};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -42,6 +41,7 @@ pub(super) struct Outbound {
     failures: u32,
     /// Since when a page-out waits for a place in the arena.
     placeless: Option<Instant>,
+    staying: Staying,
 }
 
 struct Flight {
@@ -81,6 +81,11 @@ impl Outbound {
         PAGER.changed.notify_all();
     }
 
+    /// What has stayed is tried again now and then; says when.
+    pub(super) fn try_again(&mut self, device: u32, leave: Leave) -> Option<Duration> {
+        self.staying.try_again(device, leave)
+    }
+
     /// All contexts are broken: what was in memory is lost, and the memory of use to others.
     pub(super) fn forsake(&mut self, device: u32) {
         self.plan = None;
@@ -110,19 +115,20 @@ impl Outbound {
             books.say();
             PAGER.changed.notify_all();
         }
-        let mut books = PAGER.books();
-        if books.table.account(device).owed() > 0 {
-            books.refuse(device, "its CUDA context is broken, and the driver keeps the memory");
+        if PAGER.books().table.account(device).owed() > 0 {
+            self.staying.told(
+                device,
+                "its CUDA context is broken, and the driver keeps the memory; end the program",
+            );
         }
     }
 
     /// Nothing can be moved: says so.
     pub(super) fn refuse(&mut self, device: u32) {
-        let mut books = PAGER.books();
-        if books.table.account(device).owed() > 0 {
-            books.refuse(
+        if PAGER.books().table.account(device).owed() > 0 {
+            self.staying.told(
                 device,
-                "the program has no CUDA context through which its memory could be moved",
+                "the program has no CUDA context through which its memory could be moved; end it if others need the room",
             );
         }
     }
@@ -178,6 +184,7 @@ impl Outbound {
                 Ok(outward) => {
                     drop(books);
                     self.note_place();
+                    let is_drop = outward.way == Way::Drop;
                     let sent = match outward.way {
                         Way::Drop => {
                             dropped += 1;
@@ -185,9 +192,13 @@ impl Outbound {
                         }
                         _ => self.send(outward, station),
                     };
-                    if let Err(failure) = sent {
-                        self.fail(device, failure, station, retry);
-                        return Progress::Waiting;
+                    match sent {
+                        Err(failure) => {
+                            self.fail(device, failure, station, retry);
+                            return Progress::Waiting;
+                        }
+                        Ok(()) if is_drop => self.left(device, retry),
+                        Ok(()) => {}
                     }
                     if dropped == DROPS_AT_ONCE {
                         return Progress::More;
@@ -205,13 +216,17 @@ impl Outbound {
         }
         if books.table.account(device).taken() > 0 {
             let staying = books.tell_staying(device);
-            let reason = match staying.is_empty() {
-                true => "what is left of its memory cannot be moved at present".to_owned(),
-                false => format!("the program shares its memory with others: {staying}"),
-            };
-            books.refuse(device, &reason);
+            if staying.is_empty() {
+                drop(books);
+                self.staying.told(device, "what is left of its memory cannot be moved at present");
+            } else {
+                // It will as long as it is shared.
+                let why = format!("the program shares its memory with others: {staying}");
+                books.refuse(device, &why, Say::Aloud);
+            }
         } else {
             books.table.account(device).forgive();
+            self.staying = Staying::default();
         }
         Progress::Idle
     }
@@ -345,11 +360,7 @@ impl Outbound {
                 }
             };
             match landed {
-                Ok(()) if self.failures > 0 => {
-                    self.failures = 0;
-                    retry.succeeded();
-                }
-                Ok(()) => {}
+                Ok(()) => self.left(device, retry),
                 Err(failed) => self.fail(device, failed, station, retry),
             }
             progress = Progress::More;
@@ -359,6 +370,14 @@ impl Outbound {
             }
         }
         progress
+    }
+
+    /// A chunk has gone: what was wrong is over.
+    fn left(&mut self, device: u32, retry: &mut Retry) {
+        if std::mem::take(&mut self.failures) > 0 {
+            retry.succeeded();
+        }
+        self.staying.over(device);
     }
 
     fn finish_pass(&mut self, station: &Station) -> Progress {
@@ -461,7 +480,7 @@ impl Outbound {
                 "its memory cannot be moved to the host: {call} fails ({cause}); look for Xid errors of this GPU (dmesg), and \
                  end the program if others need the room"
             );
-            PAGER.books().refuse(device, &why);
+            self.staying.told(device, &why);
         }
     }
 
@@ -479,7 +498,10 @@ impl Outbound {
             if self.flights.is_empty() {
                 self.plan = None;
                 self.note_place();
-                PAGER.books().refuse(device, "there is no host memory for what would have to move");
+                self.staying.told(
+                    device,
+                    "there is no host memory for what would have to move; ask for more with the job (--mem)",
+                );
             }
             return Progress::Waiting;
         }
@@ -493,17 +515,6 @@ impl Outbound {
             let waited = since.elapsed();
             PAGER.books().moved.pin_ns += waited.as_nanos() as u64;
             info!("a page-out waited {:.1} ms for pinned host memory", waited.as_secs_f64() * 1e3);
-        }
-    }
-}
-
-impl Books {
-    /// The assigner hears why what it asked for does not come.
-    fn refuse(&mut self, device: u32, reason: &str) {
-        self.table.account(device).forgive();
-        if LINK.is_connected() {
-            warning!("GPU {device}: memory stays there although others wait for it: {reason}");
-            LINK.send(Kind::Evicted(Evicted { device, bytes: 0, failed: reason.to_owned() }));
         }
     }
 }
