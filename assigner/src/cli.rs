@@ -304,6 +304,9 @@ pub struct Simulate {
     /// Spread of all phase times, instead of the scenario's: 0 constant, 1 exponential
     #[arg(long, value_name = "CV", value_parser = spread)]
     pub spread: Option<f64>,
+    /// Another value of the scenario, such as client.NAME.count=8; may be given several times
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
     /// Print one JSON document instead of the table
     #[arg(long)]
     pub json: bool,

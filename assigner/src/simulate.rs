@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use acb_cluster_conf::Style;
-use acb_sim::read::Overrides;
+use acb_sim::read::{Overrides, SetError};
 use acb_sim::timeline::{self, Look};
 use acb_sim::{Report, Scenario, Watch, report};
 
@@ -51,7 +51,14 @@ pub fn run(options: &Simulate) -> u8 {
 /// True if an invariant was violated.
 fn simulate(options: &Simulate) -> Result<bool, Problem> {
     let look = look(options.color, options.ascii);
-    let text = read_text(&options.file)?;
+    let mut text = read_text(&options.file)?;
+    for assignment in &options.set {
+        text = match acb_sim::read::set(&text, assignment) {
+            Ok(text) => text,
+            Err(SetError::Syntax) => break, // reading it tells where
+            Err(error) => return Err(Problem::Input(format!("--set {assignment}: {error}"))),
+        };
+    }
     let name = options.file.display().to_string();
     let errors = stderr().is_terminal() && look_of_stderr(options.color);
     let scenario = |seed: Option<u64>| -> Result<Scenario, Problem> {

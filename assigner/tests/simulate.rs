@@ -87,6 +87,26 @@ fn many_seeds_are_counted_and_spread() {
 }
 
 #[test]
+fn another_value_can_be_set_for_one_run() {
+    let file = scenario("b4.toml");
+    let file = file.to_str().unwrap();
+    let run = |values: &[&str]| {
+        let set = values.iter().flat_map(|value| ["--set", value]);
+        simulate(&[file, "--json"].into_iter().chain(set).collect::<Vec<_>>())
+    };
+    let report: serde_json::Value =
+        serde_json::from_slice(&run(&["client.fx.count=2", "stop_s=60"]).stdout).unwrap();
+    assert_eq!((report["clients"].as_u64(), report["end_s"].as_f64()), (Some(2), Some(60.0)));
+    let wrong = run(&["client.fy.count=2"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let said = text(&wrong.stderr);
+    assert!(said.contains("--set client.fy.count=2") && said.contains("\"fx\""), "{said}");
+    let refused = run(&["client.count=0"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("count = 0"), "shown as it was read");
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad.toml");

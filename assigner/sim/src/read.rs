@@ -8,6 +8,7 @@ mod faults;
 mod gangs;
 mod limits;
 mod nodes;
+mod set;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use toml::de::{DeTable, DeValue};
 
 use crate::random::Lengths;
 use crate::scenario::{Costs, Node, Scenario};
+
+pub use set::{SetError, set};
 
 /// Longest time in a scenario, seconds: three years.
 const LONGEST_S: f64 = 1e8;

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use acb_core::Time;
+use acb_core::{Policy, Time};
 use serde::Serialize;
 
-use crate::bound::{Source, exponential_busy, most_busy};
+use crate::bound::{Source, exponential_busy, exposed_s, most_busy};
 use crate::scenario::{Scenario, Work};
 use crate::timeline::{GpuLane, Lane, Run, State};
 use crate::world::{Doing, Done, Outcome};
@@ -43,7 +43,13 @@ pub struct Report {
     pub busy: f64,
     /// Share of it in which a client held them while its memory was moved.
     pub switching: f64,
-    /// Most of it that was possible: min(N/(c+g), G/g) as a share of the GPUs' time; where a whole run is counted, its work
+    /// The same of each GPU, node by node.
+    pub switching_of: Vec<f64>,
+    /// What the scenario allows of it, for clients that always want their GPU (`switch_share`).
+    pub switch_share: f64,
+    /// What a GPU loses at least between two phases of different clients, seconds: the most of all clients.
+    pub switch_s: f64,
+    /// Most of it that was possible: min(N/(c+g), G/(g+s)) as a share of the GPUs' time; where a whole run is counted, its work
     /// over the time that it takes at least.
     pub bound: f64,
     /// What was reached of that.
@@ -142,11 +148,8 @@ impl Report {
             let overlap = to.0.min(window.1).saturating_sub(from.0.max(window.0));
             gpu_s[*client] += f64::from(scenario.clients[*client].gpus) * overlap as f64 / 1e9;
         }
-        let mut switching_s = 0.0;
-        for (client, from, to) in &outcome.switching {
-            let overlap = to.0.min(window.1).saturating_sub(from.0.max(window.0));
-            switching_s += f64::from(scenario.clients[*client].gpus) * overlap as f64 / 1e9;
-        }
+        let switching_of: Vec<f64> =
+            switching_s(scenario, outcome, window).iter().map(|s| s / length_s).collect();
         let groups = groups(scenario, &done, &gpu_s, length_s, gpus);
         let sources = sources(scenario, outcome);
         let busy = gpu_s.iter().sum::<f64>() / length_s / gpus as f64;
@@ -175,7 +178,14 @@ impl Report {
             per_hour: per_second * 3600.0,
             times_exclusive: exclusive(scenario, &sources).map(|alone| per_second / alone),
             busy,
-            switching: switching_s / length_s / gpus as f64,
+            switching: switching_of.iter().sum::<f64>() / gpus as f64,
+            switching_of,
+            switch_share: scenario
+                .nodes
+                .iter()
+                .map(|node| node.config.switch_share)
+                .fold(0.0, f64::max),
+            switch_s: sources.iter().flatten().map(|source| source.switch_s).fold(0.0, f64::max),
             bound,
             share_of_bound: busy / bound,
             exact,
@@ -232,6 +242,48 @@ fn window(scenario: &Scenario, outcome: &Outcome) -> ((u64, u64), Counted) {
     }
 }
 
+/// Of each GPU, node by node: seconds of the stretch in which its holder could not use it yet.
+fn switching_s(scenario: &Scenario, outcome: &Outcome, window: (u64, u64)) -> Vec<f64> {
+    let mut all = Vec::new();
+    let mut first = Vec::new();
+    for node in &scenario.nodes {
+        first.push(all.len());
+        all.resize(all.len() + node.config.gpus.len(), 0.0);
+    }
+    for (client, gpus, from, to) in &outcome.switching {
+        let overlap = to.0.min(window.1).saturating_sub(from.0.max(window.0));
+        let first = first[scenario.clients[*client].node];
+        gpus.iter().for_each(|gpu| all[first + gpu.0 as usize] += overlap as f64 / 1e9);
+    }
+    all
+}
+
+/// What a GPU loses at least before a phase of each client that follows another's, seconds.
+fn switches_s(scenario: &Scenario) -> Vec<f64> {
+    // The two smallest of each node: one of them is another client's.
+    let mut least = vec![[None; 2]; scenario.nodes.len()];
+    for (index, client) in scenario.clients.iter().enumerate() {
+        let [a, b] = &mut least[client.node];
+        let this = Some((client.memory, index));
+        let smaller = |that: Option<(u64, usize)>| that.is_none_or(|that| this < Some(that));
+        if smaller(*a) {
+            *b = std::mem::replace(a, this);
+        } else if smaller(*b) {
+            *b = this;
+        }
+    }
+    let of = |(index, client): (usize, &crate::scenario::Client)| {
+        let node = &scenario.nodes[client.node];
+        let other = least[client.node].iter().flatten().find(|(_, other)| *other != index);
+        let capacity = node.config.gpus.iter().map(|gpu| gpu.memory).max().unwrap_or(0);
+        other.filter(|_| !shares(node)).map_or(0.0, |(others, _)| {
+            exposed_s(client.memory, *others, capacity, node.link.bytes_per_s)
+                + node.switch.as_secs_f64()
+        })
+    };
+    scenario.clients.iter().enumerate().map(of).collect()
+}
+
 /// What each client's phases were on average; `None` where it had none.
 fn sources(scenario: &Scenario, outcome: &Outcome) -> Vec<Option<Source>> {
     let mut sums = vec![(0.0, 0.0, 0u64); scenario.clients.len()];
@@ -241,31 +293,80 @@ fn sources(scenario: &Scenario, outcome: &Outcome) -> Vec<Option<Source>> {
         *gpu += done.gpu.as_secs_f64();
         *count += 1;
     }
-    let source = |(client, (cpu, gpu, count)): (&crate::scenario::Client, (f64, f64, u64))| {
-        let (gpus, n) = (client.gpus, count as f64);
-        match &client.work {
-            _ if count == 0 => match &client.work {
-                // One that never ends a phase is one long phase.
-                Work::Rounds { cpu, gpu, .. } => Some(Source {
-                    cpu_s: cpu.mean.as_secs_f64(),
-                    gpu_s: gpu.mean.as_secs_f64(),
-                    gpus,
-                }),
-                Work::Requests { .. } => None,
-            },
-            Work::Rounds { .. } => Some(Source { cpu_s: cpu / n, gpu_s: gpu / n, gpus }),
-            Work::Requests { every, .. } => {
-                let cpu_s = (every.mean.as_secs_f64() - gpu / n).max(0.0);
-                Some(Source { cpu_s, gpu_s: gpu / n, gpus })
+    type Sums = (f64, f64, u64);
+    let source =
+        |((client, (cpu, gpu, count)), switch_s): ((&crate::scenario::Client, Sums), f64)| {
+            let (gpus, n) = (client.gpus, count as f64);
+            match &client.work {
+                _ if count == 0 => match &client.work {
+                    // One that never ends a phase is one long phase.
+                    Work::Rounds { cpu, gpu, .. } => Some(Source {
+                        cpu_s: cpu.mean.as_secs_f64(),
+                        gpu_s: gpu.mean.as_secs_f64(),
+                        gpus,
+                        switch_s,
+                    }),
+                    Work::Requests { .. } => None,
+                },
+                Work::Rounds { .. } => {
+                    Some(Source { cpu_s: cpu / n, gpu_s: gpu / n, gpus, switch_s })
+                }
+                Work::Requests { every, .. } => {
+                    let cpu_s = (every.mean.as_secs_f64() - gpu / n).max(0.0);
+                    Some(Source { cpu_s, gpu_s: gpu / n, gpus, switch_s })
+                }
             }
-        }
-    };
-    scenario.clients.iter().zip(sums).map(source).collect()
+        };
+    scenario.clients.iter().zip(sums).zip(switches_s(scenario)).map(source).collect()
+}
+
+/// Most GPUs of a scenario that can be busy on average, with phases that were measured elsewhere: of each client its mean CPU and
+/// GPU phase, seconds.
+#[must_use]
+pub fn bound_with(scenario: &Scenario, phases: &[Option<(f64, f64)>]) -> f64 {
+    let clients = scenario.clients.iter().zip(switches_s(scenario)).zip(phases);
+    let sources: Vec<Option<Source>> = clients
+        .map(|((client, switch_s), phases)| {
+            phases.map(|(cpu_s, gpu_s)| Source { cpu_s, gpu_s, gpus: client.gpus, switch_s })
+        })
+        .collect();
+    bound(scenario, &sources)
 }
 
 /// Most GPUs busy on average: of each node those that its clients can use.
 fn bound(scenario: &Scenario, sources: &[Option<Source>]) -> f64 {
-    per_node(scenario, sources).map(|(gpus, sources)| most_busy(sources.into_iter(), gpus)).sum()
+    per_node(scenario, sources)
+        .zip(holders(scenario))
+        .map(|((gpus, sources), holders)| most_busy(sources.into_iter(), gpus * holders))
+        .sum()
+}
+
+/// Of each node: how many can hold a GPU together. Where GPUs are shared, as many as fit by their limits, the smallest first.
+fn holders(scenario: &Scenario) -> Vec<u32> {
+    let mut sizes = vec![Vec::new(); scenario.nodes.len()];
+    for client in &scenario.clients {
+        sizes[client.node].push(client.memory_limit.unwrap_or(client.memory));
+    }
+    let of = |(node, sizes): (&crate::scenario::Node, &mut Vec<u64>)| {
+        if !shares(node) {
+            return 1;
+        }
+        sizes.sort_unstable();
+        let most = node.config.gpus.iter().map(|gpu| gpu.memory).max().unwrap_or(0);
+        let fit = sizes.iter().scan(0u64, |sum, size| {
+            *sum = sum.saturating_add(*size);
+            Some(*sum)
+        });
+        fit.take_while(|sum| *sum <= most).count().max(1) as u32
+    };
+    scenario.nodes.iter().zip(&mut sizes).map(of).collect()
+}
+
+/// Whether some clients of a node hold GPUs together.
+fn shares(node: &crate::scenario::Node) -> bool {
+    let config = &node.config;
+    let of_queues = config.queues.iter().filter_map(|queue| queue.policy);
+    of_queues.chain([config.policy]).any(|policy| policy == Policy::GpuSharing)
 }
 
 fn per_node(
@@ -295,7 +396,7 @@ fn shortest_s(scenario: &Scenario, outcome: &Outcome) -> f64 {
     of_nodes.chain(path).fold(f64::MIN_POSITIVE, f64::max)
 }
 
-/// GPUs busy on average with exponential phases, where every node's clients are alike.
+/// GPUs busy on average with exponential phases, where every node's clients are alike and nothing is lost between them.
 fn exact(scenario: &Scenario, sources: &[Option<Source>]) -> Option<f64> {
     let is_exponential = |client: &crate::scenario::Client| match &client.work {
         Work::Rounds { cpu, gpu, .. } => {
@@ -307,7 +408,8 @@ fn exact(scenario: &Scenario, sources: &[Option<Source>]) -> Option<f64> {
         Work::Requests { .. } => false,
     };
     let alike = scenario.groups.len() == 1 && scenario.clients.iter().all(is_exponential);
-    alike.then(|| {
+    let free = sources.iter().flatten().all(|source| source.switch_s == 0.0);
+    (alike && free).then(|| {
         per_node(scenario, sources)
             .map(|(gpus, sources)| match sources.len() {
                 0 => 0.0,
@@ -377,7 +479,8 @@ fn groups(
 }
 
 /// The smallest value that this share of a sorted sample does not exceed; 0 of an empty one.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+#[must_use]
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     match sorted.len() {
         0 => 0.0,

@@ -97,8 +97,8 @@ pub struct Outcome {
     pub done: Vec<Done>,
     /// When GPUs computed for whom: client, from, to. In order of their ends.
     pub busy: Vec<(usize, Time, Time)>,
-    /// When GPUs were held by a client that could not use them yet: client, from, to. In order of their ends.
-    pub switching: Vec<(usize, Time, Time)>,
+    /// When GPUs were held by a client that could not use them yet: client, GPUs, from, to. In order of their ends.
+    pub switching: Vec<(usize, Vec<Gpu>, Time, Time)>,
     /// For a picture: what clients did.
     pub spans: Vec<Span>,
     /// For a picture: client, GPUs, from, to.

@@ -84,6 +84,7 @@ fn figures(report: &Report, look: Look) -> Table {
     );
     let rule = match report.counted {
         Counted::WholeRun => "the work over the shortest possible run",
+        _ if report.switch_s > 0.0 => "min(N/(c+g), G/(g+s))",
         _ => "min(N/(c+g), G/g)",
     };
     let bound = format!("of at most {}: {rule}", percent(report.bound));
@@ -91,6 +92,9 @@ fn figures(report: &Report, look: Look) -> Table {
     if let (Some(exact), Some(share)) = (report.exact, report.share_of_exact) {
         let how = format!("of {}: the finite-source queue of exponential phases", percent(exact));
         row("share of the exact value", percent(share), how);
+    }
+    if report.switching > 0.0 || report.switch_s > 0.0 {
+        row("switching", percent(report.switching), switching(report));
     }
     row(
         "fairness",
@@ -142,6 +146,20 @@ fn figures(report: &Report, look: Look) -> Table {
     table
 }
 
+/// What is said of the time that switching takes.
+fn switching(report: &Report) -> String {
+    let allowed = format!("of at most {} for who always computes", percent(report.switch_share));
+    let least = format!("; s = {} at least", time(report.switch_s));
+    let mut gpus: Vec<f64> = report.switching_of.clone();
+    gpus.sort_by(f64::total_cmp);
+    match gpus[..] {
+        [least_busy, .., most] => {
+            format!("{allowed}{least}; {} to {} of a GPU", percent(least_busy), percent(most))
+        }
+        _ => allowed + &least,
+    }
+}
+
 /// Many seeds: each figure's smallest, middle and largest value.
 pub(super) fn seeds(reports: &[Report], look: Look) -> String {
     let mut text = String::new();
@@ -150,11 +168,12 @@ pub(super) fn seeds(reports: &[Report], look: Look) -> String {
     }
     let mut table = table(&["figure", "least", "median", "most"], look);
     type Row = (&'static str, fn(&Report) -> Option<f64>, fn(f64) -> String);
-    let rows: [Row; 9] = [
+    let rows: [Row; 10] = [
         ("GPU phases per hour", |r| Some(r.per_hour), quantity),
         ("GPUs busy", |r| Some(r.busy), percent),
         ("share of the bound", |r| Some(r.share_of_bound), percent),
         ("share of the exact value", |r| r.share_of_exact, percent),
+        ("switching", |r| Some(r.switching), percent),
         ("makespan", |r| r.makespan_s, time),
         ("fairness", |r| Some(r.jain), |jain| format!("{jain:.3}")),
         ("preemptions", |r| Some(r.preemptions as f64), |n| format!("{n:.0}")),

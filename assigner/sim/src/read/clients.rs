@@ -54,7 +54,7 @@ impl Reader<'_> {
             let tenant = self.tenant_of(&mut fields, nodes);
             let queue = self.queue_of(&mut fields, nodes);
             self.standing(&width, &tenant, &queue, nodes, node);
-            let (memory, read_only) = self.memory(&mut fields, nodes, node, bound);
+            let (memory, read_only, memory_limit) = self.memory(&mut fields, nodes, node, bound);
             let gang = fields.read("gang", self.problems, string);
             let work = self.work(&mut fields, &place, stops);
             let expectation = fields.read("expects", self.problems, expectation);
@@ -90,7 +90,7 @@ impl Reader<'_> {
                     gang: gang.clone().map(|name| GangSpec { name, size: 0 }),
                     memory,
                     read_only,
-                    memory_limit: None,
+                    memory_limit,
                     arrival,
                     work: work.clone(),
                     expectation: expectation
@@ -155,9 +155,10 @@ impl Reader<'_> {
         nodes: &[PlacedNode],
         node: Option<usize>,
         bound: bool,
-    ) -> (u64, u64) {
+    ) -> (u64, u64, Option<u64>) {
         let memory = fields.read("memory_gib", self.problems, gibibytes);
         let read_only = fields.read("read_only_gib", self.problems, gibibytes);
+        let limit = fields.read("limit_gib", self.problems, gibibytes);
         if let (Some(memory), false) = (&memory, bound) {
             self.say(memory.span(), "a client without a binding has no memory to move")
                 .help("leave out `bound = false` or `memory_gib`");
@@ -183,7 +184,13 @@ impl Reader<'_> {
             self.say(read_only.span(), "more is read only than there is")
                 .help("`memory_gib` is all of it");
         }
-        (bytes, or(read_only, 0))
+        if let Some(limit) = &limit
+            && *limit.get_ref() < bytes
+        {
+            self.say(limit.span(), "less is allowed than it has: it could never start")
+                .help("`memory_gib` is all of it");
+        }
+        (bytes, or(read_only, 0), limit.map(Spanned::into_inner))
     }
 
     fn tenant_of(&mut self, fields: &mut Fields<'_, '_>, nodes: &[PlacedNode]) -> String {

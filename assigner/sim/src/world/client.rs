@@ -311,7 +311,8 @@ impl World<'_, '_> {
             return;
         }
         let epoch = lease.epoch;
-        self.outcome.switching.push((index, lease.granted, now.after(switch)));
+        let (gpus, ready) = (lease.gpus.clone(), now.after(switch));
+        self.outcome.switching.push((index, gpus, lease.granted, ready));
         match switch.is_zero() {
             true => self.ready(index, epoch),
             false => self.plan(switch, Happening::Ready(index, epoch)),
