@@ -295,6 +295,22 @@ pub enum Action {
         /// How much.
         bytes: u64,
     },
+    /// Tell a client without a lease to give back the credit for which nothing is under way: another's turn has come, and
+    /// what it pages in would share the link with that one's. Its answer is [`Event::ClaimReturn`] of no claims, if there is
+    /// some.
+    Withdraw {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+    },
+    /// Tell a client with a lease that what it was asked to move to the host may stay, but for what is under way.
+    Stay {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+    },
     /// Tell a client how much pinned memory of the host it needs, over all its GPUs.
     Arena {
         /// The client.

@@ -359,6 +359,8 @@ fn describe(action: &Action) -> String {
         }
         Action::Evict { client, gpu, bytes } => format!("{} evict {} {bytes}", client.0, gpu.0),
         Action::Credit { client, gpu, bytes } => format!("{} credit {} {bytes}", client.0, gpu.0),
+        Action::Withdraw { client, gpu } => format!("{} withdraw {}", client.0, gpu.0),
+        Action::Stay { client, gpu } => format!("{} stay {}", client.0, gpu.0),
         Action::Arena { client, bytes } => format!("{} arena {bytes}", client.0),
         Action::Blocked { client, gpu, by, bytes } => {
             format!("{} blocked on {} by {}: {bytes}", client.0, gpu.0, by.0)

@@ -152,6 +152,20 @@ impl Broker {
         }
     }
 
+    pub(super) fn tell_withdraw(&self, client: ClientId, gpu: Gpu) {
+        tracing::debug!("{client} is to give back its credit of {gpu}");
+        if let Some(device) = self.device_of(client, gpu) {
+            self.tell(client, Kind::Withdraw(v1::Withdraw { device }));
+        }
+    }
+
+    pub(super) fn tell_stay(&self, client: ClientId, gpu: Gpu) {
+        tracing::debug!("what {client} has on {gpu} may stay");
+        if let Some(device) = self.device_of(client, gpu) {
+            self.tell(client, Kind::Stay(v1::Stay { device }));
+        }
+    }
+
     pub(super) fn tell_arena(&self, client: ClientId, bytes: u64) {
         self.tell(client, Kind::Arena(v1::Arena { bytes }));
     }

@@ -224,6 +224,8 @@ impl Broker {
             Action::Room { client, seq, verdict } => self.tell_room(client, seq, verdict),
             Action::Evict { client, gpu, bytes } => self.tell_evict(client, gpu, bytes),
             Action::Credit { client, gpu, bytes } => self.tell_credit(client, gpu, bytes),
+            Action::Withdraw { client, gpu } => self.tell_withdraw(client, gpu),
+            Action::Stay { client, gpu } => self.tell_stay(client, gpu),
             Action::Arena { client, bytes } => self.tell_arena(client, bytes),
             Action::Blocked { client, gpu, by, bytes } => {
                 self.tell_blocked(client, gpu, by, bytes);

@@ -124,6 +124,8 @@ fn handle(message: Kind, watch: &mut Watch, switch: &mut Switch) -> Option<Refus
         }
         Kind::Evict(evict) => PAGER.evict(evict.device, evict.bytes),
         Kind::Credit(credit) => PAGER.credit(credit.device, credit.bytes),
+        Kind::Withdraw(withdraw) => PAGER.withdraw(withdraw.device),
+        Kind::Stay(stay) => PAGER.stay(stay.device),
         Kind::Arena(arena) => PAGER.arena(arena.bytes),
         Kind::Notice(notice) => warning!("{}", notice.text),
         Kind::Refused(refused) => return Some(refused),

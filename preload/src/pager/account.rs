@@ -22,6 +22,8 @@ pub(crate) struct Account {
     unsaid: u64,
     /// What Evict has asked for and has not got.
     owed: u64,
+    /// What credit is left is to go back.
+    withdrawn: bool,
 }
 
 /// What is to be said to the assigner.
@@ -81,9 +83,14 @@ impl Account {
         self.owed += bytes;
     }
 
-    /// Nothing more can be given for what is owed.
+    /// Withdraw has come.
+    pub(crate) fn withdraw(&mut self) {
+        self.withdrawn = true;
+    }
+
+    /// Nothing more can or need be given for what was asked.
     pub(crate) fn forgive(&mut self) {
-        self.owed = 0;
+        (self.owed, self.withdrawn) = (0, false);
     }
 
     /// Takes credit for a page-in; false: there is not enough.
@@ -126,7 +133,10 @@ impl Account {
         }
         let claim = self.claimed.saturating_sub(self.needed);
         // Credit can be used for what is claimed and not there.
-        let useful = (self.claimed - claim).saturating_sub(self.taken);
+        let useful = match std::mem::take(&mut self.withdrawn) {
+            true => 0,
+            false => (self.claimed - claim).saturating_sub(self.taken),
+        };
         let resident = self.credit().saturating_sub(useful);
         if claim == 0 && resident == 0 {
             return None;
@@ -200,6 +210,30 @@ mod tests {
         assert_eq!(account.owed(), 0);
         assert_eq!(account.poll_word(), Some(Word::Evicted(32 * MIB)));
         assert_eq!(account.stated(), (64 * MIB, 0));
+        assert_eq!(account.poll_word(), None);
+    }
+
+    #[test]
+    fn credit_that_is_withdrawn_goes_back_once() {
+        let mut account = claimed(64 * MIB);
+        account.add_credit(64 * MIB);
+        assert!(account.take(24 * MIB));
+        account.withdraw();
+        assert_eq!(account.poll_word(), Some(Word::Return { claim: 0, resident: 40 * MIB }));
+        assert_eq!(account.stated(), (64 * MIB, 24 * MIB));
+        account.add_credit(40 * MIB);
+        assert_eq!(account.poll_word(), None, "what comes later is for the next turn");
+        assert!(account.take(40 * MIB));
+    }
+
+    #[test]
+    fn what_is_owed_goes_before_what_is_withdrawn() {
+        let mut account = claimed(64 * MIB);
+        account.add_credit(64 * MIB);
+        account.owe(16 * MIB);
+        account.withdraw();
+        assert_eq!(account.poll_word(), Some(Word::Evicted(16 * MIB)));
+        assert_eq!(account.poll_word(), Some(Word::Return { claim: 0, resident: 48 * MIB }));
         assert_eq!(account.poll_word(), None);
     }
 

@@ -277,6 +277,32 @@ impl Pager {
         }
     }
 
+    /// Credit that no page-in has taken goes back.
+    pub(crate) fn withdraw(&self, device: u32) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        if device as usize >= books.table.accounts.len() {
+            return;
+        }
+        books.table.account(device).withdraw();
+        books.say();
+    }
+
+    /// What was asked for may stay, but for what is on its way. The link's thread looks after the gate next.
+    pub(crate) fn stay(&self, device: u32) {
+        if !self.is_active() {
+            return;
+        }
+        let mut books = self.books();
+        if device as usize >= books.table.accounts.len() {
+            return;
+        }
+        books.table.account(device).forgive();
+        self.changed.notify_all();
+    }
+
     // ------------------------------------------------------------ the gate
 
     /// Opens the gate if all memory is there; under the books' mutex, so that an allocation that finds the gate closed can

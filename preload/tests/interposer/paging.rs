@@ -5,8 +5,8 @@ use crate::setup::{Client, Ended, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{
-    Arena, Bound, BoundGpu, Credit, Evict, Granted, Ready, RoomKind, RoomReturn, RoomVerdict,
-    Welcome,
+    Arena, Bound, BoundGpu, Credit, Evict, Granted, Ready, RoomKind, RoomReturn, RoomVerdict, Stay,
+    Welcome, Withdraw,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -400,6 +400,58 @@ fn a_grant_in_mid_eviction_waits_for_its_end_and_then_for_memory() {
     assert_eq!(sum, 64 * MIB);
     play.credit(64 * MIB);
     assert_eq!(play.ready(2).bytes_in, 64 * MIB);
+    play.end().prints("read=0 wrong=0");
+}
+
+#[test]
+fn credit_that_is_withdrawn_goes_back_and_comes_again_with_the_turn() {
+    let mut play = start("a64 w0:1 . c0:1 .");
+    play.claim(64 * MIB);
+    play.turn(1, 64 * MIB);
+    play.take_back(1);
+    play.evict(64 * MIB);
+    play.evicted(64 * MIB);
+    play.client.tell("on");
+    play.peer.acquire();
+    // Its turn is next, but what there is for it does for no chunk yet.
+    play.credit(8 * MIB);
+    play.peer.say(Say::Withdraw(Withdraw { device: 0 }));
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (0, 8 * MIB));
+    play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+    play.credit(64 * MIB);
+    assert_eq!(play.ready(2).bytes_in, 64 * MIB);
+    play.end().prints("read=0 wrong=0");
+}
+
+#[test]
+fn what_a_lease_finds_on_the_gpu_stays() {
+    // A chunk takes half a second.
+    let lab = Lab::on_software_gpu("[[gpu]]\nlink_out = \"32 MB\"\n");
+    let mut play = start_in(lab, "a160 w0:1 . c0:1 .");
+    play.claim(160 * MIB);
+    play.turn(1, 160 * MIB);
+    play.take_back(1);
+    play.client.tell("on");
+    play.peer.acquire();
+    play.evict(160 * MIB);
+    play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+    play.peer.say(Say::Stay(Stay { device: 0 }));
+    let mut gone = 0;
+    loop {
+        match play.peer.hear_moves() {
+            Hear::Evicted(evicted) => {
+                gone += evicted.bytes;
+                play.credit(evicted.bytes);
+            }
+            Hear::Ready(ready) => {
+                assert_eq!(ready.epoch, 2);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(gone <= 64 * MIB, "{gone} bytes went after they might stay");
     play.end().prints("read=0 wrong=0");
 }
 

@@ -11,7 +11,9 @@
 //!  what only other holders could give makes their leases contended
 //! ```
 //!
-//! A holder is never asked. A client is never asked in favour of one behind it in the queue.
+//! A holder is never asked, and what it was asked for before its turn came it may keep (`Stay`). A client is never asked in
+//! favour of one behind it in the queue. Who neither holds the GPU nor is next has its credit withdrawn as soon as somebody
+//! else's page-in needs the link: how late a promise can be depends on that.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -64,9 +66,14 @@ impl Scheduler {
             _ => self.memory.due(gpu, self.now),
         };
         if !self.memory.ledger(gpu).settling {
+            if due == 0 {
+                self.let_stay(gpu);
+            }
             let lack = self.credit_holders(gpu, due);
             let missing = self.ask_back(gpu, due + lack, None);
-            if due + lack == 0 {
+            if self.is_paging_in(gpu) {
+                self.withdraw_credit(gpu, None);
+            } else if due + lack == 0 {
                 self.prefetch(gpu);
             }
             let pressing = match missing {
@@ -77,6 +84,21 @@ impl Scheduler {
         }
         if self.memory.waiting(gpu) > 0 {
             self.tell_waiting(gpu, due);
+        }
+    }
+
+    /// What a holder was asked for before its turn came stays where it is: it would only have to come back.
+    fn let_stay(&mut self, gpu: Gpu) {
+        for at in 0..self.gpus[gpu.index()].holders.len() {
+            let client = self.gpus[gpu.index()].holders[at];
+            let ledger = &mut self.memory.gpus[gpu.index()];
+            let asked = ledger.account(client).is_some_and(|account| {
+                account.evicting > 0 && !account.anchors.contains(Anchor::Away)
+            });
+            if asked {
+                ledger.change(client, |account| account.evicting = 0);
+                self.actions.push_back(Action::Stay { client, gpu });
+            }
         }
     }
 
@@ -99,6 +121,10 @@ impl Scheduler {
         if bytes > 0 {
             self.memory.gpus[gpu.index()].change(client, |account| account.resident += bytes);
             self.actions.push_back(Action::Credit { client, gpu, bytes });
+            let is_ready = self.clients[&client].lease.as_ref().is_some_and(|it| it.is_ready);
+            if !is_ready {
+                self.memory.gpus[gpu.index()].paging.insert(client);
+            }
             let state = self.clients.get_mut(&client).expect("accounts belong to clients");
             if let Some(lease) = &mut state.lease {
                 lease.progress = self.now;
@@ -180,14 +206,34 @@ impl Scheduler {
         ready.iter().chain(rest).map(|ticket| self.queue[ticket].client).collect()
     }
 
-    /// Lets the next in turn have what nobody else needs before it, once the page-ins of those who hold the GPU are over:
-    /// they would go on more slowly, beside another over the same link.
-    fn prefetch(&mut self, gpu: Gpu) {
+    /// Whether the memory of somebody who holds a GPU is still coming there.
+    fn is_paging_in(&self, gpu: Gpu) -> bool {
         let mut holders = self.gpus[gpu.index()].holders.iter();
-        if holders.any(|holder| !self.lease(*holder).is_ready) {
-            return;
+        holders.any(|holder| !self.lease(*holder).is_ready)
+    }
+
+    /// Ends the page-ins of all who neither hold a GPU nor are `next` there: they would slow down those whose turn it is,
+    /// over the same link.
+    fn withdraw_credit(&mut self, gpu: Gpu, next: Option<ClientId>) {
+        let ledger = self.memory.ledger(gpu);
+        let holders = &self.gpus[gpu.index()].holders;
+        let can_hear = |client: &ClientId| {
+            ledger.account(*client).is_some_and(|account| !account.anchors.contains(Anchor::Away))
+        };
+        let ends = |client: &ClientId| {
+            !holders.contains(client) && Some(*client) != next && can_hear(client)
+        };
+        let ended: Vec<ClientId> = ledger.paging.iter().copied().filter(ends).collect();
+        for client in ended {
+            self.memory.gpus[gpu.index()].paging.remove(&client);
+            self.actions.push_back(Action::Withdraw { client, gpu });
         }
+    }
+
+    /// Lets the next in turn have what nobody else needs before it, once the page-ins of those who hold the GPU are over.
+    fn prefetch(&mut self, gpu: Gpu) {
         let Some(next) = self.next_in_turn(gpu) else { return };
+        self.withdraw_credit(gpu, Some(next));
         let free = self.memory.ledger(gpu).free();
         let lack = self.credit(next, gpu, free);
         if lack > 0 {

@@ -95,6 +95,7 @@ impl Scheduler {
             let state = &mut self.gpus[gpu.index()];
             state.switching += switch;
             state.moved += moved;
+            self.memory.arrived(id, *gpu);
         }
         self.begin_quantum(id, epoch, switch);
     }

@@ -130,6 +130,8 @@ pub(crate) struct Ledger {
     pub(crate) settling: bool,
     /// Who lacks memory that other holders have; their leases are contended.
     pub(crate) pressing: BTreeSet<ClientId>,
+    /// Who has been credited, and has not been ready since: its page-in may be under way, with a lease or without.
+    pub(crate) paging: BTreeSet<ClientId>,
     /// Whether more is claimed than there is, when clients were last told.
     pub(crate) oversubscribed: bool,
     /// Clients whose claims or residency have changed since.
@@ -146,6 +148,7 @@ impl Ledger {
             guessed: BTreeSet::new(),
             settling: false,
             pressing: BTreeSet::new(),
+            paging: BTreeSet::new(),
             oversubscribed: false,
             touched: BTreeSet::new(),
         }
@@ -184,6 +187,7 @@ impl Ledger {
         self.guessed.remove(&client);
         self.settling &= !self.guessed.is_empty();
         self.pressing.remove(&client);
+        self.paging.remove(&client);
         self.touched.remove(&client);
     }
 

@@ -266,6 +266,11 @@ impl Memory {
         self.note_turns([gpu]);
     }
 
+    /// All memory of a client is on a GPU.
+    fn arrived(&mut self, client: ClientId, gpu: Gpu) {
+        self.gpus[gpu.index()].paging.remove(&client);
+    }
+
     /// Says whether a client's memory can be moved, as far as `anchor` goes.
     fn anchor(&mut self, client: ClientId, gpu: Gpu, anchor: Anchor, holds: Holds) {
         self.gpus[gpu.index()].change(client, |account| {

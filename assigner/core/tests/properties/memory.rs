@@ -25,6 +25,8 @@ pub(crate) struct Paged {
     /// Asked for, and not yet moved.
     pub(crate) owed: u64,
     pub(crate) pinned: bool,
+    /// Credit that is not used is to go back.
+    pub(crate) withdrawn: bool,
     /// Could not be moved, until the next lease.
     pub(crate) failed: bool,
 }
@@ -97,9 +99,15 @@ impl World {
 
     pub(crate) fn unclaim(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
         let Some(paged) = self.clients[slot].memory.gpus.get_mut(&gpu) else { return };
-        let bytes = bytes.min(paged.claimed);
-        // What is on the host is freed first.
-        let resident = paged.resident.saturating_sub(paged.claimed - bytes);
+        // How much credit is unused is the client's to know: any part of what is resident.
+        let (bytes, resident) = match std::mem::take(&mut paged.withdrawn) {
+            true => (0, bytes.min(paged.resident)),
+            false => {
+                let bytes = bytes.min(paged.claimed);
+                // What is on the host is freed first.
+                (bytes, paged.resident.saturating_sub(paged.claimed - bytes))
+            }
+        };
         paged.claimed -= bytes;
         paged.resident -= resident;
         paged.owed = paged.owed.min(paged.resident);
@@ -179,6 +187,27 @@ impl World {
                 let paged = client.memory.gpus.get_mut(&gpu).expect("it has claims there");
                 paged.resident += bytes;
                 assert!(bytes > 0 && paged.resident <= paged.claimed, "no more than is claimed");
+            }
+            Action::Withdraw { client, gpu } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} withdraw {gpu}"));
+                let client = &mut self.clients[slot];
+                let holds = client.lease.as_ref().is_some_and(|lease| lease.gpus.contains(&gpu));
+                assert!(!holds, "a holder's page-in goes on");
+                assert!(!client.memory.deaf && !client.away, "only who can hear is told");
+                let paged = client.memory.gpus.get_mut(&gpu).expect("it had credit there");
+                paged.withdrawn = true;
+            }
+            Action::Stay { client, gpu } => {
+                let slot = self.slot(client);
+                self.log.push(format!("{slot} stay {gpu}"));
+                let client = &mut self.clients[slot];
+                let holds = client.lease.as_ref().is_some_and(|lease| lease.gpus.contains(&gpu));
+                assert!(holds, "only whose turn it is keeps what was asked for");
+                assert!(!client.memory.deaf && !client.away, "only who can hear is told");
+                let paged = client.memory.gpus.get_mut(&gpu).expect("it has memory there");
+                assert!(paged.owed > 0, "it was asked");
+                paged.owed = 0;
             }
             Action::Arena { client, bytes } => {
                 let slot = self.slot(client);

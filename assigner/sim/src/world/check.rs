@@ -78,6 +78,7 @@ impl World<'_, '_> {
                 let index = index(*client);
                 if !self.clients[index].holds && self.clients[index].waits.is_none() {
                     let guaranteed = self.guaranteed(index);
+                    self.clients[index].gave_way = false;
                     self.come_before(index);
                     self.clients[index].waits = Some((self.now, guaranteed));
                     self.clients[index].outrun = 0;

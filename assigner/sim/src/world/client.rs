@@ -73,6 +73,8 @@ pub(super) struct Client {
     pub(super) holds: bool,
     /// And has been asked for it.
     pub(super) leaves: bool,
+    /// It was asked for its latest lease before its time was over: it asks again for the rest, by the same request.
+    pub(super) gave_way: bool,
     /// How many of lower levels have started since where it could have.
     pub(super) outrun: u32,
     /// What was promised of the lease that it has, until its memory is there.
@@ -122,6 +124,7 @@ impl Client {
             waits: None,
             holds: false,
             leaves: false,
+            gave_way: false,
             outrun: 0,
             due: None,
             number: 0,
@@ -494,6 +497,8 @@ impl World<'_, '_> {
                 self.drive(index);
             }
             Action::Evict { gpu, bytes, .. } => self.evict(index, gpu, bytes),
+            Action::Withdraw { gpu, .. } => self.withdraw(index, gpu),
+            Action::Stay { gpu, .. } => self.stay(index, gpu),
             // Pinned host memory is there at once.
             Action::Arena { .. } | Action::Blocked { .. } | Action::GangReport(_) => {}
             Action::Refused { reason, .. } => {

@@ -140,6 +140,24 @@ impl World<'_, '_> {
         }
     }
 
+    /// Gives back the credit that no chunk is under way for.
+    pub(super) fn withdraw(&mut self, index: usize, gpu: Gpu) {
+        let Some(at) = self.position(index, gpu) else { return };
+        let resident = std::mem::take(&mut self.clients[index].memory[at].credit);
+        if resident > 0 {
+            let client = super::node::number(index);
+            self.send(index, Event::ClaimReturn { client, gpu, bytes: 0, resident });
+        }
+    }
+
+    /// What was asked for may stay, but for a chunk that is under way.
+    pub(super) fn stay(&mut self, index: usize, gpu: Gpu) {
+        let Some(at) = self.position(index, gpu) else { return };
+        self.clients[index].memory[at].owed = 0;
+        self.pump(index, at);
+        self.drive(index);
+    }
+
     fn position(&self, index: usize, gpu: Gpu) -> Option<usize> {
         let client = &self.clients[index];
         client.bound.iter().position(|bound| *bound == gpu).filter(|at| *at < client.memory.len())

@@ -208,6 +208,8 @@ impl World<'_, '_> {
             | Action::Room { client, .. }
             | Action::Evict { client, .. }
             | Action::Credit { client, .. }
+            | Action::Withdraw { client, .. }
+            | Action::Stay { client, .. }
             | Action::Arena { client, .. }
             | Action::Blocked { client, .. } => *client,
         };

@@ -92,6 +92,7 @@ impl World<'_, '_> {
         let clients = self.nodes[node].scheduler.as_ref()?.snapshot().clients;
         let recalled = clients.iter().find(|it| it.client == number(victim))?;
         let cause = recalled.recalled_for?;
+        self.clients[victim].gave_way = cause != Cause::Quantum;
         if !matches!(cause, Cause::Quota | Cause::Priority) {
             return None;
         }

@@ -153,7 +153,7 @@ pub struct RoomReturn {
     #[prost(enumeration = "RoomKind", tag = "3")]
     pub kind: i32,
     /// With ROOM_KIND_PAGED: how much of what was resident or credited goes back with the claim of `bytes`. Also used with
-    /// bytes = 0, for credit that has nothing left to page in.
+    /// bytes = 0, for credit that has nothing left to page in, and as the answer to Withdraw.
     #[prost(uint64, tag = "4")]
     pub resident: u64,
 }
@@ -234,7 +234,7 @@ pub struct Usage {
 pub struct AssignerMessage {
     #[prost(
         oneof = "assigner_message::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     pub kind: ::core::option::Option<assigner_message::Kind>,
 }
@@ -266,6 +266,10 @@ pub mod assigner_message {
         Arena(super::Arena),
         #[prost(message, tag = "12")]
         GrantSoon(super::GrantSoon),
+        #[prost(message, tag = "13")]
+        Withdraw(super::Withdraw),
+        #[prost(message, tag = "14")]
+        Stay(super::Stay),
     }
 }
 /// Answer to Hello.
@@ -339,7 +343,7 @@ pub struct Recall {
     pub epoch: u64,
 }
 /// Make room: move so many bytes of paged memory to the host, in addition to what earlier messages asked for, and say Evicted.
-/// Sent to clients that hold no lease. It stays valid when the client is granted a lease meanwhile.
+/// Sent to clients that hold no lease. It stays valid when the client is granted a lease meanwhile, until Stay comes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Evict {
     #[prost(uint32, tag = "1")]
@@ -354,6 +358,19 @@ pub struct Credit {
     pub device: u32,
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
+}
+/// Begin no more page-ins: another client has its turn, and the link. Credit that nothing is under way for goes back by
+/// RoomReturn. Sent to clients that hold no lease.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Withdraw {
+    #[prost(uint32, tag = "1")]
+    pub device: u32,
+}
+/// What earlier messages asked for by Evict may stay, but for what is under way. Sent to a client that has been granted a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Stay {
+    #[prost(uint32, tag = "1")]
+    pub device: u32,
 }
 /// Have so much pinned host memory ready for page-outs, outside the path of a switch; what exceeds it and holds no pages
 /// may be given back.

@@ -55,7 +55,7 @@ impl World<'_, '_> {
     }
 
     /// How long it may take from a recall until the lease is back: a kernel and two messages.
-    fn stopping(&self, node: usize) -> Duration {
+    pub(super) fn stopping(&self, node: usize) -> Duration {
         self.nodes[node].kernel + 2 * self.message()
     }
 
@@ -66,8 +66,12 @@ impl World<'_, '_> {
         message.mean.mul_f64(1.0 + 25.0 * message.spread * message.spread.max(1.0))
     }
 
-    /// How long it may take from a grant until all memory is there: what has to go, and all that has to come, over the
-    /// link; with both directions at once, all but a chunk of what has to go meanwhile.
+    /// How long it may take from a grant until all memory is there: all that has to come over the link, while what has to
+    /// go does so in the other direction. Three chunks come on top: one that is under way to the GPU for somebody else
+    /// (the rest of that one's credit is withdrawn), one of its own that is on its way to the host (it keeps the rest), and
+    /// the first that goes, since it makes the room for the first that comes.
+    ///
+    /// Who shares a GPU shares its link, too: there all comes in that fits on it.
     pub(super) fn switching(&self, client: usize) -> Duration {
         let spec = &self.scenario.clients[client];
         let scenario::Node { config, link, switch, .. } = &self.scenario.nodes[spec.node];
@@ -80,12 +84,14 @@ impl World<'_, '_> {
             None => 1,
             Some(link) => links.iter().filter(|other| *other == link).count(),
         };
-        let fellows = self.clients[client].bound.iter().map(fellows).max().unwrap_or(1);
-        let chunks = 2 * link.chunk; // what is under way for somebody else, and what cannot go meanwhile
+        let bound = &self.clients[client].bound;
+        let fellows = bound.iter().map(fellows).max().unwrap_or(1);
+        let fits = bound.iter().map(|gpu| config.gpus[gpu.0 as usize].memory).max();
+        let comes = if self.is_alone(client) { spec.memory } else { fits.unwrap_or_default() };
         let bytes = match link.duplex {
-            true => spec.memory + chunks,
+            true => comes + 3 * link.chunk,
             // What others have to move takes turns with it.
-            false => 2 * (spec.memory + chunks) * self.clients.len() as u64,
+            false => 2 * (comes + 3 * link.chunk) * self.clients.len() as u64,
         };
         let takes = bytes as f64 * fellows as f64 / link.bytes_per_s;
         Duration::from_secs_f64(takes) + *switch + 4 * self.message()

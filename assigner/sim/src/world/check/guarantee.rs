@@ -34,29 +34,51 @@ impl World<'_, '_> {
                 let shares = || self.bound_to(*other).iter().any(|gpu| bound.contains(gpu));
                 self.scenario.clients[*other].node == spec.node && (bound.is_empty() || shares())
             });
+            let fellows: Vec<usize> = fellows.collect();
             // A page-in is not recalled.
-            let coming = fellows.filter(|other| self.clients[*other].due.is_some());
-            coming.map(|other| self.switching(other)).max().unwrap_or_default()
+            let coming = fellows.iter().filter(|other| self.clients[**other].due.is_some());
+            let coming = coming.map(|other| self.switching(*other)).max().unwrap_or_default();
+            // Each makes way at once for the same request once: it goes on with that, and may meet those that have.
+            let kept = self.clients[asking].gave_way.then(|| self.keeping(spec.node, &fellows));
+            coming + kept.unwrap_or_default()
         })
     }
 
+    /// How long one of these clients has a GPU that is not recalled at once: until its memory is there, for a quantum
+    /// that is worth the switch, and until it has stopped.
+    fn keeping(&self, node: usize, clients: &[usize]) -> Duration {
+        let config = &self.scenario.nodes[node].config;
+        let switch = clients.iter().map(|client| self.switching(*client)).max();
+        let switch = switch.unwrap_or_default();
+        let worth = switch.mul_f64((1.0 - config.switch_share) / config.switch_share);
+        switch + config.quantum.max(worth) + self.stopping(node)
+    }
+
     /// Whether the GPU to which a client is bound is free, or held by who has borrowed it; of its own tenant, and of those
-    /// that wait within a guarantee, nobody is there.
+    /// that may wait within a guarantee, nobody is there or could be.
     fn is_lent(&self, asking: usize) -> bool {
         let (own, bound) = (&self.scenario.clients[asking], self.bound_to(asking));
         let fellows = self.clients.iter().zip(&self.scenario.clients).enumerate();
         let mut fellows = fellows.filter(|(at, (client, other))| {
             let on = self.bound_to(*at);
             let shares = on.iter().any(|gpu| bound.contains(gpu));
-            *at != asking && other.node == own.node && (shares || on.is_empty() && client.holds)
+            let wants = client.holds || client.waits.is_some();
+            *at != asking && other.node == own.node && (shares || on.is_empty() && wants)
         });
         !bound.is_empty()
             && fellows.all(|(at, (client, other))| {
-                let waits = client.waits.is_some_and(|(_, guaranteed)| guaranteed.is_some());
+                let waits = client.waits.is_some() && self.has_guarantee(at);
                 let lent = !client.holds || self.borrowed(own.node, at) > 0;
                 let wants = client.holds || client.waits.is_some();
                 !wants || other.tenant != own.tenant && !waits && lent
             })
+    }
+
+    /// Whether a client's tenant has a guarantee.
+    fn has_guarantee(&self, client: usize) -> bool {
+        let spec = &self.scenario.clients[client];
+        let mut tenants = self.scenario.nodes[spec.node].config.tenants.iter();
+        tenants.any(|tenant| tenant.name == spec.tenant && tenant.guarantee > 0)
     }
 
     /// A request was granted: since when it waited, and what its tenant's guarantee says of that.
@@ -69,11 +91,7 @@ impl World<'_, '_> {
     pub(super) fn come_before(&mut self, asking: usize) {
         let spec = &self.scenario.clients[asking];
         let config = &self.scenario.nodes[spec.node].config;
-        let guaranteed = |name: &str| {
-            let tenant = config.tenants.iter().find(|tenant| tenant.name == name);
-            tenant.map_or(0, |tenant| tenant.guarantee)
-        };
-        if guaranteed(&spec.tenant) == 0 {
+        if !self.has_guarantee(asking) {
             return;
         }
         for at in 0..self.clients.len() {
@@ -81,6 +99,8 @@ impl World<'_, '_> {
             let goes_first = self.level(asking) > self.level(at) || config.fair_share.is_some();
             let (one, two) = (self.bound_to(asking), self.bound_to(at));
             let meet = one.is_empty() || two.is_empty() || one.iter().any(|gpu| two.contains(gpu));
+            // A guarantee is for its tenant's first request, wherever that waits.
+            let meet = meet || other.tenant == spec.tenant;
             if other.node == spec.node
                 && at != asking
                 && goes_first
