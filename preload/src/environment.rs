@@ -146,10 +146,11 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: libc::c_int, before: *mut libc::c_int) -> libc::c_int;
 }
 
-/// Has `child` run in every child that fork makes.
-pub(crate) fn on_fork(child: extern "C" fn()) {
-    // SAFETY: a function of a library that is never unloaded.
-    unsafe { libc::pthread_atfork(None, None, Some(as_unsafe(child))) };
+/// Has `before` run before each fork, and then `parent`, and `child` in the child.
+pub(crate) fn on_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    let [before, parent, child] = [before, parent, child].map(|f| Some(as_unsafe(f)));
+    // SAFETY: functions of a library that is never unloaded.
+    unsafe { libc::pthread_atfork(before, parent, child) };
 }
 
 /// Has `exit` run when the process ends.

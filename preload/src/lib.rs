@@ -28,6 +28,7 @@ mod lease;
 mod link;
 mod log;
 mod memory;
+mod newer;
 mod nvml;
 mod pager;
 mod paths;

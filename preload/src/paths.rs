@@ -11,7 +11,7 @@ use crate::log::error;
 use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Whether the audit library leads paths of the driver here: then the driver must be opened under
 /// another name.
@@ -44,7 +44,7 @@ pub(crate) fn tell_bypass(when: When) {
         return;
     }
     let outcome = match when {
-        When::Starting => {
+        When::Running => {
             "what it does through that copy is not scheduled and may meet others on the GPU"
         }
         When::Ending => "its work was not scheduled and may have met others on the GPU",
@@ -61,11 +61,56 @@ pub(crate) fn tell_bypass(when: When) {
     );
 }
 
+/// Looks again, if the dynamic linker has loaded something since; for the link thread, now and then.
+pub(crate) fn look_again() {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    // A fork at this moment would leave the dynamic linker's lock taken in the child.
+    if LOOKING.swap(true, Ordering::Acquire) {
+        return;
+    }
+    let loads = loads();
+    if SEEN.swap(loads, Ordering::Relaxed) != loads {
+        tell_bypass(When::Running);
+    }
+    LOOKING.store(false, Ordering::Release);
+}
+
+static LOOKING: AtomicBool = AtomicBool::new(false);
+
+/// Before a fork: nobody looks.
+pub(crate) extern "C" fn hold() {
+    while LOOKING.swap(true, Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+}
+
+/// After it, in both processes.
+pub(crate) extern "C" fn let_go() {
+    LOOKING.store(false, Ordering::Release);
+}
+
+/// How many objects have been loaded so far.
+fn loads() -> u64 {
+    unsafe extern "C" fn note(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        loads: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the dynamic linker's own record, and the number that `loads` passes.
+        unsafe { *loads.cast::<u64>() = (*info).dlpi_adds };
+        1 // each record says the same
+    }
+    let mut loads = 0u64;
+    // SAFETY: the callback above, with a number that outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut loads).cast()) };
+    loads
+}
+
 /// When [`tell_bypass`] looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
-    /// In cuInit.
-    Starting,
+    /// In cuInit, or later in a client.
+    Running,
     /// At the end of a process that has never called cuInit here.
     Ending,
 }
@@ -75,7 +120,7 @@ fn bypass(when: When) -> Option<PathBuf> {
     let is_foreign = |path: &Path| is_driver(path) && !ours.contains(&resolved(path.to_owned()));
     let here = loaded().into_iter().find(|path| is_foreign(path));
     // Only then are there objects that the dynamic linker does not show.
-    if here.is_some() || when == When::Starting || !has_namespaces() {
+    if here.is_some() || when == When::Running || !has_namespaces() {
         return here;
     }
     let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
@@ -106,7 +151,7 @@ fn is_driver(path: &Path) -> bool {
 }
 
 /// The objects of the program's own namespace.
-fn loaded() -> Vec<PathBuf> {
+pub(crate) fn loaded() -> Vec<PathBuf> {
     unsafe extern "C" fn note(
         info: *mut libc::dl_phdr_info,
         _size: usize,

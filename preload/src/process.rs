@@ -17,7 +17,7 @@ use crate::paths::{self, When};
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
-use crate::{driver, environment, log, nvml, table};
+use crate::{driver, environment, log, newer, nvml, table};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{BoundGpu, RefusedCode};
 use std::ffi::c_uint;
@@ -71,7 +71,7 @@ pub(crate) fn init(flags: c_uint) -> CuResult {
     if driver::handle().is_none() {
         return CuResult::NO_DEVICE;
     }
-    paths::tell_bypass(When::Starting);
+    paths::tell_bypass(When::Running);
     let mut phase = PHASE.lock().unwrap_or_else(PoisonError::into_inner);
     while *phase == Phase::Starting {
         phase = STARTED.wait(phase).unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +110,7 @@ fn start(settings: &Settings, flags: c_uint) -> CuResult {
         return unsafe { real::cuInit(flags) };
     }
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| environment::on_fork(forked));
+    ONCE.call_once(|| environment::on_fork(paths::hold, paths::let_go, forked));
     CLIENT.store(true, Ordering::SeqCst);
     let result = start_under(settings, flags);
     CLIENT.store(result.is_success() && LINK.is_started(), Ordering::SeqCst);
@@ -214,6 +214,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     } else {
         PAGER.stay_off("ACB_PAGER=off");
     }
+    newer::tell();
     nvml::bound(&bound);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
@@ -244,6 +245,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
 /// Runs in the child of every fork after or during cuInit. The other threads are not here, so neither locks
 /// nor the link are of any use: everything is marked unusable, with plain stores.
 extern "C" fn forked() {
+    paths::let_go();
     if !CLIENT.load(Ordering::SeqCst) {
         return;
     }
@@ -271,6 +273,7 @@ static ON_UNLOAD: extern "C" fn() = unloading;
 /// Runs when the process exits: the driver is about to take itself apart.
 extern "C" fn exiting() {
     if !DETACHED.load(Ordering::SeqCst) {
+        paths::look_again();
         WORK.end();
         PAGER.end();
     }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // FFI: calls through addresses that the dynamic linker gave.
 
 use crate::driver;
-use crate::log::{debug, error};
+use crate::log::{debug, error, warning};
 use acb_cuda_abi::{CuResult, FUNCTIONS, driver_functions};
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,6 +28,22 @@ pub(crate) fn target(index: usize) -> usize {
     }
 }
 
+/// What the interposer asks for by itself, and does without where a driver lacks it.
+const OPTIONAL: [&str; 12] = [
+    "cuDeviceGetDefaultMemPool",
+    "cuDeviceGetGraphMemAttribute",
+    "cuDeviceGetMemPool",
+    "cuDeviceGraphMemTrim",
+    "cuFuncGetName",
+    "cuGetProcAddress_v2",
+    "cuKernelGetName",
+    "cuLibraryGetModule",
+    "cuMemGetAccess",
+    "cuMemPoolGetAttribute",
+    "cuStreamGetCaptureInfo_v2",
+    "cuThreadExchangeStreamCaptureMode",
+];
+
 /// Fills a slot. Two threads may do so at once; they write the same.
 #[cold]
 #[inline(never)]
@@ -40,10 +56,14 @@ pub(crate) extern "C" fn resolve(index: usize) -> usize {
                 address
             }
             None => {
-                debug!(
-                    "{} is not in {}: it returns CUDA_ERROR_NOT_SUPPORTED",
-                    function.symbol, handle.path
-                );
+                let (symbol, path) = (function.symbol, &handle.path);
+                match OPTIONAL.contains(&symbol) {
+                    true => debug!("{symbol} is not in {path}"),
+                    false => warning!(
+                        "{symbol} is not in the driver {path}, and returns CUDA_ERROR_NOT_SUPPORTED: update the driver if the \
+                         program needs it"
+                    ),
+                }
                 not_supported as *const () as usize
             }
         },

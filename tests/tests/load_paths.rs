@@ -12,11 +12,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use acb_tests::bench::outside::Outside;
-use acb_tests::lab::Prefix;
+use acb_tests::lab::{Prefix, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const ONE_GPU: &str = "[[gpu]]\nname = \"Simulated GPU\"\nmemory = \"16GiB\"\n";
 
@@ -151,6 +154,25 @@ fn a_second_driver_beside_the_interposer_is_told() -> Result<()> {
     let told = format!("has opened the CUDA driver {} by its path", copy.display());
     ensure!(output.status.success() && said.contains(&told), "{:?}: {said}", output.status);
     Ok(())
+}
+
+/// While it runs: a program that is killed, or ends by _exit, says nothing at its end.
+#[test]
+fn a_driver_opened_later_is_told_before_the_program_ends() -> Result<()> {
+    let bench = Bench::start()?;
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("libcuda.so.570.1");
+    std::fs::copy(bench.driver(), &copy)?;
+    let log = folder.path().join("log");
+    let mut command = bench.outside.agarun(&[], bench.program("loads"));
+    command.arg("after").arg(&copy).env("ACB_LOG_FILE", &log);
+    let mut program = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let told = format!("has opened the CUDA driver {} by its path", copy.display());
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let outcome = wait_until("the program is told", PATIENCE, || Ok(said().contains(&told)));
+    let _ = program.kill(); // it may have ended
+    program.wait()?;
+    outcome.with_context(said)
 }
 
 #[test]

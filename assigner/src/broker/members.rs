@@ -330,6 +330,7 @@ impl Client {
             memory_limit: None,
             memory: Default::default(),
             stays: Default::default(),
+            stuck: Default::default(),
             waiting_rooms: Default::default(),
             joined: SystemTime::now(),
             first_request: None,

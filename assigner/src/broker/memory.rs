@@ -254,7 +254,7 @@ impl Broker {
     }
 
     /// A client for people.
-    fn who(&self, client: ClientId) -> String {
+    pub(super) fn who(&self, client: ClientId) -> String {
         self.clients.get(&client).map_or_else(
             || client.to_string(),
             |member| format!("{} (pid {})", member.program, member.pid()),

@@ -1,5 +1,6 @@
 //! What a client says on its socket after Hello, and what it is told.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use acb_core::{ClientId, Epoch, Event, Gpu};
@@ -31,6 +32,7 @@ impl Broker {
                 self.apply(Event::Release { client, epoch, busy: Some(busy) });
             }
             client_message::Kind::ReleaseSoon(_) => self.release_soon(client),
+            client_message::Kind::Stuck(stuck) => self.stuck(client, &stuck),
             client_message::Kind::RoomRequest(request) => self.room_request(client, &request),
             client_message::Kind::RoomReturn(back) => self.room_return(client, &back),
             client_message::Kind::Evicted(evicted) => self.evicted(client, &evicted),
@@ -40,6 +42,42 @@ impl Broker {
             client_message::Kind::Usage(_) => {}
         }
         Ok(())
+    }
+
+    /// Tells those who wait for a holder's GPUs what keeps them, each once for a lease.
+    fn stuck(&mut self, client: ClientId, stuck: &v1::Stuck) {
+        let (Some(scheduler), Some(member)) = (&self.scheduler, self.clients.get_mut(&client))
+        else {
+            return;
+        };
+        if member.stuck.0 != stuck.epoch {
+            member.stuck = (stuck.epoch, BTreeSet::new());
+        }
+        let (leased, told) = (member.leased.clone(), &mut member.stuck.1);
+        let snapshot = scheduler.snapshot();
+        let waits = |other: &&acb_core::ClientSnapshot| {
+            other.state == acb_core::ClientState::Waiting
+                && other.gpus.iter().any(|gpu| leased.contains(gpu))
+        };
+        let waiting = snapshot.clients.iter().filter(waits).map(|other| other.client);
+        let waiting: Vec<ClientId> = waiting.filter(|other| told.insert(*other)).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let kernel = match stuck.kernel.as_str() {
+            "" => String::new(),
+            name => format!(" (launched last: {})", super::members::printable(name)),
+        };
+        let text = format!(
+            "{} keeps the GPU: it was asked for it {} s ago, and a kernel of it does not end, or waits for that program{kernel}; \
+             nothing else can run there until it has ended. End that program if it should have",
+            self.who(client),
+            stuck.seconds,
+        );
+        for client in waiting {
+            tracing::warn!("{} waits: {text}", self.who(client));
+            self.tell(client, Kind::Notice(v1::Notice { text: text.clone() }));
+        }
     }
 
     /// Wakes whoever is granted next, and keeps this thread awake: to be woken takes longer than the rest of a grant.

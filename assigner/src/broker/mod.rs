@@ -105,6 +105,8 @@ struct Client {
     memory: BTreeMap<u32, v1::MemoryReport>,
     /// Why its memory stays on a GPU although it was asked for, and who has been told.
     stays: BTreeMap<Gpu, (String, BTreeSet<ClientId>)>,
+    /// The epoch of a lease that does not end, and who has been told.
+    stuck: (u64, BTreeSet<ClientId>),
     /// Room requests that wait.
     waiting_rooms: BTreeSet<u64>,
     joined: SystemTime,

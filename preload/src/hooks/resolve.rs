@@ -137,7 +137,7 @@ fn has_newer_form(name: &str, found: *mut c_void) -> bool {
 }
 
 /// The driver's version as it numbers itself; 0 where it does not say.
-fn driver_version() -> u32 {
+pub(crate) fn driver_version() -> u32 {
     static VERSION: OnceLock<u32> = OnceLock::new();
     *VERSION.get_or_init(|| {
         let mut version: c_int = 0;

@@ -11,6 +11,7 @@ use crate::lease::Order;
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
 use crate::pager::PAGER;
+use crate::paths;
 use crate::settings::{OnFailure, Settings};
 use acb_wire::v1::assigner_message::Kind;
 use acb_wire::v1::{Acquire, Held, Refused, client_message};
@@ -66,6 +67,7 @@ pub(crate) fn run(
 
 /// Does what the assigner says until the connection ends.
 fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) -> ContactError {
+    let mut looked = Instant::now();
     loop {
         if let Some(at) = LINK.turn.take_granted() {
             switch.taken(at, watch);
@@ -87,6 +89,10 @@ fn serve(connection: &mut Connection, watch: &mut Watch, switch: &mut Switch) ->
         };
         // All that came to this thread has been done. Who often hears something never sees the time pass in `wait`.
         connection.socket.descriptor().map(is_silent);
+        if looked.elapsed() > BEAT {
+            looked = Instant::now();
+            paths::look_again();
+        }
         LINK.turn.offer(&connection.socket, !connection.is_in_mid_message());
         let readable = wait(connection, time);
         if LINK.turn.take(readable)

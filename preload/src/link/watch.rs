@@ -11,7 +11,9 @@ use crate::lease::{Lease, Reason};
 use crate::log::{debug, info, warning};
 use crate::pager::{Opening, PAGER};
 use crate::work::{Drained, Inspector, WORK};
-use acb_wire::v1::{Acquire, Release, ReleaseReason, ReleaseSoon, Usage, client_message::Kind};
+use acb_wire::v1::{
+    Acquire, Release, ReleaseReason, ReleaseSoon, Stuck, Usage, client_message::Kind,
+};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -50,7 +52,7 @@ pub(super) struct Watch {
     closed_at: Option<Instant>,
     /// When to close it again after it was opened for a stuck program.
     close_again: Option<Instant>,
-    told_stuck: bool,
+    told_stuck: Option<Instant>,
     /// The release of this lease was announced: once, for an announcement that comes to nothing has others wake up for nothing.
     announced: bool,
     /// The GPU was seen at work since the grant.
@@ -82,7 +84,7 @@ impl Watch {
             pause: SHORTEST,
             closed_at: None,
             close_again: None,
-            told_stuck: false,
+            told_stuck: None,
             announced: false,
             seen_busy: false,
             granted_at: None,
@@ -219,17 +221,23 @@ impl Watch {
 
     /// The lease is kept: taking it away would let two programs compute at once.
     fn stuck(&mut self, closed: Instant) {
-        if !self.told_stuck {
-            self.told_stuck = true;
-            let kernel = match WORK.kernel_name() {
-                Some(name) => format!(" (launched last: {name})"),
-                None => String::new(),
-            };
-            warning!(
-                "the GPU has not finished {} s after the assigner asked for it back: a kernel that does not end, or \
-                 one that waits for this program{kernel}. The GPU is kept until it has; others wait",
-                closed.elapsed().as_secs()
-            );
+        if self.told_stuck.is_none_or(|at| at.elapsed() > STUCK) {
+            let kernel = WORK.kernel_name().map(|name| name.to_string()).unwrap_or_default();
+            let seconds = closed.elapsed().as_secs();
+            if self.told_stuck.is_none() {
+                let last = match kernel.as_str() {
+                    "" => String::new(),
+                    name => format!(" (launched last: {name})"),
+                };
+                warning!(
+                    "the GPU has not finished {seconds} s after the assigner asked for it back: a kernel that does not end, or one \
+                     that waits for this program{last}. The GPU is kept until it has, and others wait; end this program if the \
+                     kernel should have ended"
+                );
+            }
+            // Others may have come to wait since.
+            LINK.send(Kind::Stuck(Stuck { epoch: LINK.lease().epoch(), seconds, kernel }));
+            self.told_stuck = Some(Instant::now());
         }
         if LINK.waiting.load(Ordering::SeqCst) > 0 {
             debug!(
@@ -288,13 +296,13 @@ impl Watch {
         if waiting {
             LINK.send(Kind::Acquire(Acquire {}));
         }
-        if self.told_stuck {
+        if self.told_stuck.is_some() {
             warning!("the GPU has finished; it goes back");
         }
         info!("gave the GPU back ({reason:?}) after {:.3} s", busy.as_secs_f64());
         self.counters.phase(&LINK, self.granted_at);
         self.closed_at = None;
-        self.told_stuck = false;
+        self.told_stuck = None;
         self.granted_at = None;
     }
 }

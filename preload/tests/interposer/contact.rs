@@ -227,3 +227,17 @@ fn a_choice_that_cannot_be_overwritten_is_replaced() {
     client.end().succeeded().prints("cuInit=0");
     assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
 }
+
+#[test]
+fn a_driver_that_is_newer_than_the_list_is_told_with_what_it_has_more() {
+    let lab = Lab::new().with("DUMMY_VERSION", "99000");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("init");
+    let _peer = assigner.accept_client();
+    client
+        .end()
+        .succeeded()
+        .says("is of CUDA 99.0, and this slurm-acb knows CUDA")
+        .says("the first is cuBrandNewer")
+        .says("update slurm-acb");
+}

@@ -183,6 +183,7 @@ R cuTexRefSetMipmapLevelClamp(void *t, float lo, float hi) { say("cuTexRefSetMip
 /* What a driver of the future has: another form of a known function, and one that nobody knows. */
 R dummyLaunchNewer(void *f) { return OK; }
 R dummyBrandNew(void) { return OK; }
+R cuBrandNewer(void) { return OK; }
 
 static R find(const char *name, void **p, int version, uint64_t flags) {
     if (getenv("DUMMY_NEWER") && version >= 99000) {

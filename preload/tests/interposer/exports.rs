@@ -56,7 +56,8 @@ fn what_the_driver_lacks_is_an_error_and_no_crash() {
         .end()
         .succeeded()
         .prints("result=801")
-        .says("cuDeviceGetP2PAttribute is not in");
+        .says("cuDeviceGetP2PAttribute is not in")
+        .says("CUDA_ERROR_NOT_SUPPORTED: update the driver");
 }
 
 #[test]

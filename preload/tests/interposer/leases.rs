@@ -378,6 +378,10 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     // Until the gate is closed, the write would slip through.
     wait_until("the closed gate", || says("no call passes the gate any more"));
     client.tell("write the flag");
+    match peer.hear() {
+        Hear::Stuck(stuck) => assert_eq!((stuck.epoch, &*stuck.kernel), (1, "kernel_10")),
+        other => panic!("Stuck expected: {other:?}"),
+    }
     peer.release();
     client.tell("on");
     client.end().succeeded();

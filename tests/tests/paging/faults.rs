@@ -52,14 +52,14 @@ fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
     // The first 24 and some mappings are the allocation's own.
     let stage = Stage::with(&fault("map_fails", 32, 3), &[])?;
     take_turns(&stage)?;
-    ensure!(stage.log_of("broken")?.contains("cuMemMap"), "{}", stage.log_of("broken")?);
-    Ok(())
+    stage.tells("broken", "cuMemMap", "CUDA_ERROR", "is tried again")
 }
 
 #[test]
 fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
     let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
-    take_turns(&stage)
+    take_turns(&stage)?;
+    stage.tells("broken", "cuMemCreate", "CUDA_ERROR_OUT_OF_MEMORY", "nvidia-smi")
 }
 
 /// Calls of a switch that fail three times; where that makes memory stay, it goes when it can, and nobody waits for ever.
@@ -109,6 +109,7 @@ fn a_copy_that_fails_breaks_its_own_program_alone() -> Result<()> {
     let answer = broken.reply()?;
     let error = answer.error.unwrap_or_else(|| "it succeeded".into());
     ensure!(error.contains("CUDA_ERROR"), "{error}");
+    stage.tells("broken", "cuMemcpy", "CUDA_ERROR_ILLEGAL_ADDRESS", "start it anew")?;
     let mut third = stage.large("third")?;
     is_right(&mut third)?;
     is_right(&mut other)
@@ -156,6 +157,9 @@ fn an_assigner_that_is_killed_in_mid_switch_comes_back_and_the_switch_goes_on() 
     is_right(&mut next)?;
     let status = stage.status()?;
     ensure!(status.restarts == 1, "{status:#?}");
+    for program in ["next", "victim"] {
+        stage.tells(program, "the GPU assigner", "closed the connection", "reconnecting")?;
+    }
     ensure!(status.gpus[0].claimed >= 2 * MOST_BYTES, "{status:#?}");
     Ok(())
 }
@@ -191,6 +195,9 @@ fn an_endless_kernel_keeps_its_memory_until_its_program_ends() -> Result<()> {
     stage.wait_for("the endless program is asked for the GPU", &endless, |client| {
         client.state == "recalled" && client.resident >= MOST_BYTES
     })?;
+    let pid = format!("(pid {})", endless.pid());
+    stage.tells("endless", "does not end", "acb_endless", "end this program")?;
+    stage.tells("next", &pid, "acb_endless", "End that program")?;
     endless.kill()?;
     next.answer()?;
     is_right(&mut next)

@@ -44,6 +44,11 @@ enum Way {
     Runtime,
     /// cuGetProcAddress of a driver from dlopen("libcuda.so.1"); reports who serves cuLaunchKernel
     Entry,
+    /// Use CUDA, then open another copy of the driver by its path, and stay until standard input ends
+    After {
+        /// The path
+        path: String,
+    },
     /// fork, then use CUDA in the child alone
     ForkBefore,
     /// Use CUDA, fork, use CUDA in the child (which no driver allows), go on in the parent
@@ -67,6 +72,13 @@ fn main() -> ExitCode {
             finish("runtime", Driver::open_as_static_runtime(), Driver::path_of_launch, work)
         }
         Way::Entry => entry(),
+        Way::After { path } => report("after", "libcuda.so.1", |driver| {
+            work(driver)?;
+            Driver::open(&path).map_err(|error| error.to_string())?;
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
+                .map(drop)
+                .map_err(|error| error.to_string())
+        }),
         Way::ForkBefore => child("fork-before", || report("fork-before", "libcuda.so.1", work)),
         Way::ForkAfter => report("fork-after", "libcuda.so.1", |driver| {
             work(driver)?;
