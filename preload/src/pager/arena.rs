@@ -181,7 +181,13 @@ fn perform(task: Task) -> bool {
                 trial = hashing::load();
                 CuResult::SUCCESS
             });
+            let chunk_bytes = {
+                let books = PAGER.books();
+                if books.table.zeros.is_empty() { books.rules.chunk_bytes } else { 0 }
+            };
+            let zeros = hashing::zeros(chunk_bytes);
             let mut books = PAGER.books();
+            books.table.zeros.extend(zeros);
             if entered.is_ok() && books.contexts.handle(carrier.id).is_some() {
                 books.hashers.try_out(carrier.id, trial);
             }

@@ -6,6 +6,7 @@
 //! The trial waits behind kernels of the program's, and nobody waits for it but the first page-out, at which these have ended.
 
 use super::device::{self, Answer};
+use super::ranges::GRANULE;
 use crate::log::info;
 use acb_cuda_abi::hash::{self, Hash128, hash128};
 use std::collections::BTreeMap;
@@ -110,6 +111,19 @@ pub(super) fn load() -> Option<Trial> {
         .ok()
 }
 
+/// The hashes of zeros, for all sizes of chunks. That takes milliseconds, and nobody waits for it.
+pub(super) fn zeros(chunk_bytes: u64) -> BTreeMap<u64, Hash128> {
+    let pairs = GRANULE / 16;
+    let mut sum = Hash128::default();
+    let part = |granule: u64| {
+        for place in granule * pairs..(granule + 1) * pairs {
+            sum = sum.plus(hash::hash_pair([0, 0], place, SEED));
+        }
+        ((granule + 1) * GRANULE, sum)
+    };
+    (0..chunk_bytes / GRANULE).map(part).collect()
+}
+
 impl Trial {
     fn begin() -> Answer<Trial> {
         let function = device::function(hash::PTX, c"acb_hash128")?;
@@ -180,5 +194,20 @@ impl Hasher {
     /// When they have.
     pub(super) fn result(&self, slot: u64) -> Hash128 {
         Hash128(device::read_host(self.landed + slot as usize * 16))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_have_the_hash_that_the_kernel_computes_of_them() {
+        let zeros = zeros(3 * GRANULE);
+        assert_eq!(zeros.len(), 3);
+        for (bytes, hash) in zeros {
+            let words = vec![0; bytes as usize / 8];
+            assert_eq!(hash, hash128(&words, 0, SEED), "{bytes}");
+        }
     }
 }

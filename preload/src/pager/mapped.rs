@@ -9,7 +9,7 @@ use super::allocate::unmake;
 use super::device::{self, Answer};
 use super::names::{Left, Placed, Properties};
 use super::ranges::GRANULE;
-use super::table::{ChunkId, Grant, Mapping, State};
+use super::table::{ChunkId, Grant, Mapping, Origin, State};
 use super::{Books, Pager};
 use crate::link::LINK;
 use crate::log::warning;
@@ -165,17 +165,22 @@ impl Pager {
         let (device, bytes, pieces) = {
             let books = self.books();
             let Some(state) = books.table.chunk(chunk) else { return Ok(()) };
-            (state.device, state.bytes, books.pieces(&state.content()))
+            let pieces = match state.content() {
+                Origin::Nothing => return Ok(()),
+                Origin::Zeros => None,
+                Origin::Places(extents) => Some(books.pieces(&extents)),
+            };
+            (state.device, state.bytes, pieces)
         };
-        if pieces.is_empty() {
-            return Ok(());
-        }
         let window =
             device::Window::scratch(device, bytes, handle).map_err(|(_, result)| result)?;
         let stream = device::stream()?;
-        let mut copied = Ok(());
+        let mut copied = match pieces {
+            None => device::clear(window.address, bytes, stream),
+            Some(_) => Ok(()),
+        };
         let mut to = window.address;
-        for (from, bytes) in pieces {
+        for (from, bytes) in pieces.unwrap_or_default() {
             copied = copied.and_then(|()| device::copy_in(to, from, bytes, stream));
             to += bytes;
         }

@@ -14,6 +14,9 @@
 //!
 //! A chunk's content is on the GPU while it is resident, else in its host copy; neither: it has none. A host copy stays
 //! when a chunk is paged in, so that an unchanged chunk need not be copied again.
+//!
+//! The host copy of a chunk that holds nothing but zeros takes no place: its hash says so, and it is cleared when it comes back. So
+//! memory that a program has allocated and never used is neither copied nor kept.
 
 use super::account::Account;
 use super::places::{Extent, Places};
@@ -47,6 +50,7 @@ pub(crate) struct Mapping {
 /// A copy of a chunk on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct HostCopy {
+    /// Empty: it is all zeros.
     extents: Vec<Extent>,
     /// Of the content, where it was computed when it was copied.
     hash: Option<Hash128>,
@@ -94,9 +98,13 @@ impl Chunk {
         self.host.as_ref().is_some_and(|host| host.whole && host.hash.is_some())
     }
 
-    /// Where its content lies on the host; empty: nowhere.
-    pub(crate) fn content(&self) -> Vec<Extent> {
-        self.host.as_ref().filter(|host| host.whole).map_or(Vec::new(), |h| h.extents.clone())
+    /// Its content, as the host has it.
+    pub(crate) fn content(&self) -> Origin {
+        match self.host.as_ref().filter(|host| host.whole) {
+            None => Origin::Nothing,
+            Some(host) if host.extents.is_empty() => Origin::Zeros,
+            Some(host) => Origin::Places(host.extents.clone()),
+        }
     }
 
     /// Where its own device reaches all of it.
@@ -118,8 +126,16 @@ pub(crate) struct Inward {
     pub(crate) id: ChunkId,
     pub(crate) bytes: u64,
     pub(crate) mappings: Vec<Mapping>,
-    /// Where its content lies; empty: it has none.
-    pub(crate) from: Vec<Extent>,
+    pub(crate) from: Origin,
+}
+
+/// Where the content of an absent chunk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It has none.
+    Nothing,
+    Zeros,
+    Places(Vec<Extent>),
 }
 
 /// What is to be done for a page-out.
@@ -171,11 +187,14 @@ pub(crate) enum Trust {
 }
 
 mod copies;
+mod hashes;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) accounts: Vec<Account>,
     pub(crate) places: Places,
+    /// The hash of zeros, for each size of a chunk for which it is known.
+    pub(crate) zeros: BTreeMap<u64, Hash128>,
     chunks: BTreeMap<ChunkId, Chunk>,
     made: u64,
     clock: u64,
@@ -192,6 +211,7 @@ impl Table {
         Table {
             accounts: Vec::new(),
             places: Places::new(),
+            zeros: BTreeMap::new(),
             chunks: BTreeMap::new(),
             made: 0,
             clock: 0,
@@ -365,52 +385,6 @@ impl Table {
 
     // ------------------------------------------------------------ out
 
-    fn is_touched(&self, chunk: &Chunk) -> bool {
-        chunk.opening != self.openings || chunk.host.as_ref().is_some_and(|host| !host.whole)
-    }
-
-    fn hash_of(&self, chunk: &Chunk) -> Option<Hash128> {
-        chunk.hash.filter(|(at, _)| *at == self.openings).map(|(_, hash)| hash)
-    }
-
-    fn is_like_host(&self, chunk: &Chunk) -> bool {
-        let host = chunk.host.as_ref().filter(|host| host.whole).and_then(|host| host.hash);
-        host.is_some() && host == self.hash_of(chunk)
-    }
-
-    /// A pass of the hash kernel begins over all chunks of a device that may have changed since the host had them; those for
-    /// which the host has a hash to compare with come first, and of these the first to go.
-    pub(crate) fn begin_hashing(&mut self, device: u32, most: usize) -> Vec<ChunkId> {
-        let chunks = self.movable(device).filter(|(_, chunk)| {
-            self.is_touched(chunk)
-                && self.hash_of(chunk).is_none()
-                && chunk.hashing.is_none()
-                && chunk.address().is_some()
-        });
-        let mut chunks: Vec<(bool, u64, ChunkId)> =
-            chunks.map(|(id, chunk)| (!chunk.is_comparable(), chunk.stamp, *id)).collect();
-        chunks.sort_unstable();
-        chunks.truncate(most);
-        let openings = self.openings;
-        let chunks: Vec<ChunkId> = chunks.into_iter().map(|(.., id)| id).collect();
-        for id in &chunks {
-            self.change(*id, |chunk| chunk.hashing = Some(openings));
-        }
-        chunks
-    }
-
-    /// It ends, for this chunk; with its hash, unless something went wrong. Once the gate has opened it says nothing any more.
-    pub(crate) fn end_hashing(&mut self, id: ChunkId, hash: Option<Hash128>) {
-        self.change(id, |chunk| {
-            let begun = chunk.hashing.take();
-            chunk.hash = begun.zip(hash);
-        });
-    }
-
-    pub(crate) fn is_hashed_now(&self, id: ChunkId) -> bool {
-        self.chunks.get(&id).is_some_and(|chunk| chunk.hashing.is_some())
-    }
-
     fn movable(&self, device: u32) -> impl Iterator<Item = (&ChunkId, &Chunk)> {
         self.chunks.iter().filter(move |(_, chunk)| {
             chunk.device == device && chunk.state == State::Resident && chunk.stays.is_none()
@@ -425,9 +399,9 @@ impl Table {
     fn fate_of(&self, chunk: &Chunk) -> Fate {
         if !self.is_touched(chunk) {
             Fate::Untouched
-        } else if self.is_like_host(chunk) {
+        } else if self.is_like_host(chunk) || self.is_zero(chunk) {
             Fate::Alike
-        } else if chunk.hashing == Some(self.openings) && chunk.is_comparable() {
+        } else if chunk.hashing == Some(self.openings) && self.may_be_spared(chunk) {
             Fate::Unknown
         } else {
             Fate::Changed
@@ -453,12 +427,15 @@ impl Table {
         let chunk = self.chunks.get(&id).filter(|chunk| chunk.state == State::Resident);
         let chunk = chunk.filter(|chunk| chunk.stays.is_none()).ok_or(NotOut::Gone)?;
         let own = chunk.host.as_ref().map(|host| host.extents.clone());
-        let way = if !self.is_touched(chunk) {
+        let own = own.filter(|extents| !extents.is_empty());
+        let hash = self.hash_of(chunk);
+        let zeros = trust == Trust::Hash && self.is_touched(chunk) && self.is_zero(chunk);
+        let way = if !self.is_touched(chunk) || zeros {
             Way::Drop
-        } else if self.is_like_host(chunk) {
+        } else if let (true, Some(own)) = (self.is_like_host(chunk), &own) {
             match trust {
                 Trust::Hash => Way::Drop,
-                Trust::Compare => Way::Compare(own.unwrap_or_default()),
+                Trust::Compare => Way::Compare(own.clone()),
             }
         } else {
             let bytes = chunk.bytes;
@@ -470,14 +447,22 @@ impl Table {
             };
             Way::Copy(extents)
         };
+        let mut given_up = None;
         let out = self.change(id, |chunk| {
             chunk.state = State::Moving;
             if let Way::Copy(extents) = &way {
                 chunk.host = Some(HostCopy { extents: extents.clone(), hash: None, whole: false });
             }
+            if zeros {
+                let copy = HostCopy { extents: Vec::new(), hash, whole: true };
+                given_up = chunk.host.replace(copy);
+            }
             let mappings = chunk.mappings.clone();
             Outward { id, bytes: chunk.bytes, handle: chunk.handle, mappings, way }
         });
+        if let Some(copy) = given_up {
+            self.places.give(&copy.extents);
+        }
         out.ok_or(NotOut::Gone)
     }
 

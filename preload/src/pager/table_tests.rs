@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 const UNIT: u64 = 2 << 20;
 
+/// The version of a chunk that is all zeros.
+const ZEROS: u64 = u64::MAX - 1;
+
 fn hash_of(version: u64) -> Hash128 {
     Hash128([version, !version])
 }
@@ -40,6 +43,7 @@ impl World {
         let mut world = World::default();
         world.table.accounts = vec![Account::default()];
         world.table.places.add(0x1000, places, Some(1));
+        world.table.zeros = (1..3).map(|n| (n * UNIT, hash_of(ZEROS))).collect();
         world
     }
 
@@ -77,7 +81,11 @@ impl World {
             return self.table.fail_in(inward.id);
         }
         let content = self.contents.get_mut(&inward.id).unwrap();
-        content.gpu = if inward.from.is_empty() { 0 } else { content.host };
+        content.gpu = match inward.from {
+            Origin::Nothing => 0,
+            Origin::Zeros => ZEROS,
+            Origin::Places(_) => content.host,
+        };
         assert_eq!(content.gpu, content.written, "the program's content comes back");
         self.handles += 1;
         self.table.end_in(inward.id, self.handles, self.open);
@@ -100,8 +108,9 @@ impl World {
         assert_eq!(self.table.chunk(id).unwrap().state, State::Resident, "under an open gate");
         self.versions += 1;
         let content = self.contents.get_mut(&id).unwrap();
-        content.gpu = self.versions;
-        content.written = self.versions;
+        let version = if self.versions.is_multiple_of(3) { ZEROS } else { self.versions };
+        content.gpu = version;
+        content.written = version;
     }
 
     fn hash(&mut self) {
@@ -144,7 +153,7 @@ impl World {
                 let content = self.contents.get_mut(&outward.id).unwrap();
                 match outward.way {
                     Way::Drop => assert!(
-                        content.gpu == content.host || content.written == 0,
+                        content.gpu == content.host || content.gpu == ZEROS || content.written == 0,
                         "only what the host has may be dropped: {content:?}"
                     ),
                     // Garbage until the copy has ended.
@@ -272,6 +281,34 @@ proptest! {
             world.check();
         }
     }
+}
+
+#[test]
+fn zeros_need_no_place_and_come_back() {
+    let mut world = World::new(0);
+    world.allocate(UNIT);
+    world.credit(UNIT);
+    world.begin_in();
+    world.end_in(true);
+    world.open();
+    world.versions = 2; // the next are zeros
+    world.write(0);
+    world.open = false;
+    let id = world.victims()[0];
+    assert!(matches!(world.table.begin_out(id, Trust::Hash), Err(NotOut::NoPlace(_))));
+    world.begin_hash();
+    assert_eq!(world.table.fate(id), Fate::Unknown, "its hash may show that it is all zeros");
+    world.end_hash();
+    assert_eq!(world.table.fate(id), Fate::Alike);
+    // Who does not believe hashes copies it.
+    assert!(matches!(world.table.begin_out(id, Trust::Compare), Err(NotOut::NoPlace(_))));
+    world.begin_out();
+    world.end_out(true);
+    world.credit(UNIT);
+    world.begin_in();
+    assert_eq!(world.moving_in[0].from, Origin::Zeros);
+    world.end_in(true);
+    world.check();
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod paging;
 mod paging_client;
 mod paging_contexts;
 mod paging_faults;
+mod paging_hashes;
 mod paging_shared;
 mod process_client;
 mod rooms;

@@ -522,37 +522,6 @@ fn with_the_pager_off_memory_is_plain() {
 }
 
 #[test]
-fn what_has_the_hash_of_its_host_copy_is_not_copied() {
-    for compare in [false, true] {
-        let lab = Lab::on_software_gpu("");
-        let words = "a48 w0:1 . c0:1 . c0:1 .";
-        let mut play = start_with(lab, words, Welcome { compare, ..paged_welcome() });
-        play.claim(48 * MIB);
-        play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
-        play.turn(1, 48 * MIB);
-        // The kernel is loaded before the arena is made.
-        let scratch = if compare { 4 * 16 * MIB } else { 0 };
-        play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB + scratch);
-        play.take_back(1);
-        play.evict(48 * MIB);
-        play.evicted(48 * MIB);
-        // Read, but not changed, under a lease.
-        play.client.tell("on");
-        play.turn(2, 48 * MIB);
-        play.take_back(2);
-        play.evict(48 * MIB);
-        play.evicted(48 * MIB);
-        let moves = play.peer.wait_for_moves(|moves| moves.clean > 0);
-        assert_eq!((moves.paged_out, moves.clean), (48 * MIB, 48 * MIB), "compare: {compare}");
-        play.client.tell("on");
-        play.turn(3, 48 * MIB);
-        play.client.tell("on");
-        let ended = play.client.end().succeeded();
-        assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
-    }
-}
-
-#[test]
 fn a_programs_own_mappings_come_and_go_with_their_content() {
     let mut play = start("m32 w0:1 a2 w1:2 . c0:1 c1:2 u0 n0 c0:1 x0 .");
     play.claim(32 * MIB);

@@ -7,7 +7,7 @@ use crate::link::LINK;
 use crate::log::{info, warning};
 use crate::pager::allocate::{Failure, unmake};
 use crate::pager::device::Window;
-use crate::pager::table::{ChunkId, Inward};
+use crate::pager::table::{ChunkId, Inward, Origin};
 use crate::pager::{PAGER, device};
 use acb_cuda_abi::CuResult;
 use std::collections::VecDeque;
@@ -26,6 +26,8 @@ pub(super) struct Inbound {
 struct Flight {
     id: ChunkId,
     bytes: u64,
+    /// What of them comes over the link.
+    copied: u64,
     handle: u64,
     event: usize,
     window: Window,
@@ -75,7 +77,7 @@ impl Inbound {
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
             books.table.end_in(flight.id, flight.handle, open);
-            books.moved.inward += flight.bytes;
+            books.moved.inward += flight.copied;
             PAGER.changed.notify_all();
         }
         progress
@@ -157,7 +159,7 @@ impl Inbound {
         station: &mut Station,
     ) -> Result<(), (u64, Failure)> {
         let handle = PAGER.make(inward.id).map_err(|failure| (0, failure))?;
-        if inward.from.is_empty() {
+        if inward.from == Origin::Nothing {
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
             books.table.end_in(inward.id, handle, open);
@@ -169,7 +171,8 @@ impl Inbound {
         match self.copy(inward, window.address, station) {
             Ok(event) => {
                 let (id, bytes) = (inward.id, inward.bytes);
-                self.flights.push_back(Flight { id, bytes, handle, event, window });
+                let copied = if inward.from == Origin::Zeros { 0 } else { bytes };
+                self.flights.push_back(Flight { id, bytes, copied, handle, event, window });
                 self.bytes += inward.bytes;
                 Ok(())
             }
@@ -183,7 +186,13 @@ impl Inbound {
     }
 
     fn copy(&self, inward: &Inward, address: u64, station: &mut Station) -> device::Answer<usize> {
-        let pieces = PAGER.books().pieces(&inward.from);
+        let pieces = match &inward.from {
+            Origin::Places(extents) => PAGER.books().pieces(extents),
+            _ => {
+                device::clear(address, inward.bytes, station.inward())?;
+                Vec::new()
+            }
+        };
         let mut to = address;
         for (from, bytes) in pieces {
             device::copy_in(to, from, bytes, station.inward())?;

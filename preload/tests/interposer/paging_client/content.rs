@@ -6,7 +6,8 @@ use std::ffi::{c_int, c_uint, c_void};
 
 /// Word `i` of a pattern.
 pub(super) fn pattern(seed: u64, i: u64) -> u64 {
-    (seed << 40 | i).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    // Pattern 0 is zeros.
+    if seed == 0 { 0 } else { (seed << 40 | i).wrapping_mul(0x9E37_79B9_7F4A_7C15) }
 }
 
 pub(super) fn allocate_in(cuda: &Cuda, bytes: usize, stream: Handle) -> (i32, u64) {
