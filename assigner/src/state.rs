@@ -73,6 +73,15 @@ pub struct Remembered {
     /// Its gang, if it is in one.
     #[serde(default)]
     pub gang: Option<Gang>,
+    /// Of a manual-mode client: its priority. Others say it when they are back.
+    #[serde(default)]
+    pub priority: i32,
+    /// Of a manual-mode client: its tenant.
+    #[serde(default)]
+    pub tenant: String,
+    /// Of a manual-mode client: its queue.
+    #[serde(default)]
+    pub queue: String,
 }
 
 /// A GPU that a client was bound to, with its memory there.
@@ -96,8 +105,21 @@ pub struct Survivor {
     pub expected: Expected,
     /// Its process.
     pub process: ProcessId,
-    /// Its name, if it is a manual-mode client.
-    pub manual: Option<String>,
+    /// What else is known of it, if it is a manual-mode client.
+    pub manual: Option<Manual>,
+}
+
+/// A manual-mode client, which says nothing of itself after a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manual {
+    /// Its name.
+    pub program: String,
+    /// Its priority.
+    pub priority: i32,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its queue.
+    pub queue: String,
 }
 
 impl State {
@@ -134,7 +156,12 @@ impl State {
             Some(Survivor {
                 expected: client.expected(gpus)?,
                 process: client.process,
-                manual: client.manual.then(|| client.program.clone()),
+                manual: client.manual.then(|| Manual {
+                    program: client.program.clone(),
+                    priority: client.priority,
+                    tenant: client.tenant.clone(),
+                    queue: client.queue.clone(),
+                }),
             })
         };
         alive.filter_map(survivor).collect()
@@ -196,7 +223,10 @@ mod tests {
             |uuid: &&str| Place { gpu: (*uuid).to_owned(), fixed: 5, claimed: 9, resident: 7 };
         let bound = bound.iter().map(place).collect();
         let gang = Some(Gang { name: "g".into(), size: 4 });
-        Remembered { client, process, program: "p".into(), bound, epoch: 0, manual: false, gang }
+        let (program, name) = ("p".to_owned(), String::new());
+        let (tenant, queue) = (name.clone(), name);
+        let (epoch, manual, priority) = (0, false, 0);
+        Remembered { client, process, program, bound, epoch, manual, gang, priority, tenant, queue }
     }
 
     #[test]

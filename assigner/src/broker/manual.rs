@@ -4,14 +4,14 @@
 
 use std::time::SystemTime;
 
-use acb_core::{ClientId, ClientSpec, Epoch, Event};
+use acb_core::{ClientId, ClientSpec, Epoch, Event, Priority};
 use acb_wire::v1;
 use tokio::sync::oneshot;
 
-use super::members::printable;
+use super::members::{Refused, gang, printable, priority};
 use super::{Broker, Client, Port};
 use crate::process::ProcessId;
-use crate::state::Survivor;
+use crate::state::{Manual, Survivor};
 
 /// A granted AllocRequest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,18 +119,28 @@ impl Broker {
                 Some(process.ok_or(AllocError::Process(pid))?)
             }
         };
+        let impossible = |refused: Refused| AllocError::Impossible(refused.reason);
+        let spec = ClientSpec {
+            gpus: request.gpus,
+            memory_limit: hint(request),
+            priority: priority(request.priority).map_err(impossible)?,
+            tenant: printable(&request.tenant),
+            queue: printable(&request.queue),
+            gang: gang(&request.gang, request.gang_size),
+            ..ClientSpec::default()
+        };
         let member = Client {
             port: Port::Manual(None),
             process,
             program: printable(&request.program),
             gpus_wanted: request.gpus.max(1),
+            priority: spec.priority,
+            tenant: spec.tenant.clone(),
+            queue: spec.queue.clone(),
             ..Client::new()
         };
         let client = self.new_number();
-        let memory_limit = hint(request);
-        let spec = ClientSpec { gpus: request.gpus, memory_limit, ..ClientSpec::default() };
-        self.admit(client, member, spec)
-            .map_err(|refused| AllocError::Impossible(refused.reason))?;
+        self.admit(client, member, spec).map_err(impossible)?;
         Ok(Some(client))
     }
 
@@ -207,15 +217,26 @@ impl Broker {
         let client = survivor.expected.client;
         let held = survivor.expected.held;
         let wanted = u32::try_from(held.bound.len()).unwrap_or(1).max(1);
+        let Some(Manual { program, priority, tenant, queue }) = survivor.manual else { return };
+        let spec = ClientSpec {
+            gpus: wanted,
+            held: (!held.bound.is_empty()).then_some(held),
+            priority: Priority::new(priority).unwrap_or_default(),
+            tenant,
+            queue,
+            gang: survivor.expected.gang,
+            ..ClientSpec::default()
+        };
         let member = Client {
             port: Port::Manual(None),
             process: Some(survivor.process),
-            program: survivor.manual.unwrap_or_default(),
+            program,
             gpus_wanted: wanted,
+            priority: spec.priority,
+            tenant: spec.tenant.clone(),
+            queue: spec.queue.clone(),
             ..Client::new()
         };
-        let held = (!held.bound.is_empty()).then_some(held);
-        let spec = ClientSpec { gpus: wanted, held, ..ClientSpec::default() };
         if let Err(refused) = self.admit(client, member, spec) {
             tracing::warn!("{client} could not be taken over: {}", refused.reason);
         }

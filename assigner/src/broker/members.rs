@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use acb_core::gang::GangSpec;
-use acb_core::{Action, ClientId, ClientSpec, Eligible, Epoch, Event, Gpu, Held, Room};
+use acb_core::{Action, ClientId, ClientSpec, Eligible, Epoch, Event, Gpu, Held, Priority, Room};
 use acb_wire::v1::{self, RefusedCode, assigner_message::Kind};
 
 use super::{Broker, Client, HISTORY, Port};
@@ -67,18 +67,14 @@ impl Broker {
         let eligible = self.eligible(&hello.eligible)?;
         let memory_limit = self.memory_limit(hello)?;
         let client = self.number(hello.held.as_ref(), newcomer.process);
-        let priority = acb_core::Priority::new(hello.priority).ok_or_else(|| {
-            let number = hello.priority;
-            let reason = format!("priority {number} is not from -100 to 100");
-            Refused::new(RefusedCode::Impossible, reason)
-        })?;
+        let priority = priority(hello.priority)?;
         let (tenant, queue) = (printable(&hello.tenant), printable(&hello.queue));
         let spec = ClientSpec {
             gpus: hello.gpus,
             eligible,
             held: held.clone(),
             memory_limit,
-            gang: gang(hello),
+            gang: gang(&hello.gang, hello.gang_size),
             priority,
             tenant: tenant.clone(),
             queue: queue.clone(),
@@ -346,10 +342,18 @@ impl Client {
 }
 
 /// The gang that a client names; one of a single client is none.
-fn gang(hello: &v1::Hello) -> Option<GangSpec> {
-    let name = printable(&hello.gang);
-    (!name.is_empty() && hello.gang_size > 1)
-        .then(|| GangSpec { name: name.as_str().into(), size: hello.gang_size })
+/// The priority that a client says.
+pub(super) fn priority(number: i32) -> Result<Priority, Refused> {
+    Priority::new(number).ok_or_else(|| {
+        let reason = format!("priority {number} is not from -100 to 100");
+        Refused::new(RefusedCode::Impossible, reason)
+    })
+}
+
+/// The gang that a client says; one alone is none.
+pub(super) fn gang(name: &str, size: u32) -> Option<GangSpec> {
+    let name = printable(name);
+    (!name.is_empty() && size > 1).then(|| GangSpec { name: name.as_str().into(), size })
 }
 
 pub(super) fn epoch_ns(time: SystemTime) -> u64 {

@@ -263,6 +263,9 @@ impl Broker {
                 epoch: state.epoch.map_or(0, |epoch| epoch.0),
                 manual: is_manual,
                 gang: state.gang.as_ref().map(Gang::of),
+                priority: member.priority.number(),
+                tenant: member.tenant.clone(),
+                queue: member.queue.clone(),
             })
         });
         let state = State {

@@ -71,6 +71,19 @@ pub fn changes(plan: &Plan, request: &Request) -> Vec<Change> {
     changes_from(plan, request, &interposer_folder(), |name| std::env::var_os(name))
 }
 
+/// Where a program stands among others, as far as the user says.
+fn standing(request: &Request) -> impl Iterator<Item = (&'static str, String)> + use<> {
+    let standing = &request.standing;
+    let said = [
+        ("ACB_PRIORITY", standing.priority.map(|priority| priority.to_string())),
+        ("ACB_QUEUE", standing.queue.as_ref().map(Name::to_string)),
+        ("ACB_TENANT", standing.tenant.as_ref().map(Name::to_string)),
+        ("ACB_GANG", standing.gang.as_ref().map(|(name, _)| name.to_string())),
+        ("ACB_GANG_SIZE", standing.gang.as_ref().map(|(_, size)| size.to_string())),
+    ];
+    said.into_iter().filter_map(|(name, value)| Some((name, value?)))
+}
+
 fn changes_from(
     plan: &Plan,
     request: &Request,
@@ -98,18 +111,8 @@ fn changes_from(
             }
             set("ACB_STEP", OsStr::new(&request.step));
             set("CUDA_VISIBLE_DEVICES", OsStr::new(placeholder));
-            let standing = &request.standing;
-            let said = [
-                ("ACB_PRIORITY", standing.priority.map(|priority| priority.to_string())),
-                ("ACB_QUEUE", standing.queue.as_ref().map(Name::to_string)),
-                ("ACB_TENANT", standing.tenant.as_ref().map(Name::to_string)),
-                ("ACB_GANG", standing.gang.as_ref().map(|(name, _)| name.to_string())),
-                ("ACB_GANG_SIZE", standing.gang.as_ref().map(|(_, size)| size.to_string())),
-            ];
-            for (name, value) in said {
-                if let Some(value) = value {
-                    set(name, OsStr::new(&value));
-                }
+            for (name, value) in standing(request) {
+                set(name, OsStr::new(&value));
             }
             for (name, default) in [
                 ("ACB_ON_FAILURE", "open"),
@@ -125,6 +128,10 @@ fn changes_from(
         Plan::Manual { tools } => {
             set("ACB_TOOLS_SOCKET", tools.as_os_str());
             set("AGA_ENABLE_AUTO", OsStr::new("0"));
+            // For the AllocRequests of the program.
+            for (name, value) in standing(request) {
+                set(name, OsStr::new(&value));
+            }
         }
         Plan::Cpu => set("CUDA_VISIBLE_DEVICES", OsStr::new("")),
         Plan::Without => {}

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::restart::kill_worker;
 use crate::support::{Home, LIMIT, eventually};
 
 struct Manual(GpuAssignerClient<Channel>);
@@ -179,6 +180,89 @@ async fn one_that_does_not_wait_any_more_is_not_granted_a_lease() {
     eventually("it waits no more", || (state(&home, number)? == "idle").then_some(()));
     manual.release(held.client, held.epoch, false).await.unwrap();
     assert_eq!(state(&home, number).as_deref(), Some("idle"));
+}
+
+/// What `status` says of a client.
+fn told(home: &Home, number: u64) -> Option<serde_json::Value> {
+    let status = home.status();
+    let clients = status["nodes"][0]["clients"].as_array()?.clone();
+    clients.into_iter().find(|client| client["client"] == number)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn priority_tenant_and_queue_count_in_manual_mode() {
+    let home = Home::new();
+    let queue = ["--queue", "night,priority=-50", "--tenant", "red", "--tenant", "blue"];
+    home.start(&[&["--gpu-list", "0"], &queue[..]].concat());
+    let mut holder = Manual::connect(&home).await;
+    let own = std::process::id();
+    let held = holder.alloc(wanted(own)).await.unwrap();
+    // Three wait, in this order; they start in the order of queue and priority.
+    let [late, usual, urgent] = [("night", 90, "red"), ("", 0, "blue"), ("", 7, "blue")];
+    let mut waiting = Vec::new();
+    for (number, (queue, priority, tenant)) in (held.client + 1..).zip([late, usual, urgent]) {
+        let request = AllocRequestMessage {
+            queue: queue.to_owned(),
+            priority,
+            tenant: tenant.to_owned(),
+            ..wanted(0)
+        };
+        let mut client = Manual::connect(&home).await;
+        waiting.push(tokio::spawn(async move {
+            let reply = client.alloc(request).await.unwrap();
+            client.release(reply.client, reply.epoch, true).await.unwrap();
+            reply
+        }));
+        eventually("it waits", || (state(&home, number)? == "waiting").then_some(()));
+        let told = told(&home, number).unwrap();
+        assert_eq!(
+            (told["priority"].as_i64(), told["queue"].as_str()),
+            (Some(priority.into()), Some(queue))
+        );
+        assert_eq!(told["tenant"].as_str(), Some(tenant));
+    }
+    holder.release(held.client, held.epoch, true).await.unwrap();
+    let mut epochs = Vec::new();
+    for client in waiting {
+        epochs.push(client.await.unwrap().epoch);
+    }
+    let [late, usual, urgent] = epochs[..] else { panic!("{epochs:?}") };
+    assert!(urgent < usual && usual < late, "{epochs:?}");
+    for (request, named) in [
+        (AllocRequestMessage { priority: 101, ..wanted(0) }, "101"),
+        (AllocRequestMessage { queue: "day".to_owned(), ..wanted(0) }, "day"),
+        (AllocRequestMessage { tenant: "green".to_owned(), ..wanted(0) }, "green"),
+    ] {
+        let refused = holder.alloc(request).await.unwrap_err();
+        assert!(refused.message().contains(named), "{}", refused.message());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_in_manual_mode_starts_together_and_is_remembered() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0,1"]);
+    let member = |program: &str| AllocRequestMessage {
+        program: program.to_owned(),
+        gang: "pair".to_owned(),
+        gang_size: 2,
+        priority: 9,
+        ..wanted(std::process::id())
+    };
+    let mut one = Manual::connect(&home).await;
+    let request = member("one");
+    let first = tokio::spawn(async move { one.alloc(request).await.unwrap() });
+    eventually("it waits for the other", || (state(&home, 1)? == "waiting").then_some(()));
+    let mut two = Manual::connect(&home).await;
+    let second = two.alloc(member("two")).await.unwrap();
+    let first = first.await.unwrap();
+    assert_ne!(first.gpus[0].index, second.gpus[0].index);
+    // A worker that is started again knows what they said of themselves.
+    kill_worker(&home);
+    let back = eventually("it is back", || {
+        told(&home, second.client).filter(|told| told["manual"] == true)
+    });
+    assert_eq!((back["priority"].as_i64(), back["program"].as_str()), (Some(9), Some("two")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

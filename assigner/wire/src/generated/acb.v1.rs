@@ -440,6 +440,17 @@ pub struct AllocRequestMessage {
     /// Token of an earlier AllocReply: the same client asks again, and its memory may still be where it was.
     #[prost(uint64, tag = "6")]
     pub client: u64,
+    /// Of a new client, as in Hello; what an earlier one says here changes nothing. Higher goes first, -100 to 100.
+    #[prost(sint32, tag = "7")]
+    pub priority: i32,
+    #[prost(string, tag = "8")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub queue: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub gang: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "11")]
+    pub gang_size: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AllocReply {
