@@ -13,6 +13,7 @@ pub mod machine;
 pub mod measure;
 pub mod outside;
 pub mod paging;
+pub mod played;
 pub mod quickstart;
 pub mod record;
 pub mod scale;

@@ -1,4 +1,4 @@
-//! A user's own assigner, outside Slurm, on software GPUs, and clients of it.
+//! A user's own assigner, outside Slurm, on software GPUs or those of the machine, and clients of it.
 //!
 //! Owns: the daemon, its folder, the environment of its clients (docs/architecture.md, "Environment
 //! of a client"). Dropping it stops the daemon and removes the folder. Does not own: what runs there.
@@ -37,6 +37,11 @@ memory = "16GiB"
 /// As long as the UUIDs that replace it in `cuInit`.
 const UUID_PLACEHOLDER: &str = "GPU-00000000-0000-0000-0000-000000000000";
 
+/// What stands in `CUDA_VISIBLE_DEVICES` for so many GPUs until a client is bound.
+pub fn place_holders(gpus: u32) -> String {
+    vec![UUID_PLACEHOLDER; gpus as usize].join(",")
+}
+
 /// A running assigner.
 #[derive(Debug)]
 pub struct Outside {
@@ -45,6 +50,14 @@ pub struct Outside {
     port: u16,
     daemon: Child,
     socket: PathBuf,
+    on: Gpus,
+}
+
+/// Which GPUs an assigner hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gpus {
+    Software,
+    Real,
 }
 
 impl Outside {
@@ -53,6 +66,18 @@ impl Outside {
     /// # Errors
     /// It does not come up; the error has its log.
     pub fn start(prefix: &Prefix, simcuda: &str, options: &[&str]) -> Result<Self> {
+        Self::launch(prefix, Gpus::Software, simcuda, options)
+    }
+
+    /// Starts an assigner for the GPUs of this machine.
+    ///
+    /// # Errors
+    /// It does not come up; the error has its log.
+    pub fn on_real_gpus(prefix: &Prefix, options: &[&str]) -> Result<Self> {
+        Self::launch(prefix, Gpus::Real, "", options)
+    }
+
+    fn launch(prefix: &Prefix, on: Gpus, simcuda: &str, options: &[&str]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("acb-out-").tempdir_in("/tmp")?;
         // The GPUs' shared state has the folder's name, and goes with it.
         let simcuda = format!("state = \"{}\"\n{simcuda}", state_of(&folder));
@@ -62,10 +87,13 @@ impl Outside {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut command = Command::new(prefix.program("gpu_assigner"));
         bare(&mut command);
+        if on == Gpus::Software {
+            command
+                .env("SIMCUDA_CONFIG", folder.path().join("simcuda.toml"))
+                .env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1"));
+        }
         command
             .env("HOME", folder.path())
-            .env("SIMCUDA_CONFIG", folder.path().join("simcuda.toml"))
-            .env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1"))
             .args(["--port", &port.to_string(), "start", "--foreground"])
             .args(options)
             .stdin(Stdio::null())
@@ -75,7 +103,7 @@ impl Outside {
             .process_group(0);
         let daemon = command.spawn().context("start gpu_assigner")?;
         let mut outside =
-            Self { folder, prefix: prefix.clone(), port, daemon, socket: PathBuf::new() };
+            Self { folder, prefix: prefix.clone(), port, daemon, socket: PathBuf::new(), on };
         wait_until("gpu_assigner serves", PATIENCE, || {
             if let Some(status) = outside.daemon.try_wait()? {
                 bail!("it ended: {status}");
@@ -134,14 +162,16 @@ impl Outside {
         read("out") + &read(".acb/gpu-assigner.log")
     }
 
-    /// A program of this user, not interposed; it finds the software GPU.
+    /// A program of this user, not interposed; it finds the software GPU where there is one.
     pub fn plain(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         bare(&mut command);
-        command
-            .env("HOME", self.folder())
-            .env("SIMCUDA_CONFIG", self.folder().join("simcuda.toml"))
-            .env("LD_LIBRARY_PATH", self.prefix.test_program("sim"));
+        command.env("HOME", self.folder());
+        if self.on == Gpus::Software {
+            command
+                .env("SIMCUDA_CONFIG", self.folder().join("simcuda.toml"))
+                .env("LD_LIBRARY_PATH", self.prefix.test_program("sim"));
+        }
         command
     }
 
@@ -154,8 +184,10 @@ impl Outside {
             .env("LD_LIBRARY_PATH", library)
             .env("ACB_SOCKET", self.socket())
             .env("ACB_GPUS", "1")
-            .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"))
             .env("CUDA_VISIBLE_DEVICES", UUID_PLACEHOLDER);
+        if self.on == Gpus::Software {
+            command.env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"));
+        }
         command
     }
 

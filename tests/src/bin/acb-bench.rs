@@ -3,9 +3,10 @@
 //! Owns: the list of figures, the table, the JSON. Does not own: how each is measured
 //! ([`acb_tests::bench::measure`], [`acb_tests::bench::quickstart`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use acb_sim::read::Overrides;
 use acb_tests::bench::analysis::Comparison;
 use acb_tests::bench::apart;
 use acb_tests::bench::b1::{B1, Interrupted};
@@ -13,6 +14,8 @@ use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::measure::{self, Effort};
 use acb_tests::bench::paging;
+use acb_tests::bench::played::plan::{Plan, Scale};
+use acb_tests::bench::played::{self, On};
 use acb_tests::bench::quickstart;
 use acb_tests::bench::scale;
 use acb_tests::bench::simulated;
@@ -38,6 +41,26 @@ struct Arguments {
     /// Where slurm-acb is installed (scripts/install --with-tests)
     #[arg(long, value_name = "DIR", env = "ACB_PREFIX", hide_env_values = true)]
     prefix: Option<PathBuf>,
+    /// Play a scenario of gpu_assigner simulate with real programs instead, and simulate it for comparison
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "quick"])]
+    scenario: Option<PathBuf>,
+    /// Another value of the scenario, such as client.NAME.count=8; may be given several times
+    #[arg(long, value_name = "PATH=VALUE", requires = "scenario")]
+    set: Vec<String>,
+    /// All times of the scenario are divided by this
+    #[arg(long, value_name = "N", requires = "scenario", default_value_t = 1.0, value_parser = factor)]
+    faster: f64,
+    /// All memory of the scenario is divided by this (software GPUs)
+    #[arg(long, value_name = "N", requires = "scenario", default_value_t = 128,
+          value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    smaller: u64,
+    /// GPU phases of each client
+    #[arg(long, value_name = "N", requires = "scenario", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
+    rounds: u64,
+    /// On the GPUs of this machine instead of software GPUs; memory is not divided
+    #[arg(long, requires = "scenario", conflicts_with = "smaller")]
+    real: bool,
     /// Make the measurement of this figure in this process, and tell the one that asked
     #[arg(long, value_name = "NAME", hide = true)]
     apart: Option<String>,
@@ -106,6 +129,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         let Some((_, Apart(measure))) = found else { bail!("--apart {name}") };
         return apart::tell(measure(effort)?);
     }
+    if let Some(file) = &arguments.scenario {
+        return scenario(arguments, file);
+    }
     let known: Vec<&str> = MEASUREMENTS.iter().flat_map(|(names, _)| *names).copied().collect();
     if let Some(unknown) = arguments.only.iter().find(|name| !known.contains(&name.as_str())) {
         bail!("--only {unknown}: there is no such figure; there are {}", known.join(", "));
@@ -143,6 +169,40 @@ fn run(arguments: &Arguments) -> Result<()> {
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     println!("{}", table(&figures));
+    Ok(())
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok().filter(|n| (1e-3..=1e6).contains(n));
+    number.ok_or_else(|| "a number from 0.001 to 1000000 is needed".to_owned())
+}
+
+/// A scenario, played by programs and simulated.
+fn scenario(arguments: &Arguments, file: &Path) -> Result<()> {
+    let name = file.display().to_string();
+    let mut text = std::fs::read_to_string(file).with_context(|| name.clone())?;
+    for value in &arguments.set {
+        text = acb_sim::read::set(&text, value).with_context(|| format!("--set {value}"))?;
+    }
+    let scenario = acb_sim::read(&name, &text, Overrides::default())?;
+    let (memory, on) =
+        if arguments.real { (1, On::Real) } else { (arguments.smaller, On::Software) };
+    let scale = Scale { time: arguments.faster, memory, rounds: arguments.rounds };
+    let plan = Plan::new(scenario, scale).with_context(|| name.clone())?;
+    let prefix = installed(arguments)?;
+    if let Some(file) = &arguments.json {
+        quickstart::check_output(file)?;
+    }
+    interrupt::watch();
+    let played = played::play(&prefix, &plan, on)?;
+    if let Some(file) = &arguments.json {
+        let json = serde_json::to_string_pretty(&played)?;
+        std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    println!("{}", played::table::table(&played));
+    if played.wrong > 0 {
+        bail!("{} of {} bytes were wrong", played.wrong, played.checked);
+    }
     Ok(())
 }
 
