@@ -34,6 +34,8 @@ struct Properties {
 
 const _: () = assert!(size_of::<Properties>() == size_of::<sys::CUmemAllocationProp>());
 
+/// CU_MEM_ALLOC_GRANULARITY_MINIMUM.
+const SMALLEST: u32 = 0;
 /// The byte of `flags` that says that the memory is for RDMA.
 const RDMA: u64 = 0xff00;
 /// …and the one that asks for compression.
@@ -82,7 +84,7 @@ pub(crate) unsafe fn cuMemCreate(
         };
     }
     let [kind, device] = properties.location;
-    if kind != ON_DEVICE {
+    if kind != ON_DEVICE || is_crooked(size, prop) {
         return call();
     }
     let Some(promise) = LEDGER.reserve("cuMemCreate", device, rounded(size as u64)) else {
@@ -99,6 +101,14 @@ pub(crate) unsafe fn cuMemCreate(
         LEDGER.forget(promise);
     }
     result
+}
+
+/// Whether the driver will refuse this size, so that nobody has to wait for room for it.
+fn is_crooked(size: usize, prop: *const sys::CUmemAllocationProp) -> bool {
+    let mut unit = 0;
+    // SAFETY: a local, and the program's properties, which are not NULL.
+    let asked = unsafe { real::cuMemGetAllocationGranularity(&mut unit, prop, SMALLEST) };
+    asked.is_success() && unit > 0 && (size == 0 || !size.is_multiple_of(unit))
 }
 
 /// Memory that is mapped, or has another handle, lives on after this.

@@ -6,6 +6,7 @@
 
 mod arena;
 mod contexts;
+mod contract;
 mod endings;
 mod faults;
 mod fixed;

@@ -43,6 +43,7 @@ macro_rules! functions {
             }
 
             $(pub(crate) fn $name(&self $(, $p: $t)*) -> u32 {
+                crate::turns::offer();
                 // SAFETY: `gpu` and `cases` pass pointers that live through the call, or
                 // numbers that the driver has to check.
                 unsafe { (self.$name)($($p),*) }

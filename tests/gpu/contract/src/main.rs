@@ -6,6 +6,7 @@ mod actions;
 mod cases;
 mod driver;
 mod gpu;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -28,6 +29,9 @@ struct Arguments {
     /// Seconds that a case may take
     #[arg(long, default_value_t = 60)]
     timeout: u64,
+    /// A socket on which others wait for their turn, offered before every call of the driver's
+    #[arg(long, env = "CONTRACT_TURNS", hide = true)]
+    turns: Option<PathBuf>,
     /// Plays a part in a test of several processes
     #[arg(long, num_args = 1.., hide = true)]
     act: Vec<String>,
@@ -40,6 +44,9 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("{name}");
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(socket) = &arguments.turns {
+        turns::ask_at(socket)?;
     }
     if let Some((part, rest)) = arguments.act.split_first() {
         actions::play(&arguments.driver, part, rest)?;

@@ -109,8 +109,9 @@ impl Group {
     /// nothing of ours rests on, gets what is left.
     fn kept_s(self) -> u64 {
         match self {
-            Group::Driver | Group::Hash => 10,
-            Group::Memory | Group::Pinned | Group::Calls | Group::Kernels => 20,
+            Group::Driver => 10,
+            Group::Memory | Group::Pinned => 15,
+            Group::Hash | Group::Calls | Group::Kernels => 20,
             Group::Link | Group::Contract | Group::Paths => 30,
             Group::Swap => 60,
             Group::Sharing => 110,
