@@ -21,8 +21,10 @@ use super::node::index;
 /// What was seen of gangs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched {
-    /// Members that had their GPUs in a round.
-    kept: BTreeMap<GangName, BTreeMap<Round, BTreeSet<usize>>>,
+    /// Members that had their GPUs in a round, and when that was seen last.
+    kept: BTreeMap<GangName, BTreeMap<Round, BTreeMap<usize, Time>>>,
+    /// When a node's assigner was last gone, and with it what it knew of rounds.
+    gone: BTreeMap<usize, Time>,
     /// The round in which a node has, or had last, all that a gang needs there.
     had: BTreeMap<(usize, GangName), Round>,
     /// Since when a node keeps GPUs for a round that has not begun.
@@ -57,14 +59,18 @@ impl World<'_, '_> {
                 let mut members = gang.members.iter().map(|client| index(*client));
                 let before = watched.had.insert((node, gang.name.clone()), gang.round);
                 let is_known =
-                    |kept: &BTreeSet<usize>| members.clone().any(|it| kept.contains(&it));
+                    |kept: &BTreeMap<usize, Time>| members.clone().any(|it| kept.contains_key(&it));
                 let is_past = rounds
                     .range(gang.round..)
                     .any(|(round, kept)| *round > gang.round || is_known(kept));
                 if before != Some(gang.round) && is_past {
-                    rounds.clear(); // all who knew have begun anew, and rounds are counted from the beginning
+                    // All who knew have begun anew, this one the last or before, and rounds are counted from the beginning.
+                    // Other nodes may be in the new ones already.
+                    let gone = watched.gone.get(&node).copied().unwrap_or_default();
+                    rounds.values_mut().for_each(|kept| kept.retain(|_, at| *at >= gone));
                 }
-                rounds.entry(gang.round).or_default().extend(&mut members);
+                let kept = rounds.entry(gang.round).or_default();
+                kept.extend((&mut members).map(|it| (it, now)));
                 while rounds.len() > 8 {
                     rounds.pop_first();
                 }
@@ -138,7 +144,7 @@ impl World<'_, '_> {
         let kept = rounds.and_then(|rounds| rounds.get(&snapshot.round));
         let lacks = |other: &&usize| {
             let is_gone = matches!(self.clients[**other].life, Life::Over | Life::Dying);
-            !is_gone && kept.is_none_or(|kept| !kept.contains(other))
+            !is_gone && kept.is_none_or(|kept| !kept.contains_key(other))
         };
         if let Some(other) = self.gangs.members[&gang.name].iter().find(lacks) {
             let (one, two) = (self.name(client), self.name(*other));
@@ -150,9 +156,10 @@ impl World<'_, '_> {
         }
     }
 
-    /// A node's assigner begins anew.
+    /// A node's assigner is gone.
     pub(super) fn forget_watched(&mut self, node: usize) {
         let watched = &mut self.gangs.watched;
+        watched.gone.insert(node, self.now);
         watched.had.retain(|(at, _), _| *at != node);
         watched.keeping.retain(|(at, _), _| *at != node);
         watched.apart.retain(|(at, _), _| *at != node);
