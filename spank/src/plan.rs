@@ -499,6 +499,16 @@ mod tests {
     }
 
     #[test]
+    fn a_task_may_have_so_much_memory() {
+        let limit = |job, step| joined(job, step, &[]).unwrap().get("ACB_MEMORY").cloned();
+        assert_eq!(limit("", ""), None);
+        assert_eq!(limit("", "mem=10G").as_deref(), Some("10737418240"));
+        assert_eq!(limit("simple,mem=10G", "").as_deref(), Some("10737418240"));
+        // The step's own goes before the job's.
+        assert_eq!(limit("mem=10G", "mem=512M").as_deref(), Some("536870912"));
+    }
+
+    #[test]
     fn priority_queue_and_tenant_are_the_steps_then_the_jobs() {
         let of = |job, step| {
             let after = joined(job, step, &[("SLURM_JOB_ACCOUNT", "physics")]).unwrap();
