@@ -1,12 +1,15 @@
 //! `state.json`: what a worker must know of the lives before its own.
 //!
 //! Owns the file's form, and how little has to be in it. It is written when a client comes, is
-//! bound, or goes, and at most once a second for the rest, never for a grant. That is enough:
+//! bound, or goes, before one has more memory on a GPU than it says, and at most once a second for the rest, never for a
+//! grant. That is enough:
 //! - Epochs go on above every earlier one, because `epoch_limit` is written a million ahead of the
 //!   epochs in use.
 //! - A lease that was granted after the last writing is protected all the same: every bound client
 //!   is expected back as one that *may* hold its GPUs. Who comes back with a lease proves that
 //!   the others' are over, for its epoch is the highest.
+//! - Memory is written as the most that a client can have until the file is written again (`Room::at_most`): who does not
+//!   come back (stopped, most likely) says nothing of what it has, and its memory must not be given to others.
 
 use std::fs;
 use std::io;
@@ -93,8 +96,8 @@ pub struct Place {
     pub fixed: u64,
     /// Bytes of paged memory.
     pub claimed: u64,
-    /// What of those was on the GPU, or credited. A restart in the middle of a switch finds more or
-    /// less: what the clients say then counts.
+    /// What of those was on the GPU or credited, or could be before this is written again. A restart finds less: what the
+    /// clients say then counts.
     pub resident: u64,
 }
 

@@ -186,6 +186,12 @@ impl Scheduler {
         self.clients.get(&client)?.lease.as_ref()?.promised
     }
 
+    /// What a client has of a GPU.
+    #[must_use]
+    pub fn room(&self, client: ClientId, gpu: Gpu) -> Room {
+        self.memory.of(client, gpu)
+    }
+
     /// The state at the moment of the last event.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

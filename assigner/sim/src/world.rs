@@ -16,6 +16,7 @@ mod gang;
 mod memory;
 mod node;
 mod recalls;
+mod written;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

@@ -145,7 +145,17 @@ impl Broker {
         }
     }
 
-    pub(super) fn tell_credit(&self, client: ClientId, gpu: Gpu, bytes: u64) {
+    /// A client is going to hear of memory on a GPU: what is written down of it for a restart is no less than that.
+    fn save_before(&mut self, client: ClientId, gpu: Gpu) {
+        let Some(scheduler) = &self.scheduler else { return };
+        let now = scheduler.room(client, gpu);
+        if !self.written.get(&(client, gpu)).copied().unwrap_or_default().covers(now) {
+            self.save_crediting(Some(client));
+        }
+    }
+
+    pub(super) fn tell_credit(&mut self, client: ClientId, gpu: Gpu, bytes: u64) {
+        self.save_before(client, gpu);
         tracing::debug!("{client} is credited {bytes} bytes of {gpu}");
         if let Some(device) = self.device_of(client, gpu) {
             self.tell(client, Kind::Credit(v1::Credit { device, bytes }));
@@ -198,7 +208,13 @@ impl Broker {
 
     pub(super) fn tell_room(&mut self, client: ClientId, seq: u64, verdict: RoomVerdict) {
         let (code, reason) = match verdict {
-            RoomVerdict::Granted => (v1::RoomVerdict::Granted, String::new()),
+            RoomVerdict::Granted => {
+                let bound = self.clients.get(&client).map_or(Vec::new(), |it| it.bound.clone());
+                for gpu in bound {
+                    self.save_before(client, gpu);
+                }
+                (v1::RoomVerdict::Granted, String::new())
+            }
             RoomVerdict::Denied(why) => {
                 let reason = denial(&why);
                 tracing::info!("{} gets no memory: {reason}", self.who(client));

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use acb_core::gang::Report;
-use acb_core::{Action, ClientId, Config, Event, Gpu, GpuConfig, Scheduler, Settle, Time};
+use acb_core::{Action, ClientId, Config, Event, Gpu, GpuConfig, Room, Scheduler, Settle, Time};
 use acb_wire::v1;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -80,6 +80,8 @@ pub struct Broker {
     changes: watch::Sender<u64>,
     /// Something changed since the state was written.
     dirty: bool,
+    /// What memory it says that each client may have.
+    written: BTreeMap<(ClientId, Gpu), Room>,
 }
 
 /// One client, as far as the scheduler does not know it.
@@ -186,6 +188,7 @@ impl Broker {
             gang_reports: None,
             changes: watch::Sender::new(0),
             dirty: true,
+            written: BTreeMap::new(),
             settings,
         };
         for survivor in manual {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acb_core::{ClientId, ClientSnapshot, ClientState, Room, Scheduler, Snapshot};
+use acb_core::{ClientId, ClientSnapshot, ClientState, Gpu, Room, Scheduler, Snapshot};
 use acb_wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -238,18 +238,29 @@ impl Broker {
 
     /// Writes down what the next life must know.
     pub(super) fn save(&mut self) {
+        self.save_crediting(None);
+    }
+
+    /// Writes it down before a client is told of memory that it can have.
+    pub(super) fn save_crediting(&mut self, credited: Option<ClientId>) {
         self.dirty = false;
         let Some(snapshot) = self.snapshot() else { return };
         let states: BTreeMap<ClientId, &ClientSnapshot> =
             snapshot.clients.iter().map(|state| (state.client, state)).collect();
+        let mut written = BTreeMap::new();
         let remembered = self.clients.iter().filter_map(|(client, member)| {
             let state = states.get(client)?;
             let is_manual = matches!(member.port, Port::Manual(_));
-            let bound = match is_manual {
+            let is_credited = state.epoch.is_some() || credited == Some(*client);
+            let bound: Vec<(Gpu, Room)> = match is_manual {
                 true => state.gpus.iter().map(|gpu| (*gpu, Room::default())).collect(),
-                false => state.room.clone(),
+                false => {
+                    let most = |(gpu, room): &(Gpu, Room)| (*gpu, room.at_most(is_credited));
+                    state.room.iter().map(most).collect()
+                }
             };
-            let place = |(gpu, room): &(acb_core::Gpu, Room)| Place {
+            written.extend(bound.iter().map(|(gpu, room)| ((*client, *gpu), *room)));
+            let place = |(gpu, room): &(Gpu, Room)| Place {
                 gpu: self.gpu(*gpu).uuid.clone(),
                 fixed: room.fixed,
                 claimed: room.claimed,
@@ -279,6 +290,7 @@ impl Broker {
                 .collect(),
         };
         state.write(&self.settings.folder.state());
+        self.written = written;
     }
 
     /// Clients of an earlier life outlive a second restart too.

@@ -196,6 +196,35 @@ fn a_restart_in_the_middle_of_a_switch_loses_nothing() {
 }
 
 #[test]
+fn memory_of_who_sleeps_through_a_restart_stays_counted() {
+    let home = home(&[]);
+    let (mut one, mut other) = (Program::start(&home), Program::start(&home));
+    other.claim(600);
+    one.claim(900);
+    let epoch = one.acquire();
+    one.credited(900);
+    one.ready(epoch);
+    // As soon as a client has its memory, the next life knows of it.
+    kill_worker(&home);
+    other.come_back(&home, 0, 600, 0);
+    other.client.acquire();
+    let shown = eventually("who is asleep is not waited for any more", || {
+        let node = home.status()["nodes"][0].clone();
+        let asleep = "1 clients from before the restart are not back";
+        node["notes"].to_string().contains(asleep).then_some(node)
+    });
+    assert!(shown["gpus"][0]["room"].as_u64().unwrap() >= 900 * MIB);
+    assert_eq!(status(&home, &other)["state"], "waiting");
+    one.come_back(&home, epoch, 900, 900);
+    other.credited(124);
+    one.client.release(epoch);
+    assert_eq!(one.evict(), 476);
+    other.client.granted();
+    one.evicted(476);
+    other.credited(476);
+}
+
+#[test]
 fn a_client_that_does_not_move_its_memory_is_named_and_passed_over() {
     let home = home(&[]);
     let (mut stopped, mut willing) = (Program::start(&home), Program::start(&home));

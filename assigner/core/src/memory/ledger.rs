@@ -3,7 +3,7 @@
 //! Owns the sums, so that no question needs a walk over the accounts that need not be one. Does
 //! not own who gets what, or who has to give it back.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::fixed::Request;
 use crate::event::Room;
@@ -124,8 +124,8 @@ pub(crate) struct Ledger {
     sums: Sums,
     /// Requests of fixed memory that wait, in order of arrival.
     pub(crate) waiting: VecDeque<Request>,
-    /// Clients of an earlier life whose accounts are guesses.
-    pub(crate) guessed: BTreeSet<ClientId>,
+    /// Clients of an earlier life whose accounts are guesses, and how much of the GPU each can have at most.
+    pub(crate) guessed: BTreeMap<ClientId, u64>,
     /// Some of these are waited for: nothing is promised meanwhile.
     pub(crate) settling: bool,
     /// Who lacks memory that other holders have; their leases are contended.
@@ -145,7 +145,7 @@ impl Ledger {
             accounts: Vec::new(),
             sums: Sums::default(),
             waiting: VecDeque::new(),
-            guessed: BTreeSet::new(),
+            guessed: BTreeMap::new(),
             settling: false,
             pressing: BTreeSet::new(),
             paging: BTreeSet::new(),
@@ -184,11 +184,27 @@ impl Ledger {
             let (_, account) = self.accounts.remove(at);
             self.sums.replace(account.sums(), Sums::default());
         }
-        self.guessed.remove(&client);
+        let was_guess = self.guessed.remove(&client).is_some();
         self.settling &= !self.guessed.is_empty();
+        if was_guess && !self.settling {
+            self.expect_most();
+        }
         self.pressing.remove(&client);
         self.paging.remove(&client);
         self.touched.remove(&client);
+    }
+
+    /// All who come back in time have said what they have: what is left can be that of those who have not, up to what they
+    /// can have at most. They are not credited any more, so that it does not become more.
+    pub(crate) fn expect_most(&mut self) {
+        for (client, most) in self.guessed.clone() {
+            let free = self.free();
+            self.change(client, |account| {
+                let more = most.saturating_sub(account.fixed + account.resident).min(free);
+                account.resident += more;
+                account.claimed = account.claimed.max(account.resident);
+            });
+        }
     }
 
     /// Changes an account, if there is one.

@@ -163,7 +163,7 @@ impl Memory {
     pub(crate) fn guess(&mut self, client: ClientId, gpu: Gpu, room: Room) {
         self.open(client, gpu, u64::MAX);
         let ledger = &mut self.gpus[gpu.index()];
-        ledger.guessed.insert(client);
+        ledger.guessed.insert(client, room.fixed.saturating_add(room.resident));
         ledger.settling = true;
         let fixed = room.fixed.min(ledger.free());
         ledger.change(client, |account| account.fixed = fixed);
@@ -180,7 +180,9 @@ impl Memory {
     /// Nobody is waited for any more. Who has not come back lives on, with the memory that it had: that is there still.
     pub(crate) fn end_settling(&mut self) {
         for gpu in self.numbers() {
-            if std::mem::take(&mut self.gpus[gpu.index()].settling) {
+            let ledger = &mut self.gpus[gpu.index()];
+            if std::mem::take(&mut ledger.settling) {
+                ledger.expect_most();
                 self.note(gpu);
             }
         }
@@ -191,14 +193,14 @@ impl Memory {
     pub(crate) fn misfit(&self, gpu: Gpu, room: Room) -> Option<(u64, u64)> {
         let ledger = self.ledger(gpu);
         let sums = ledger.sums();
-        let guessed = ledger.guessed.iter().map(|client| ledger.room(*client));
+        let guessed = ledger.guessed.keys().map(|client| ledger.room(*client));
         let (mut fixed, mut resident) = (sums.fixed, sums.resident);
         for guess in guessed {
             fixed -= guess.fixed;
             resident -= guess.resident;
         }
         let known =
-            ledger.accounts().map(|(client, _)| client).filter(|c| !ledger.guessed.contains(c));
+            ledger.accounts().map(|(client, _)| client).filter(|c| !ledger.guessed.contains_key(c));
         let claim = ledger.largest_claim_of(known);
         let free = ledger.capacity - fixed - resident;
         let here = room.fixed.saturating_add(room.resident);
@@ -215,7 +217,7 @@ impl Memory {
     /// Facts go before guesses.
     pub(crate) fn adopt(&mut self, client: ClientId, gpu: Gpu, room: Room) {
         let ledger = &mut self.gpus[gpu.index()];
-        for guess in ledger.guessed.clone() {
+        for guess in ledger.guessed.keys().copied().collect::<Vec<_>>() {
             let short = (room.fixed + room.resident).saturating_sub(ledger.free());
             ledger.change(guess, |account| {
                 let less = short.min(account.resident);
@@ -223,12 +225,12 @@ impl Memory {
                 account.fixed -= (short - less).min(account.fixed);
             });
         }
-        for guess in ledger.guessed.clone() {
+        for guess in ledger.guessed.keys().copied().collect::<Vec<_>>() {
             let all = ledger.sums().fixed + room.fixed + ledger.largest_claim().max(room.claimed);
             let excess = all.saturating_sub(ledger.capacity);
             ledger.change(guess, |account| account.fixed -= excess.min(account.fixed));
         }
-        for guess in ledger.guessed.clone() {
+        for guess in ledger.guessed.keys().copied().collect::<Vec<_>>() {
             let most = ledger.capacity - ledger.sums().fixed - room.fixed;
             ledger.change(guess, |account| account.claimed = account.claimed.min(most));
         }

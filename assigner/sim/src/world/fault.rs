@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use acb_core::{Config, Event, Scheduler, Settle};
+use acb_core::{Config, Epoch, Event, Scheduler, Settle};
 
 use super::client::{Life, end_of_kernel};
 use super::{Happening, World};
@@ -91,12 +91,13 @@ impl World<'_, '_> {
         self.drive(index);
     }
 
-    /// The assigner of a node dies; what it wrote down and what its clients hold remain.
+    /// The assigner of a node dies; what it has written down and what its clients hold remain.
     fn restart(&mut self, index: usize, lasts: Duration) {
-        let now = self.now;
+        self.write_in_time(index);
         let node = &mut self.nodes[index];
-        let Some(scheduler) = node.scheduler.take() else { return };
-        node.written = Some(scheduler.snapshot_at(now));
+        if node.scheduler.take().is_none() {
+            return;
+        }
         node.life += 1;
         self.log(|scenario| format!("{} is down", scenario.nodes[index].name));
         self.excuse(index, lasts);
@@ -118,14 +119,16 @@ impl World<'_, '_> {
     /// It is back, and so are its clients.
     pub(super) fn back(&mut self, index: usize) {
         self.log(|scenario| format!("{} is back", scenario.nodes[index].name));
-        let Some(written) = self.nodes[index].written.take() else { return };
-        let (expected, departed) = (written.survivors(), written.departed.clone());
+        if self.nodes[index].is_dead {
+            return;
+        }
+        let written = &self.nodes[index].writer.written;
         let config = Config {
-            first_epoch: written.next_epoch,
+            first_epoch: Epoch(written.epoch_limit.max(1)),
             settle: Settle {
                 until: self.now.after(self.scenario.costs.settle),
-                expected,
-                departed,
+                expected: written.clients.clone(),
+                departed: written.departed.clone(),
             },
             ..self.scenario.nodes[index].config.clone()
         };
@@ -133,6 +136,7 @@ impl World<'_, '_> {
             Ok(scheduler) => self.nodes[index].scheduler = Some(scheduler),
             Err(error) => return self.violated(format!("the assigner does not start: {error}")),
         }
+        self.write_first(index);
         for client in 0..self.clients.len() {
             if self.scenario.clients[client].node != index {
                 continue;
@@ -177,7 +181,6 @@ impl World<'_, '_> {
         self.log(|scenario| format!("{} is gone", scenario.nodes[node].name));
         self.nodes[node].is_dead = true;
         self.nodes[node].scheduler = None;
-        self.nodes[node].written = None;
         self.nodes[node].life += 1;
         self.gang_node_down(node, self.scenario.costs.detect);
         self.plan(ends, Happening::EndGangs(node));

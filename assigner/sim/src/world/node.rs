@@ -12,6 +12,7 @@ use crate::scenario;
 use crate::world::client::Life;
 use crate::world::memory::LinkTruth;
 use crate::world::recalls::Moment;
+use crate::world::written::Writer;
 
 /// A GPU as it is, whatever the scheduler believes.
 #[derive(Clone, Debug, Default)]
@@ -40,8 +41,8 @@ pub(super) struct Node {
     pub(super) links: BTreeMap<u32, LinkTruth>,
     /// The epoch of the latest grant, over all lives.
     pub(super) latest_epoch: Option<Epoch>,
-    /// What the assigner wrote down before it died.
-    pub(super) written: Option<acb_core::Snapshot>,
+    /// What the assigner writes down for its next life.
+    pub(super) writer: Writer,
     /// Until when nothing can be promised, since something went wrong.
     pub(super) excused: Time,
     /// The longest kernel of its clients.
@@ -61,7 +62,7 @@ impl Node {
             gpus: vec![GpuTruth::default(); node.config.gpus.len()],
             links: BTreeMap::new(),
             latest_epoch: None,
-            written: None,
+            writer: Writer::default(),
             excused: Time(0),
             kernel: Duration::ZERO,
             is_dead: false,
@@ -152,10 +153,11 @@ impl World<'_, '_> {
         self.log(|scenario| format!("{} < {event:?}", scenario.nodes[index_of_node].name));
         self.note(&event);
         self.note_moment(index_of_node, &event);
+        self.write_in_time(index_of_node);
         let now = self.now;
         let node = &mut self.nodes[index_of_node];
         let Some(scheduler) = &mut node.scheduler else { return };
-        scheduler.handle(event, now);
+        scheduler.handle(event.clone(), now);
         self.outcome.events += 1;
         if self.watch.check
             && let Err(error) = scheduler.sanity_check()
@@ -168,6 +170,7 @@ impl World<'_, '_> {
             self.answer(index_of_node, action);
         }
         self.note_seats(index_of_node);
+        self.write_after(index_of_node, &event);
         let node = &mut self.nodes[index_of_node];
         let deadline = node.scheduler.as_ref().and_then(Scheduler::poll_deadline);
         if let Some(at) = deadline
@@ -190,6 +193,9 @@ impl World<'_, '_> {
                 self.check_grant(node, index(*client), *epoch, &gpus);
                 self.check_member_grant(node, index(*client));
                 self.note_begun(node, index(*client));
+                if !self.scenario.clients[index(*client)].bound {
+                    self.write_before_telling(node);
+                }
                 *client
             }
             Action::Overtaken { client, .. } => {
@@ -202,12 +208,19 @@ impl World<'_, '_> {
                 *client
             }
             Action::GangReport(report) => return self.send_report(node, report.clone()),
-            Action::Bound { client, .. }
-            | Action::Refused { client, .. }
+            Action::Room { client, .. } | Action::Credit { client, .. } => {
+                if self.writes(node) {
+                    self.write_before_memory(node, *client);
+                }
+                *client
+            }
+            Action::Bound { client, .. } => {
+                self.write_before_telling(node);
+                *client
+            }
+            Action::Refused { client, .. }
             | Action::Wanted { client, .. }
-            | Action::Room { client, .. }
             | Action::Evict { client, .. }
-            | Action::Credit { client, .. }
             | Action::Withdraw { client, .. }
             | Action::Stay { client, .. }
             | Action::Arena { client, .. }

@@ -1,0 +1,145 @@
+//! What an assigner has written down when it dies: what the daemon's `state.json` would say.
+//!
+//! It is written when a client comes, is bound, or goes, when one that nothing binds is granted or gives back, before one has
+//! more memory than it says, and once a second for the rest. So leases and what has left the GPUs are as old as that.
+
+use std::collections::BTreeSet;
+
+use acb_core::gang::GangSpec;
+use acb_core::{ClientId, ClientSnapshot, Epoch, Event, Expected, Gpu, Held, Room, Snapshot, Time};
+
+use super::World;
+use super::node::index;
+use crate::scenario::{FaultKind, Scenario};
+
+/// Epochs that the next life leaves out: so many may have been granted since this was written.
+const EPOCHS_AHEAD: u64 = 1_000_000;
+
+/// What is on disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Written {
+    /// No epoch from this one on was granted.
+    pub(super) epoch_limit: u64,
+    /// Who was there.
+    pub(super) clients: Vec<Expected>,
+    /// Members of gangs that had gone.
+    pub(super) departed: Vec<(GangSpec, u32)>,
+}
+
+/// What an assigner knows of what it has written down.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Writer {
+    pub(super) written: Written,
+    /// Since when that is not all.
+    changed: Option<Time>,
+    /// Clients of the earlier life, as they were written down then.
+    earlier: Vec<Expected>,
+    /// This cannot wait for the next second.
+    is_urgent: bool,
+    /// Clients that have been told of memory beyond what is written, so that it cannot wait.
+    credited: BTreeSet<ClientId>,
+}
+
+impl World<'_, '_> {
+    /// Nobody reads what an assigner writes that is never restarted.
+    pub(super) fn writes(&self, node: usize) -> bool {
+        let mut faults = self.scenario.faults.iter();
+        faults.any(|fault| matches!(fault.what, FaultKind::Restart(at, _) if at == node))
+    }
+
+    /// Time has gone on: the second in which something had changed may be over.
+    pub(super) fn write_in_time(&mut self, node: usize) {
+        let second = |time: Time| time.0 / 1_000_000_000;
+        let now = second(self.now);
+        if self.nodes[node].writer.changed.is_some_and(|changed| second(changed) < now) {
+            self.write(node);
+        }
+    }
+
+    /// Before an assigner says this to a client that is bound by nothing, or lets it know where it is bound, it is written.
+    pub(super) fn write_before_telling(&mut self, node: usize) {
+        self.nodes[node].writer.is_urgent = true;
+    }
+
+    /// A client is told of more memory.
+    pub(super) fn write_before_memory(&mut self, node: usize, client: ClientId) {
+        let node = &mut self.nodes[node];
+        let Some(scheduler) = &node.scheduler else { return };
+        let known = node.writer.written.clients.iter().find(|it| it.client == client);
+        let known = known.map_or(&[][..], |known| &known.held.bound);
+        let covers = |gpu: Gpu| {
+            let written = known.iter().find(|(on, _)| *on == gpu);
+            written.map_or(Room::default(), |it| it.1).covers(scheduler.room(client, gpu))
+        };
+        let gpus = (0..).map(Gpu).take(node.gpus.len());
+        if !gpus.into_iter().all(covers) {
+            node.writer.is_urgent = true;
+            node.writer.credited.insert(client);
+        }
+    }
+
+    /// An assigner has handled an event.
+    pub(super) fn write_after(&mut self, node: usize, event: &Event) {
+        if !self.writes(node) {
+            return;
+        }
+        let is_urgent = std::mem::take(&mut self.nodes[node].writer.is_urgent);
+        let matters = match event {
+            Event::Join { .. } | Event::Leave { .. } => true,
+            Event::Release { client, .. } => !self.scenario.clients[index(*client)].bound,
+            _ => false,
+        };
+        if is_urgent || matters {
+            self.write(node);
+        } else {
+            let changed = &mut self.nodes[node].writer.changed;
+            *changed = changed.or(Some(self.now));
+        }
+    }
+
+    /// An assigner begins with what an earlier one had written down.
+    pub(super) fn write_first(&mut self, node: usize) {
+        let writer = &mut self.nodes[node].writer;
+        writer.earlier = writer.written.clients.clone();
+        self.write(node);
+    }
+
+    fn write(&mut self, node: usize) {
+        let state = &mut self.nodes[node];
+        state.writer.changed = None;
+        let Some(snapshot) = state.scheduler.as_ref().map(acb_core::Scheduler::snapshot) else {
+            return;
+        };
+        let writer = &mut state.writer;
+        writer.written = Written::of(self.scenario, &snapshot, writer);
+        writer.credited.clear();
+    }
+}
+
+impl Written {
+    fn of(scenario: &Scenario, snapshot: &Snapshot, writer: &Writer) -> Written {
+        let awaited = |it: &&Expected| snapshot.expected.iter().any(|e| e.client == it.client);
+        let earlier = writer.earlier.iter().filter(awaited).cloned();
+        let here = snapshot.clients.iter().map(|client| {
+            let is_credited = client.epoch.is_some() || writer.credited.contains(&client.client);
+            remembered(scenario, client, is_credited)
+        });
+        Written {
+            epoch_limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
+            clients: here.chain(earlier).collect(),
+            departed: snapshot.departed.clone(),
+        }
+    }
+}
+
+/// How a client is expected back. What a bound one holds may have changed since: it may hold its GPUs in any case.
+fn remembered(scenario: &Scenario, client: &ClientSnapshot, is_credited: bool) -> Expected {
+    let is_bound = scenario.clients[index(client.client)].bound;
+    let bound = match is_bound {
+        true => client.room.iter().map(|(gpu, room)| (*gpu, room.at_most(is_credited))).collect(),
+        false => client.gpus.iter().map(|gpu| (*gpu, Room::default())).collect::<Vec<_>>(),
+    };
+    let may_hold = is_bound && !bound.is_empty();
+    let lease = client.epoch.or(may_hold.then_some(Epoch(0)));
+    Expected { client: client.client, held: Held { bound, lease }, gang: client.gang.clone() }
+}
