@@ -215,6 +215,11 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
         PAGER.stay_off("ACB_PAGER=off");
     }
     newer::tell();
+    if std::env::var_os("NCCL_GRAPH_REGISTER").is_some_and(|value| value == "0") {
+        info!(
+            "NCCL_GRAPH_REGISTER=0, as slurm-acb sets it where it is not set: buffers that NCCL registers for graphs could not be moved"
+        );
+    }
     nvml::bound(&bound);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();

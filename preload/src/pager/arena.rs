@@ -16,6 +16,7 @@ use crate::log::{info, warning};
 use crate::memory::size;
 use crate::work;
 use acb_cuda_abi::CuResult;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// After a failure it is tried again no sooner.
@@ -327,7 +328,7 @@ fn bind(address: usize, length: usize, node: u32) {
     let Some(word) = mask.get_mut(node as usize / 64) else { return };
     *word |= 1 << (node % 64);
     // SAFETY: a mapping of this process, and a mask on this stack; it only says where pages are to come from.
-    unsafe {
+    let refused = unsafe {
         libc::syscall(
             libc::SYS_mbind,
             address,
@@ -337,7 +338,15 @@ fn bind(address: usize, length: usize, node: u32) {
             mask.len() * 64,
             0,
         )
-    };
+    } != 0;
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if refused && !TOLD.swap(true, Ordering::Relaxed) {
+        info!(
+            "mbind of host memory to NUMA node {node} failed ({}): it lies where this thread runs, and copies may be slower; allow \
+             the job that node's memory (cpuset), or mbind (seccomp)",
+            std::io::Error::last_os_error()
+        );
+    }
 }
 
 fn give_back(address: usize, bytes: u64) {

@@ -241,3 +241,15 @@ fn a_driver_that_is_newer_than_the_list_is_told_with_what_it_has_more() {
         .says("the first is cuBrandNewer")
         .says("update slurm-acb");
 }
+
+#[test]
+fn it_is_said_that_nccl_registers_nothing_for_graphs() {
+    for (value, says) in [("0", true), ("1", false)] {
+        let lab = Lab::new().with("NCCL_GRAPH_REGISTER", value).with("ACB_LOG", "info");
+        let assigner = Assigner::listen(&lab.socket());
+        let client = lab.start("init");
+        let _peer = assigner.accept_client();
+        let ended = client.end().succeeded();
+        assert_eq!(ended.stderr().contains("NCCL_GRAPH_REGISTER=0"), says, "{}", ended.text());
+    }
+}

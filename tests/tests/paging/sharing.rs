@@ -1,7 +1,10 @@
 //! Programs that do not fit together.
 
+use std::cell::Cell;
+
 use anyhow::{Result, ensure};
 
+use crate::faults::SLOW;
 use crate::stage::{GPU, MOST, MOST_BYTES, Stage, is_right};
 
 #[test]
@@ -24,6 +27,38 @@ fn two_programs_that_do_not_fit_take_turns_and_keep_their_data() -> Result<()> {
     ensure!(status.gpus[0].claimed >= 2 * MOST_BYTES, "{status:#?}");
     let resident: u64 = status.clients.iter().map(|client| client.resident).sum();
     ensure!(resident <= GPU, "{status:#?}");
+    Ok(())
+}
+
+/// Its memory would share the link with that of who has its turn.
+#[test]
+fn the_next_in_turn_has_its_memory_brought_in_once_the_link_is_free() -> Result<()> {
+    const HALF: &str = "alloc 2 12M";
+    let stage = Stage::with(SLOW, &[])?;
+    let mut holder = stage.filled_with("holder", HALF)?;
+    let mut next = stage.filled_with("next", HALF)?;
+    let mut idle = stage.large("idle")?;
+    let came_back = || Ok::<_, anyhow::Error>(stage.log_of("holder")?.matches("came back").count());
+    let before = came_back()?;
+    let left = stage.status()?.client(next.pid()).map_or(0, |client| client.resident);
+    ensure!(left < 8 << 20, "most of it has gone: {left}");
+    holder.request("spin 3000000000")?;
+    stage.wait_for("the holder has its turn", &holder, |client| client.state == "holding")?;
+    next.request("check")?;
+    stage.wait_until_waiting(&next)?;
+    // The holder says Ready after it has said so in its log.
+    let early = Cell::new(false);
+    stage.wait_for("memory comes before its turn", &next, |client| {
+        let comes = client.state.starts_with("waiting") && client.resident > left;
+        early.set(early.get() || comes && came_back().is_ok_and(|now| now == before));
+        comes
+    })?;
+    ensure!(!early.get(), "while the holder's was coming: {}", stage.outside.log());
+    holder.answer()?;
+    next.answer()?;
+    for program in [&mut holder, &mut next, &mut idle] {
+        program.ask("check")?;
+    }
     Ok(())
 }
 

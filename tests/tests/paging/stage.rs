@@ -155,13 +155,20 @@ impl Stage {
 
     /// The same with variables in its environment.
     pub(crate) fn large_with(&self, name: &str, environment: &[(&str, &str)]) -> Result<OnRequest> {
-        let mut program = self.program_with(name, environment)?;
-        program.ask(MOST)?;
-        program.ask("fill")?;
-        program.ask("step")?;
-        program.ask("sync")?;
-        Ok(program)
+        fill(self.program_with(name, environment)?, MOST)
     }
+
+    /// The same with other memory.
+    pub(crate) fn filled_with(&self, name: &str, allocation: &str) -> Result<OnRequest> {
+        fill(self.program(name)?, allocation)
+    }
+}
+
+fn fill(mut program: OnRequest, allocation: &str) -> Result<OnRequest> {
+    for request in [allocation, "fill", "step", "sync"] {
+        program.ask(request)?;
+    }
+    Ok(program)
 }
 
 /// Sends a signal to a process that this test started.
