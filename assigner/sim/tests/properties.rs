@@ -1,5 +1,5 @@
 //! Properties of whole runs, under random clients with any estimates. Failing scenarios are kept in
-//! `proptest-regressions/`.
+//! `properties.proptest-regressions`, beside this file.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use acb_core::{Backfill, Config, Eligible, Gpu, GpuConfig, Policy, Priority};
 use acb_sim::random::{Family, Lengths};
 use acb_sim::scenario::{Client, Costs, Expectation, Link, Node, Release, Work};
-use acb_sim::{Scenario, Watch, run};
+use acb_sim::{Outcome, Scenario, Watch, run};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -33,6 +33,47 @@ proptest! {
         }
         prop_assert_eq!(busy, work, "GPUs compute what there is to do, and nothing twice");
     }
+
+    /// One more GPU may make a run longer (an anomaly that every backfill has, R. L. Graham 1969), but never longer than what he
+    /// proved of any schedule that leaves no GPU idle while one is wanted; nor is it ever shorter than its work.
+    #[test]
+    fn another_gpu_keeps_the_bound(scenario in scenarios()) {
+        let mut scenario = scenario;
+        for client in &mut scenario.clients {
+            (client.gpus, client.eligible, client.bound) = (1, Eligible::All, false);
+            client.release = Release::AfterPhase;
+        }
+        for _ in 0..2 {
+            let outcome = run(&scenario, Watch { check: true, ..Watch::default() })
+                .expect("the configuration is valid");
+            prop_assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
+            let (least, most) = limits(&scenario, &outcome);
+            let took = outcome.end.0 as f64 / 1e9;
+            prop_assert!(least <= took + 1e-6, "{took} s, but {least} s at least are needed");
+            prop_assert!(took <= most + 1e-6, "{took} s, but no more than {most} s are possible");
+            scenario.nodes[0].config.gpus.push(GpuConfig { memory: 1 });
+        }
+    }
+}
+
+/// How short a run can be, and how long one in which no GPU is idle while one is wanted: while the client that is done last waits,
+/// all GPUs compute for others.
+fn limits(scenario: &Scenario, outcome: &Outcome) -> (f64, f64) {
+    let gpus = scenario.nodes[0].config.gpus.len() as f64;
+    let mut own = vec![(0.0, 0.0); scenario.clients.len()];
+    for done in &outcome.done {
+        let (path_s, gpu_s) = &mut own[done.client];
+        *path_s += (done.cpu + done.gpu).as_secs_f64();
+        *gpu_s += done.gpu.as_secs_f64();
+    }
+    let all: f64 = own.iter().map(|(_, gpu_s)| gpu_s).sum();
+    let (mut least, mut most) = (all / gpus, 0f64);
+    for (client, (path_s, gpu_s)) in scenario.clients.iter().zip(own) {
+        let alone = client.arrival.as_secs_f64() + path_s;
+        least = least.max(alone);
+        most = most.max(alone + (all - gpu_s) / gpus);
+    }
+    (least, most)
 }
 
 /// The same cases every time; `PROPTEST_CASES` and `PROPTEST_RNG_SEED` look for others.

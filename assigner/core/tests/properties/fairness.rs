@@ -1,7 +1,10 @@
 //! Fair share: tenants that always wait have used the same, but for what their latest leases took.
 //!
-//! The bound, for G GPUs, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, running
-//! leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
+//! The bound for one GPU, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, and lasts q + k at most;
+//! so long is a tenant before another one. But the next start is promised when a lease begins, which counts as a quantum then:
+//! by what its kernel takes beyond that, the choice can be wrong. Together: q + 2k.
+//!
+//! For G > 1 GPUs: a grant goes to the tenant that has used least, running leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
 //! G kernels that were still running when their leases were recalled, and for G starts that had been promised before.
 //! Of what is begun, G quanta may be still to come. Together: (2G + 1) · (q + k), by weight. What was used decays, and so
 //! does the difference.
@@ -68,9 +71,12 @@ impl Setup {
 
     /// In seconds.
     fn bound(&self) -> f64 {
-        let kernel = self.tenants.iter().flat_map(|(_, kernels)| kernels).max();
-        let longest = self.quantum + kernel.copied().unwrap_or_default();
-        longest.as_secs_f64() * f64::from(2 * self.gpus + 1)
+        let kernels = self.tenants.iter().flat_map(|(_, kernels)| kernels);
+        let (quantum, kernel) = (self.quantum, kernels.max().copied().unwrap_or_default());
+        match self.gpus {
+            1 => (quantum + 2 * kernel).as_secs_f64(),
+            gpus => (quantum + kernel).as_secs_f64() * f64::from(2 * gpus + 1),
+        }
     }
 }
 
@@ -179,10 +185,11 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
         used: vec![0.0; setup.tenants.len()],
         grants: 0,
     };
-    for (tenant, (_, kernels)) in setup.tenants.iter().enumerate() {
-        for (at, kernel) in kernels.iter().enumerate() {
+    // A tenant asks for the second time when all have asked once: who was promised a start before others came keeps it.
+    for at in 0..3 * setup.gpus as usize {
+        for (tenant, (_, kernels)) in setup.tenants.iter().enumerate() {
             let client = ClientId(run.clients.len() as u64);
-            run.clients.push(Client { tenant, kernel: *kernel, lease: None });
+            run.clients.push(Client { tenant, kernel: kernels[at], lease: None });
             let eligible = match setup.places {
                 Places::Anywhere => Eligible::All,
                 Places::One => Eligible::Only(vec![Gpu(at as u32 % setup.gpus)]),
@@ -209,7 +216,7 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
             }
         }
         let (lag, bound) = (run.lag(), setup.bound());
-        prop_assert!(lag <= bound, "{lag} s apart at {:?}, but at most {bound} s", run.now);
+        prop_assert!(lag <= bound + 1e-9, "{lag} s apart at {:?}, but at most {bound} s", run.now);
     }
     prop_assert!(run.grants > 20, "leases changed hands: {}", run.grants);
     Ok(())
