@@ -4,7 +4,9 @@ use crate::stage;
 use acb_tests::lab::Lab;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 fn variables(text: &str) -> BTreeMap<&str, &str> {
     text.lines().filter_map(|line| line.split_once('=')).collect()
@@ -38,6 +40,43 @@ pub(crate) fn preload_is_kept(lab: &Lab) -> Result<()> {
         let file = file.canonicalize()?.display().to_string();
         ensure!(text.contains(&file), "{file} is not loaded: {text}");
     }
+    Ok(())
+}
+
+/// What `mem=` allows is all that a task's GPU seems to have: less is given, more is not.
+pub(crate) fn memory_is_limited(lab: &Lab) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        error: Option<String>,
+        total: u64,
+    }
+    let user = stage::user()?;
+    let mut child = lab
+        .command_as(&user, "srun")?
+        .args(["--acb=mem=1G", "--gres=gpu:1"])
+        .arg(stage::program(lab, "on_request"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let requests = "info\nalloc 1 1G\nalloc 1 256M\nalloc 4 256M\ninfo\n";
+    child.stdin.take().context("its input")?.write_all(requests.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<Answer> = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .context(text.to_string())?;
+    let [_ready, info, all, some, more, again] = &answers[..] else { anyhow::bail!("{text}") };
+    // The total is without what is set aside for a context.
+    let limit = 1 << 30;
+    ensure!(info.total <= limit && info.total >= limit / 2 && again.total == info.total, "{text}");
+    let failed = |answer: &Answer| {
+        answer.error.as_deref().is_some_and(|why| why.contains("CUDA_ERROR_OUT_OF_MEMORY"))
+    };
+    ensure!(failed(all) && some.error.is_none() && failed(more), "{text}");
     Ok(())
 }
 

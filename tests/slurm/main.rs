@@ -55,6 +55,7 @@ in_both_labs! {
     the_users_preload_is_kept: crate::environment::preload_is_kept,
     off_is_as_without: crate::environment::off,
     the_key_stays_hidden: crate::environment::key_is_hidden,
+    a_limit_of_memory_is_the_gpus_size: crate::environment::memory_is_limited,
     statistics_are_in_the_comment: crate::comment::written,
     a_users_comment_stays: crate::comment::kept,
     wrong_options_are_refused_at_once: crate::submission::wrong_options,
