@@ -125,8 +125,10 @@ fn figures(report: &Report, look: Look) -> Table {
         ),
     );
     if report.reclaims > 0 {
-        let how =
-            format!("slowest grant {:.3} ms beyond the longest kernel", report.reclaim_beyond_ms);
+        let how = format!(
+            "the slowest could compute {:.3} ms after longest kernel and swap",
+            report.reclaim_beyond_ms
+        );
         row("guaranteed requests", report.reclaims.to_string(), how);
     }
     row(
