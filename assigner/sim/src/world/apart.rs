@@ -67,7 +67,10 @@ impl World<'_, '_> {
                     // All who knew have begun anew, this one the last or before, and rounds are counted from the beginning.
                     // Other nodes may be in the new ones already.
                     let gone = watched.gone.get(&node).copied().unwrap_or_default();
-                    rounds.values_mut().for_each(|kept| kept.retain(|_, at| *at >= gone));
+                    rounds.retain(|_, kept| {
+                        kept.retain(|_, at| *at >= gone);
+                        !kept.is_empty()
+                    });
                 }
                 let kept = rounds.entry(gang.round).or_default();
                 kept.extend((&mut members).map(|it| (it, now)));

@@ -94,6 +94,7 @@ impl World<'_, '_> {
     /// The assigner of a node dies; what it has written down and what its clients hold remain.
     fn restart(&mut self, index: usize, lasts: Duration) {
         self.write_in_time(index);
+        self.note_holders(index);
         let node = &mut self.nodes[index];
         if node.scheduler.take().is_none() {
             return;

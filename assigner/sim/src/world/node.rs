@@ -171,6 +171,7 @@ impl World<'_, '_> {
         }
         self.note_seats(index_of_node);
         self.write_after(index_of_node, &event);
+        self.check_kept(index_of_node, &event);
         let node = &mut self.nodes[index_of_node];
         let deadline = node.scheduler.as_ref().and_then(Scheduler::poll_deadline);
         if let Some(at) = deadline

@@ -3,13 +3,13 @@
 //! It is written when a client comes, is bound, or goes, when one that nothing binds is granted or gives back, before one has
 //! more memory than it says, and once a second for the rest. So leases and what has left the GPUs are as old as that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use acb_core::gang::GangSpec;
 use acb_core::{ClientId, ClientSnapshot, Epoch, Event, Expected, Gpu, Held, Room, Snapshot, Time};
 
 use super::World;
-use super::node::index;
+use super::node::{Node, index};
 use crate::scenario::{FaultKind, Scenario};
 
 /// Epochs that the next life leaves out: so many may have been granted since this was written.
@@ -36,6 +36,10 @@ pub(super) struct Writer {
     earlier: Vec<Expected>,
     /// This cannot wait for the next second.
     is_urgent: bool,
+    /// Who held a lease when the assigner died, as it and the client saw it.
+    holders: BTreeMap<ClientId, Epoch>,
+    /// Until when the next life waits for them.
+    settles: Time,
     /// Clients that have been told of memory beyond what is written, so that it cannot wait.
     credited: BTreeSet<ClientId>,
 }
@@ -97,8 +101,36 @@ impl World<'_, '_> {
         }
     }
 
+    /// An assigner is going to die: whose leases must outlive it.
+    pub(super) fn note_holders(&mut self, node: usize) {
+        let Some(scheduler) = &self.nodes[node].scheduler else { return };
+        let holds = |client: &ClientSnapshot| {
+            let truth = self.clients[index(client.client)].lease.as_ref()?;
+            (client.epoch == Some(truth.epoch)).then_some((client.client, truth.epoch))
+        };
+        let holders = scheduler.snapshot().clients.iter().filter_map(holds).collect();
+        self.nodes[node].writer.holders = holders;
+    }
+
+    /// Who comes back in time with the lease that it had has it still.
+    pub(super) fn check_kept(&mut self, node: usize, event: &Event) {
+        let Event::Join { client, spec } = event else { return };
+        let Node { writer, scheduler: Some(scheduler), .. } = &self.nodes[node] else { return };
+        let had = writer.holders.get(client).copied();
+        let says = spec.held.as_ref().and_then(|held| held.lease);
+        if had.is_none() || had != says || self.now >= writer.settles {
+            return;
+        }
+        let clients = scheduler.snapshot().clients;
+        if !clients.iter().any(|it| it.client == *client && it.epoch == had) {
+            let name = self.name(index(*client)).to_owned();
+            self.violated(format!("{name} has lost its lease by a restart"));
+        }
+    }
+
     /// An assigner begins with what an earlier one had written down.
     pub(super) fn write_first(&mut self, node: usize) {
+        self.nodes[node].writer.settles = self.now.after(self.scenario.costs.settle);
         let writer = &mut self.nodes[node].writer;
         writer.earlier = writer.written.clients.clone();
         self.write(node);
