@@ -1,5 +1,7 @@
 //! Paged memory: claims, credits and evictions between clients that speak the wire by hand.
 
+use std::time::Instant;
+
 use acb_wire::v1::{self, RoomKind, RoomVerdict, assigner_message::Kind, client_message};
 
 use crate::restart::kill_worker;
@@ -163,6 +165,40 @@ fn what_one_client_lacks_another_moves_away() {
     assert_eq!(shown["room"], 1000 * MIB);
     assert_eq!(status(&home, &one)["resident"], 400 * MIB);
     assert_eq!(status(&home, &other)["resident"], 600 * MIB);
+}
+
+/// The quantum is as short as can be: what is left is the share of the time that switching may cost.
+#[test]
+fn a_lease_lasts_by_what_its_memory_took() {
+    let home = home(&["--quantum-ms", "1", "--switch-share", "0.02"]);
+    let (mut one, mut other) = (Program::start(&home), Program::start(&home));
+    one.claim(700);
+    let epoch = one.acquire();
+    one.credited(700);
+    one.ready(epoch);
+    other.claim(600);
+    other.client.acquire();
+    other.credited(324);
+    one.client.release(epoch);
+    let epoch = other.client.granted();
+    let granted = Instant::now();
+    assert_eq!(one.evict(), 276);
+    one.client.acquire();
+    // Something that takes a while: the assigner is asked for its status.
+    home.status();
+    one.evicted(276);
+    other.credited(276);
+    // The assigner's own figure is a little larger.
+    let switch = granted.elapsed();
+    let ready = Instant::now();
+    other.ready(epoch);
+    let recalled = other.until(|kind| match kind {
+        Kind::Recall(recall) => Some(recall.epoch),
+        _ => None,
+    });
+    assert_eq!(recalled, epoch);
+    // 49 times as long by the option, 9 times by default.
+    assert!(ready.elapsed() > 40 * switch, "{:?} after {switch:?}", ready.elapsed());
 }
 
 #[test]
