@@ -96,3 +96,40 @@ fn who_should_be_alone_is_not_in_a_scheduler_that_shares() {
     let what = violated(LEVELS, |config| config.policy = Policy::GpuSharing).expect("they meet");
     assert!(what.contains("compute on GPU 0 at a time"), "{what}");
 }
+
+const RESTART: &str = r#"
+title = "a restart"
+stop_s = 60
+[[node]]
+gpus = 1
+[[client]]
+name = "other"
+cpu_s = 1
+gpu_s = 20
+kernel_ms = 5
+[[client]]
+name = "holder"
+gpu_s = 20
+kernel_ms = 5
+[[fault]]
+at_s = 1.5
+restart = "node"
+for_s = 1
+"#;
+
+#[test]
+fn a_lease_is_lost_where_the_assigner_has_written_nothing_down() {
+    let scenario = crate::read("scenario", RESTART, Overrides::default()).expect("it makes sense");
+    for forgets in [false, true] {
+        let mut world =
+            World::new(&scenario, Watch { check: true, ..Watch::default() }).expect("so do nodes");
+        while world.step() {
+            if forgets && world.nodes[0].scheduler.is_none() {
+                world.nodes[0].writer.written.clients.clear();
+            }
+        }
+        let what = world.outcome.violations.first().map(|violation| violation.what.clone());
+        let expected = forgets.then(|| "holder has lost its lease by a restart".to_owned());
+        assert_eq!(what, expected);
+    }
+}
