@@ -7,7 +7,8 @@
 //!   epochs in use.
 //! - A lease that was granted after the last writing is protected all the same: every bound client
 //!   is expected back as one that *may* hold its GPUs. Who comes back with a lease proves that
-//!   the others' are over, for its epoch is the highest.
+//!   the others' are over, for its epoch is the highest; but for who slept when it was waited for: this is written before
+//!   anybody else is granted.
 //! - Memory is written as the most that a client can have until the file is written again (`Room::at_most`): who does not
 //!   come back (stopped, most likely) says nothing of what it has, and its memory must not be given to others.
 
@@ -70,6 +71,9 @@ pub struct Remembered {
     pub bound: Vec<Place>,
     /// The lease that it held when the file was written; 0: none then.
     pub epoch: u64,
+    /// It slept when it was waited for: its lease is over, and it may not know that.
+    #[serde(default)]
+    pub lapsed: bool,
     /// Manual-mode clients say nothing after a restart: for them the file is written with every
     /// grant, and what it says holds.
     pub manual: bool,
@@ -207,7 +211,7 @@ impl Remembered {
         };
         // Epoch 0 is below every real one: "may hold something".
         let may_hold = if self.manual { self.epoch != 0 } else { !bound.is_empty() };
-        let lease = may_hold.then_some(Epoch(self.epoch));
+        let lease = (may_hold && !self.lapsed).then_some(Epoch(self.epoch));
         let gang = self.gang.as_ref().map(Gang::spec);
         Some(Expected { client: ClientId(self.client), held: Held { bound, lease }, gang })
     }
@@ -228,8 +232,20 @@ mod tests {
         let gang = Some(Gang { name: "g".into(), size: 4 });
         let (program, name) = ("p".to_owned(), String::new());
         let (tenant, queue) = (name.clone(), name);
-        let (epoch, manual, priority) = (0, false, 0);
-        Remembered { client, process, program, bound, epoch, manual, gang, priority, tenant, queue }
+        let (epoch, lapsed, manual, priority) = (0, false, false, 0);
+        Remembered {
+            client,
+            process,
+            program,
+            bound,
+            epoch,
+            lapsed,
+            manual,
+            gang,
+            priority,
+            tenant,
+            queue,
+        }
     }
 
     #[test]

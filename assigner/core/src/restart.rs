@@ -11,7 +11,8 @@
 //! ```
 //! Who is *asleep* (stopped, most likely) lives on: its memory is on the GPUs and stays counted, as memory that cannot be
 //! moved. Only its lease keeps nobody out any more. If it comes back with that, and somebody else has the GPU by then, it
-//! is told that its lease is over ([`Action::Overtaken`]).
+//! is told that its lease is over ([`Action::Overtaken`]). The caller must write down who is asleep before anybody is granted then:
+//! a further assigner would take its lease for the latest.
 
 use crate::config::{ConfigError, Expected, Policy};
 use crate::event::{Action, Held, Refusal};
@@ -60,6 +61,11 @@ impl Scheduler {
         self.drop_claim(client, &gpus);
         self.memory.forget(client, gpus.iter().copied());
         gang
+    }
+
+    /// Whether clients of the earlier life are waited for.
+    pub fn is_settling(&self) -> bool {
+        self.settling
     }
 
     fn drop_claim(&mut self, client: ClientId, gpus: &[Gpu]) {
@@ -126,9 +132,9 @@ impl Scheduler {
     }
 
     /// Whether somebody else has one of the GPUs since this lease.
-    fn is_overtaken(&self, policy: Policy, held: &Held) -> bool {
+    fn is_overtaken(&self, policy: Policy, held: &Held, lapsed: bool) -> bool {
         let alone = |id: &ClientId| self.policy_of(&self.clients[id]).is_exclusive();
-        let later = |other: &ClientId| self.claimed_epoch(*other) >= held.lease;
+        let later = |other: &ClientId| lapsed || self.claimed_epoch(*other) >= held.lease;
         held.bound.iter().map(|(gpu, _)| &self.gpus[gpu.index()]).any(|state| match policy {
             policy if policy.is_exclusive() => {
                 !state.holders.is_empty() || state.claimed.iter().any(later)
@@ -141,8 +147,9 @@ impl Scheduler {
         self.expected.get(&client).and_then(|(held, _)| held.lease)
     }
 
-    /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable).
-    pub(crate) fn adopt(&mut self, client: ClientId, held: Held) {
+    /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable). `lapsed`: somebody else may have
+    /// been granted since, for it slept when an earlier assigner waited for it.
+    pub(crate) fn adopt(&mut self, client: ClientId, held: Held, lapsed: bool) {
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
         self.bind_to(client, gpus.clone());
         for &(gpu, room) in &held.bound {
@@ -151,7 +158,7 @@ impl Scheduler {
         let Some(epoch) = held.lease else { return };
         self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state
         let policy = self.policy_of(&self.clients[&client]);
-        if self.is_overtaken(policy, &held) {
+        if self.is_overtaken(policy, &held, lapsed) {
             self.actions.push_back(Action::Overtaken { client, epoch });
             return;
         }

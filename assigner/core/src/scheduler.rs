@@ -201,13 +201,14 @@ impl Scheduler {
             return; // a number names one client; the first one keeps it
         }
         let returns = self.expected.get(&client).is_some_and(|(_, gang)| gang.is_some());
+        let lapsed = self.expected.get(&client).is_some_and(|(held, _)| held.lease.is_none());
         let awaited = self.forget_expected(client);
         match self.admit(client, &spec) {
             Ok(state) => {
                 self.queues.of_mut(state.queue).clients += 1;
                 self.clients.insert(state);
                 if let Some(held) = spec.held.filter(holds) {
-                    self.adopt(client, held);
+                    self.adopt(client, held, lapsed);
                 }
                 if let Some(gang) = &spec.gang {
                     self.join_gang(client, gang, returns);

@@ -80,6 +80,8 @@ pub struct Broker {
     changes: watch::Sender<u64>,
     /// Something changed since the state was written.
     dirty: bool,
+    /// Clients of an earlier life were waited for when the scheduler was last asked.
+    settles: bool,
     /// What memory it says that each client may have.
     written: BTreeMap<(ClientId, Gpu), Room>,
 }
@@ -188,6 +190,7 @@ impl Broker {
             gang_reports: None,
             changes: watch::Sender::new(0),
             dirty: true,
+            settles: true,
             written: BTreeMap::new(),
             settings,
         };
@@ -207,6 +210,10 @@ impl Broker {
 
     /// Carries out what the scheduler wants done.
     fn pump(&mut self) {
+        let settles = self.scheduler.as_ref().is_some_and(Scheduler::is_settling);
+        if std::mem::replace(&mut self.settles, settles) && !settles {
+            self.save(); // before anybody is granted what a sleeper had
+        }
         while let Some(action) = self.scheduler.as_mut().and_then(Scheduler::poll_action) {
             self.act(action);
         }

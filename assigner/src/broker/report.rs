@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acb_core::{ClientId, ClientSnapshot, ClientState, Gpu, Room, Scheduler, Snapshot};
+use acb_core::{ClientId, ClientSnapshot, ClientState, Expected, Gpu, Room, Scheduler, Snapshot};
 use acb_wire::v1;
 use serde::{Deserialize, Serialize};
 
@@ -272,6 +272,7 @@ impl Broker {
                 program: member.program.clone(),
                 bound: bound.iter().map(place).collect(),
                 epoch: state.epoch.map_or(0, |epoch| epoch.0),
+                lapsed: false,
                 manual: is_manual,
                 gang: state.gang.as_ref().map(Gang::of),
                 priority: member.priority.number(),
@@ -282,7 +283,7 @@ impl Broker {
         let state = State {
             epoch_limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
             next_client: self.next_client,
-            clients: remembered.chain(self.not_yet_back()).collect(),
+            clients: remembered.chain(self.not_yet_back(&snapshot.expected)).collect(),
             departed: snapshot
                 .departed
                 .iter()
@@ -294,13 +295,15 @@ impl Broker {
     }
 
     /// Clients of an earlier life outlive a second restart too.
-    fn not_yet_back(&self) -> Vec<Remembered> {
-        let earlier = &self.earlier;
-        earlier
-            .iter()
-            .filter(|it| self.expected.contains_key(&ClientId(it.client)))
-            .cloned()
-            .collect()
+    fn not_yet_back(&self, expected: &[Expected]) -> Vec<Remembered> {
+        let of = |it: &Remembered| expected.iter().find(|other| other.client.0 == it.client);
+        let earlier = self.earlier.iter();
+        let earlier = earlier.filter(|it| self.expected.contains_key(&ClientId(it.client)));
+        let now = |it: &Remembered| {
+            let lapsed = of(it).is_some_and(|expected| expected.held.lease.is_none());
+            Remembered { lapsed, ..it.clone() }
+        };
+        earlier.map(now).collect()
     }
 
     /// Called once a second: writes what has changed since.

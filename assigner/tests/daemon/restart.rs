@@ -47,6 +47,13 @@ fn rival(home: &Home) -> (Client, u64) {
     (rival, number)
 }
 
+fn state_of(home: &Home, number: u64) -> String {
+    let status = home.status();
+    let clients = status["nodes"][0]["clients"].as_array().unwrap();
+    let client = clients.iter().find(|client| client["client"] == number).unwrap();
+    client["state"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn a_holder_comes_back_with_its_lease() {
     let home = Home::new();
@@ -59,13 +66,9 @@ fn a_holder_comes_back_with_its_lease() {
     assert_ne!(other_number, number);
     let (mut holder, again) = Client::join(&home.socket(), Some(held));
     assert_eq!(again, number);
+    let states = (state_of(&home, number), state_of(&home, other_number));
+    assert_eq!(states, ("holding".into(), "waiting".into()));
     let status = home.status();
-    let clients = status["nodes"][0]["clients"].as_array().unwrap().clone();
-    let state = |number: u64| {
-        let client = clients.iter().find(|client| client["client"] == number).unwrap();
-        client["state"].as_str().unwrap().to_owned()
-    };
-    assert_eq!((state(number).as_str(), state(other_number).as_str()), ("holding", "waiting"));
     assert_eq!(status["nodes"][0]["restarts"], 1);
     holder.release(epoch);
     assert!(other.granted() > epoch);
@@ -99,6 +102,25 @@ fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
     holder.acquire();
     other.release(later);
     assert!(holder.granted() > later);
+}
+
+/// A third worker must know that somebody else was granted by the second one, whoever comes back first.
+#[test]
+fn who_lost_its_lease_in_its_sleep_does_not_have_it_after_a_further_restart() {
+    let home = Home::new();
+    let Orphan { held, client: _silent, .. } = orphan(&home);
+    let (mut other, other_number) = rival(&home);
+    let later = other.granted();
+    kill_worker(&home);
+    let theirs = Held { client: other_number, epoch: later, ..held.clone() };
+    let epoch = held.epoch;
+    let (mut sleeper, _) = Client::join(&home.socket(), Some(held));
+    match sleeper.next() {
+        Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
+        other => panic!("no Recall, but {other:?}"),
+    }
+    let (_other, _) = Client::join(&home.socket(), Some(theirs));
+    assert_eq!(state_of(&home, other_number), "holding");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(super) struct Writer {
     holders: BTreeMap<ClientId, Epoch>,
     /// Until when the next life waits for them.
     settles: Time,
+    /// It did so when its scheduler was last asked.
+    waits: bool,
     /// Clients that have been told of memory beyond what is written, so that it cannot wait.
     credited: BTreeSet<ClientId>,
 }
@@ -87,7 +89,10 @@ impl World<'_, '_> {
         if !self.writes(node) {
             return;
         }
-        let is_urgent = std::mem::take(&mut self.nodes[node].writer.is_urgent);
+        let state = &mut self.nodes[node];
+        let waits = state.scheduler.as_ref().is_some_and(acb_core::Scheduler::is_settling);
+        let is_settled = std::mem::replace(&mut state.writer.waits, waits) && !waits;
+        let is_urgent = std::mem::take(&mut state.writer.is_urgent) || is_settled;
         let matters = match event {
             Event::Join { .. } | Event::Leave { .. } => true,
             Event::Release { client, .. } => !self.scenario.clients[index(*client)].bound,
@@ -133,6 +138,7 @@ impl World<'_, '_> {
         self.nodes[node].writer.settles = self.now.after(self.scenario.costs.settle);
         let writer = &mut self.nodes[node].writer;
         writer.earlier = writer.written.clients.clone();
+        writer.waits = true;
         self.write(node);
     }
 
@@ -150,8 +156,11 @@ impl World<'_, '_> {
 
 impl Written {
     fn of(scenario: &Scenario, snapshot: &Snapshot, writer: &Writer) -> Written {
-        let awaited = |it: &&Expected| snapshot.expected.iter().any(|e| e.client == it.client);
-        let earlier = writer.earlier.iter().filter(awaited).cloned();
+        let earlier = writer.earlier.iter().filter_map(|it| {
+            let awaited = snapshot.expected.iter().find(|other| other.client == it.client)?;
+            let lease = it.held.lease.filter(|_| awaited.held.lease.is_some());
+            Some(Expected { held: Held { lease, ..it.held.clone() }, ..it.clone() })
+        });
         let here = snapshot.clients.iter().map(|client| {
             let is_credited = client.epoch.is_some() || writer.credited.contains(&client.client);
             remembered(scenario, client, is_credited)
