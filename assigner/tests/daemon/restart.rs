@@ -109,7 +109,13 @@ fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
 fn who_lost_its_lease_in_its_sleep_does_not_have_it_after_a_further_restart() {
     let home = Home::new();
     let Orphan { held, client: _silent, .. } = orphan(&home);
-    let (mut other, other_number) = rival(&home);
+    let (mut other, other_number) = Client::join(&home.socket(), None);
+    other.bind();
+    eventually("the sleeper is given up", || {
+        let notes = home.status()["nodes"][0]["notes"].to_string();
+        notes.contains("are not back").then_some(())
+    });
+    other.acquire();
     let later = other.granted();
     kill_worker(&home);
     let theirs = Held { client: other_number, epoch: later, ..held.clone() };
