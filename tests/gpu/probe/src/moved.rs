@@ -2,7 +2,7 @@
 //! would prove nothing.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,6 +12,9 @@ use crate::bench::GIB;
 
 /// How long after the last turn the programs' reports may still be on their way.
 const LATE: Duration = Duration::from_secs(2);
+
+/// How often the status is looked at while programs come and go.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// Bytes by process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,20 +74,22 @@ pub(crate) fn of_all(assigner: &Assigner, pids: &[u32]) -> anyhow::Result<Moved>
 
 /// Does some work, and says what has been moved meanwhile, also of programs that have ended by then.
 pub(crate) fn while_watched<T>(assigner: &Assigner, work: impl FnOnce() -> T) -> (T, Moved) {
-    let done = AtomicBool::new(false);
+    let (ends, end) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
+        let watcher = scope.spawn(move || {
             let mut moved = Moved::default();
-            while !done.load(Ordering::Relaxed) {
+            loop {
+                let goes_on = end.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout);
                 if let Ok(status) = assigner.status() {
                     moved.take_in(Moved::read(&status));
                 }
-                std::thread::sleep(Duration::from_millis(100));
+                if !goes_on {
+                    return moved; // with what came last
+                }
             }
-            moved
         });
         let result = work();
-        done.store(true, Ordering::Relaxed);
+        drop(ends);
         (result, watcher.join().unwrap_or_default())
     })
 }
