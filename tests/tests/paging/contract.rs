@@ -45,9 +45,13 @@ const DIFFERENT: [(&str, &str); 5] = [
     ("graph_memory::it_counts_until_it_is_trimmed", "on the GPU: got false"),
 ];
 
-/// Cases that look at what has not happened yet: the rival would keep them until it has. They run beside it, without its turns.
-const IMPATIENT: [&str; 5] = [
+/// Cases that look at what has not happened yet, which the rival would keep them until, or at how long it took, in which its turn would
+/// be. They run beside it, without its turns.
+const IMPATIENT: [&str; 8] = [
     "order::copies_are_seen_when_they_are_done",
+    "order::streams_know_whether_they_are_done",
+    "order::functions_of_the_program_run_in_order",
+    "order::events_measure_time",
     "order::other_streams_do_not_wait",
     "order::the_default_stream_waits_for_blocking_ones",
     "graphs::a_graph_runs_in_the_order_of_its_stream",

@@ -126,6 +126,20 @@ impl Gpu {
         check(self.driver.cuLaunchKernel(function, gx, gy, gz, bx, by, bz, 0, stream, list, none))
     }
 
+    /// A flag for `acb_endless`.
+    pub(crate) fn held(&self) -> Answer<Held<'_>> {
+        let flag = self.pinned(1)?;
+        flag.set(0, 0);
+        Ok(Held(flag))
+    }
+
+    /// Holds a stream: what is handed in behind this waits until it is let go.
+    pub(crate) fn hold(&self, stream: Handle) -> Answer<Held<'_>> {
+        let held = self.held()?;
+        let endless = self.function("acb_endless")?;
+        self.launch_shaped(endless, stream, [1; 6], &[held.flag()]).map(|()| held)
+    }
+
     pub(crate) fn stream(&self, flags: u32) -> Answer<Handle> {
         let mut stream = 0;
         check(self.driver.cuStreamCreate(&raw mut stream, flags)).map(|()| stream)
@@ -262,6 +276,26 @@ impl Pinned<'_> {
         assert!(at < self.words);
         // SAFETY: inside the memory; volatile, as the GPU reads it too.
         unsafe { self.pointer.add(at).write_volatile(value) };
+    }
+}
+
+/// A kernel that runs until it is let go, whatever time the host takes meanwhile; at the latest when this goes.
+pub(crate) struct Held<'a>(Pinned<'a>);
+
+impl Held<'_> {
+    pub(crate) fn let_go(&self) {
+        self.0.set(0, 1);
+    }
+
+    /// What the kernel waits for.
+    pub(crate) fn flag(&self) -> Address {
+        self.0.pointer() as Address
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 

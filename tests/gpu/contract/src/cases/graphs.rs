@@ -250,7 +250,7 @@ pub(super) fn a_graph_runs_in_the_order_of_its_stream(path: &Path) -> Result<(),
     plan.kernel(&[slow], "acb_step", &[a, 1, 4, 0])?;
     let executable = gpu.instantiate(plan.graph, 0).map_err(why("instantiate"))?;
     gpu.write(a, &[0]).map_err(why("write"))?;
-    gpu.launch(stream, "acb_spin", &[200_000_000]).map_err(why("launch"))?;
+    let held = gpu.hold(stream).map_err(why("hold"))?;
     let (driver, host) = (&gpu.driver, pinned.pointer());
     same("before", driver.cuMemcpyHtoDAsync_v2(a, host, 8, stream), 0)?;
     gpu.replay(executable, stream).map_err(why("run"))?;
@@ -258,6 +258,7 @@ pub(super) fn a_graph_runs_in_the_order_of_its_stream(path: &Path) -> Result<(),
     let behind = host.wrapping_byte_add(8);
     same("after", driver.cuMemcpyDtoHAsync_v2(behind, a, 8, stream), 0)?;
     same("nothing waits", gpu.query(stream), Err(code::NOT_READY))?;
+    held.let_go();
     gpu.wait(stream).map_err(why("wait"))?;
     same("in order", pinned.get(1), step(step(17, 4), 4))
 }
@@ -317,7 +318,9 @@ pub(super) fn instances_record_events(path: &Path) -> Result<(), String> {
         let made = driver.cuGraphAddEventRecordNode(&raw mut node, graph, list, count, event);
         same("event node", made, 0).map(|()| node)
     };
-    let first = record(&[], start)?;
+    let held = gpu.held().map_err(why("pin"))?;
+    let waits = plan.kernel(&[], "acb_endless", &[held.flag()])?;
+    let first = record(&[waits], start)?;
     let slow = plan.kernel(&[first], "acb_spin", &[20_000_000])?;
     record(&[slow], end)?;
     // flags, a stream to upload in, the node that is wrong, what became of it
@@ -328,6 +331,7 @@ pub(super) fn instances_record_events(path: &Path) -> Result<(), String> {
     same("instantiate", made, 0)?;
     gpu.replay(executable, stream).map_err(why("run"))?;
     same("not yet", driver.cuEventQuery(end), code::NOT_READY)?;
+    held.let_go();
     same("wait", driver.cuEventSynchronize(end), 0)?;
     let time = gpu.elapsed(start, end).map_err(why("elapsed"))?;
     same("20 ms, as the GPU counts", (19.9..25.0).contains(&time), true)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{any_of, open, same, why};
 use crate::gpu::code;
 
-/// Long enough for the host to look meanwhile.
+/// Long enough for the host to hand in more meanwhile.
 const WHILE: u64 = 200_000_000;
 const NON_BLOCKING: u32 = 1;
 
@@ -19,9 +19,10 @@ pub(super) fn copies_are_seen_when_they_are_done(path: &Path) -> Result<(), Stri
     let a = gpu.alloc(8).map_err(why("allocate"))?;
     gpu.write(a, &[42]).map_err(why("write"))?;
     pinned.set(0, 7);
-    gpu.launch(stream, "acb_spin", &[WHILE]).map_err(why("launch"))?;
+    let held = gpu.hold(stream).map_err(why("hold"))?;
     same("copy", gpu.driver.cuMemcpyDtoHAsync_v2(pinned.pointer(), a, 8, stream), 0)?;
     same("not yet", pinned.get(0), 7)?;
+    held.let_go();
     gpu.wait(stream).map_err(why("wait"))?;
     same("now", pinned.get(0), 42)
 }
@@ -46,10 +47,11 @@ pub(super) fn streams_know_whether_they_are_done(path: &Path) -> Result<(), Stri
     let event = gpu.event().map_err(why("event"))?;
     same("empty", gpu.query(stream), Ok(()))?;
     same("not recorded", gpu.driver.cuEventQuery(event), 0)?;
-    gpu.launch(stream, "acb_spin", &[WHILE]).map_err(why("launch"))?;
+    let held = gpu.hold(stream).map_err(why("hold"))?;
     gpu.record(event, stream).map_err(why("record"))?;
     same("working", gpu.query(stream), Err(code::NOT_READY))?;
     same("event", gpu.driver.cuEventQuery(event), code::NOT_READY)?;
+    held.let_go();
     same("wait", gpu.driver.cuEventSynchronize(event), 0)?;
     same("done", gpu.query(stream), Ok(()))?;
     same("event", gpu.driver.cuEventQuery(event), 0)
@@ -82,9 +84,10 @@ pub(super) fn the_default_stream_waits_for_blocking_ones(path: &Path) -> Result<
     // On the default stream: after the other one's work.
     let words = gpu.read(a, 1).map_err(why("read"))?;
     same("the default stream waited", words, vec![super::splitmix64(5)])?;
-    gpu.launch(0, "acb_spin", &[WHILE]).map_err(why("launch"))?;
+    let held = gpu.hold(0).map_err(why("hold"))?;
     gpu.launch(stream, "acb_nop", &[]).map_err(why("launch"))?;
     same("the other one waits too", gpu.query(stream), Err(code::NOT_READY))?;
+    held.let_go();
     gpu.synchronize().map_err(why("synchronize"))
 }
 
@@ -95,10 +98,11 @@ pub(super) fn other_streams_do_not_wait(path: &Path) -> Result<(), String> {
     let a = gpu.alloc(8).map_err(why("allocate"))?;
     let pinned = gpu.pinned(1).map_err(why("pin"))?;
     pinned.set(0, 3);
-    gpu.launch(slow, "acb_spin", &[WHILE * 5]).map_err(why("launch"))?;
+    let held = gpu.hold(slow).map_err(why("hold"))?;
     same("copy", gpu.driver.cuMemcpyHtoDAsync_v2(a, pinned.pointer(), 8, quick), 0)?;
     gpu.wait(quick).map_err(why("wait"))?;
     same("the slow one still works", gpu.query(slow), Err(code::NOT_READY))?;
+    held.let_go();
     gpu.wait(slow).map_err(why("wait"))
 }
 
@@ -113,12 +117,13 @@ pub(super) fn functions_of_the_program_run_in_order(path: &Path) -> Result<(), S
     let stream = gpu.stream(NON_BLOCKING).map_err(why("stream"))?;
     let steps = AtomicU64::new(0);
     let data = (&raw const steps).cast_mut().cast::<c_void>();
-    gpu.launch(stream, "acb_spin", &[WHILE]).map_err(why("launch"))?;
+    let held = gpu.hold(stream).map_err(why("hold"))?;
     same("hand in", gpu.driver.cuLaunchHostFunc(stream, note, data), 0)?;
     same("not yet", steps.load(Ordering::SeqCst), 0)?;
     for _ in 0..9 {
         same("hand in", gpu.driver.cuLaunchHostFunc(stream, note, data), 0)?;
     }
+    held.let_go();
     gpu.wait(stream).map_err(why("wait"))?;
     same("all of them", steps.load(Ordering::SeqCst), 10)
 }
