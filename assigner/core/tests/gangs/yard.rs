@@ -83,23 +83,36 @@ impl Yard {
     }
 
     pub(crate) fn join(&mut self, client: ClientId, gpu: usize, gang: Option<GangSpec>, now: Time) {
-        let name = gang.as_ref().map(|gang| gang.name.clone());
-        self.clients.insert(client, Client { gpu, gang: name, state: Claim::Idle });
-        if let Some(gang) = gang {
-            let gpus = BTreeSet::from([Gpu(gpu as u32)]);
-            let priority = 0;
-            let newcomer = Newcomer {
-                client,
-                gang,
-                width: 1,
-                gpus,
-                priority,
-                limits: Vec::new(),
-                returns: false,
-                holds: false,
-            };
-            self.tell(NodeEvent::Join(newcomer), now);
+        match gang {
+            Some(gang) => self.join_gang(client, gpu, gang, 0, now),
+            None => {
+                self.clients.insert(client, Client { gpu, gang: None, state: Claim::Idle });
+            }
         }
+    }
+
+    /// A member comes that has a level of its own.
+    pub(crate) fn join_gang(
+        &mut self,
+        client: ClientId,
+        gpu: usize,
+        gang: GangSpec,
+        priority: i32,
+        now: Time,
+    ) {
+        let name = Some(gang.name.clone());
+        self.clients.insert(client, Client { gpu, gang: name, state: Claim::Idle });
+        let newcomer = Newcomer {
+            client,
+            gang,
+            width: 1,
+            gpus: BTreeSet::from([Gpu(gpu as u32)]),
+            priority,
+            limits: Vec::new(),
+            returns: false,
+            holds: false,
+        };
+        self.tell(NodeEvent::Join(newcomer), now);
     }
 
     /// A client wants its GPU.
