@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NAME: &str = "libcuda.so.1";
 
@@ -131,14 +132,19 @@ fn open(path: &Path) -> Result<Handle, Unusable> {
     if !path.is_absolute() {
         return Err(Unusable::Relative);
     }
+    static OPENED: AtomicUsize = AtomicUsize::new(0);
     // Under its own name the audit library would lead the driver's path back here. The descriptor is
-    // open for as long as the dynamic linker looks at it.
+    // open for as long as the dynamic linker looks at it, which takes two files of one name for the same:
+    // the next candidate has the same descriptor, and so another name.
     let audited = match paths::are_audited() {
         true => Some(File::open(path).map_err(|error| Unusable::Linker(error.to_string()))?),
         false => None,
     };
     let name = match &audited {
-        Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into_bytes(),
+        Some(file) => {
+            let again = "./".repeat(OPENED.fetch_add(1, Ordering::Relaxed));
+            format!("/proc/self/fd/{again}{}", file.as_raw_fd()).into_bytes()
+        }
         None => path.as_os_str().as_bytes().to_vec(),
     };
     let name =

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // FFI: dladdr, dl_iterate_phdr, and the dynamic linker's state for debuggers.
 
 use crate::driver;
-use crate::log::error;
+use crate::log::{error, warning};
 use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -71,11 +71,37 @@ pub(crate) fn look_again() {
     let loads = loads();
     if SEEN.swap(loads, Ordering::Relaxed) != loads {
         tell_bypass(When::Running);
+        tell_nvml();
     }
     LOOKING.store(false, Ordering::Release);
 }
 
 static LOOKING: AtomicBool = AtomicBool::new(false);
+
+/// Says once that this process has NVML past ours, which would show it its own memory.
+fn tell_nvml() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    // Then ours is loaded under the other one's path.
+    if are_audited() {
+        return;
+    }
+    let ours = resolved(own().with_file_name("libnvidia-ml.so.1"));
+    let all: Vec<PathBuf> =
+        loaded().into_iter().filter(|path| names(path, b"libnvidia-ml.so")).collect();
+    // Where ours is loaded, it has the other one opened itself.
+    let Some(path) = all.first() else { return };
+    if !ours.exists() || all.iter().any(|path| resolved(path.clone()) == ours) {
+        return;
+    }
+    if TOLD.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    warning!(
+        "this program has opened NVML as {}, past slurm-acb: it is told there what all programs together use of a \
+         GPU, not what cuMemGetInfo says. Have it open libnvidia-ml.so.1 by that name, or start it with `agarun --audit` or `--acb=audit=on`",
+        path.display()
+    );
+}
 
 /// Before a fork: nobody looks.
 pub(crate) extern "C" fn hold() {
@@ -145,8 +171,13 @@ fn resolved(path: PathBuf) -> PathBuf {
 
 /// `libcuda.so`, `libcuda.so.1`, `libcuda.so.570.86.10`.
 fn is_driver(path: &Path) -> bool {
+    names(path, b"libcuda.so")
+}
+
+/// Whether a path is that of a library, with or without a version.
+fn names(path: &Path, library: &[u8]) -> bool {
     let name = path.file_name().unwrap_or_default().as_bytes();
-    name.strip_prefix(b"libcuda.so")
+    name.strip_prefix(library)
         .is_some_and(|version| version.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.'))
 }
 

@@ -4,12 +4,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use acb_tests::bench::outside::Outside;
-use acb_tests::lab::Prefix;
+use acb_tests::bench::outside::{Answer as Asked, OnRequest, Outside};
+use acb_tests::lab::{Prefix, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
+const PATIENCE: Duration = Duration::from_secs(60);
 const GIB: u64 = 1 << 30;
 const GPU: &str = "[[gpu]]\nname = \"A\"\nmemory = \"16GiB\"\n\n";
 const OTHER: &str = "[[gpu]]\nname = \"B\"\nmemory = \"8GiB\"\n";
@@ -85,6 +87,143 @@ fn through_ctypes_only_the_clients_own_gpu_is_as_cuda_has_it() -> Result<()> {
 fn through_the_link_too() -> Result<()> {
     let (prefix, outside) = start(GPU)?;
     expect_own(&ask(client(&prefix, &outside, &prefix.test_program("nvml_linked")))?)
+}
+
+/// A GPU of 64 MiB, of which two programs want the most.
+const SMALL: &str = "memory = 67108864\ncontext_bytes = 1048576\n[[gpu]]\nname = \"A\"\n";
+const OPTIONS: [&str; 4] = ["--context-mib", "2", "--chunk-mib", "2"];
+
+struct Small {
+    prefix: Prefix,
+    outside: Outside,
+}
+
+impl Small {
+    fn start() -> Result<Self> {
+        let prefix = Prefix::from_env()?;
+        let outside = Outside::start(&prefix, SMALL, &OPTIONS)?;
+        Ok(Self { prefix, outside })
+    }
+
+    fn nvml(&self) -> String {
+        self.prefix.test_program("sim/libnvidia-ml.so.1").display().to_string()
+    }
+
+    fn log(&self) -> String {
+        self.outside.folder().join("client.log").display().to_string()
+    }
+
+    fn program(&self, environment: &[(&str, &str)]) -> Result<OnRequest> {
+        let (nvml, log) = (self.nvml(), self.log());
+        let mut all = vec![("ACB_NVML", nvml.as_str()), ("ACB_LOG_FILE", log.as_str())];
+        all.extend_from_slice(environment);
+        self.outside.on_request_with(&all)
+    }
+
+    /// With more than half of the GPU's memory.
+    fn large(&self) -> Result<OnRequest> {
+        let mut program = self.program(&[])?;
+        for request in ["alloc 4 12M", "fill", "sync"] {
+            program.ask(request)?;
+        }
+        Ok(program)
+    }
+}
+
+/// NVML says of the memory, and of this process in all of its lists, what cuMemGetInfo says.
+fn expect_agreement(program: &mut OnRequest, nvml: &str) -> Result<Asked> {
+    let cuda = program.ask("info")?;
+    let told = program.ask(nvml)?;
+    let used = cuda.total - cuda.free;
+    ensure!(
+        [told.free, told.total, told.used] == [cuda.free, cuda.total, used],
+        "{cuda:?} {told:?}"
+    );
+    for list in &told.processes {
+        let own: Vec<_> = list.iter().filter(|(pid, _)| *pid == program.pid()).collect();
+        ensure!(own == [&(program.pid(), used)], "{used}: {told:?}");
+    }
+    Ok(told)
+}
+
+#[test]
+fn a_limit_is_all_there_is() -> Result<()> {
+    let small = Small::start()?;
+    let limit = 20 << 20;
+    let mut program = small.program(&[("ACB_MEMORY", &limit.to_string())])?;
+    program.ask("alloc 1 10M")?;
+    let told = expect_agreement(&mut program, "nvml")?;
+    ensure!(told.total <= limit && told.used > 10 << 20, "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn memory_that_is_paged_out_is_the_programs_still() -> Result<()> {
+    let small = Small::start()?;
+    let mut program = small.large()?;
+    let before = expect_agreement(&mut program, "nvml")?;
+    let mut neighbour = small.large()?;
+    let (own, other) = (program.pid(), neighbour.pid());
+    small.outside.wait_for("memory is paged out", |status| {
+        status.client(own).is_some_and(|client| client.memory().paged_out >= 24 << 20)
+    })?;
+    let told = expect_agreement(&mut program, "nvml")?;
+    ensure!(told.used == before.used && told.used > 48 << 20, "{before:?} {told:?}");
+    // The driver's own NVML knows what is on the GPU; of the neighbour both say that.
+    let physical = program.ask(&format!("nvml {}", small.nvml()))?;
+    ensure!(physical.total == 64 << 20 && physical.used > told.used, "{physical:?}");
+    for (list, physical) in told.processes.iter().zip(&physical.processes) {
+        let of = |list: &[(u32, u64)], pid| list.iter().find(|found| found.0 == pid).copied();
+        ensure!(of(list, other).is_some() && of(list, other) == of(physical, other), "{told:?}");
+        ensure!(of(physical, own).is_some_and(|(_, bytes)| bytes < 32 << 20), "{physical:?}");
+    }
+    expect_agreement(&mut neighbour, "nvml").map(drop)
+}
+
+#[test]
+fn a_path_goes_past_it_and_is_told_unless_it_is_audited() -> Result<()> {
+    let small = Small::start()?;
+    let path = format!("nvml {}", small.nvml());
+    let audit = small.prefix.library().join("libacb-audit.so").display().to_string();
+    let mut audited = small.program(&[("LD_AUDIT", &audit)])?;
+    audited.ask("alloc 1 10M")?;
+    expect_agreement(&mut audited, &path)?;
+    drop(audited);
+    ensure!(!said(&small)?.contains("past slurm-acb"), "{}", said(&small)?);
+
+    let mut program = small.program(&[])?;
+    let told = program.ask(&path)?;
+    ensure!(told.total == 64 << 20, "{told:?}");
+    let words = [&format!("opened NVML as {}", small.nvml()), "agarun --audit"];
+    wait_until("the program is told", PATIENCE, || {
+        Ok(said(&small)?.lines().any(|line| words.iter().all(|word| line.contains(word))))
+    })?;
+    Ok(())
+}
+
+fn said(small: &Small) -> Result<String> {
+    Ok(std::fs::read_to_string(small.log()).unwrap_or_default())
+}
+
+#[test]
+fn by_dt_rpath_likewise() -> Result<()> {
+    let (prefix, outside) = start(GPU)?;
+    let program = prefix.test_program("nvml_rpath");
+    let nvml = prefix.test_program("sim/libnvidia-ml.so.1");
+    for audit in [false, true] {
+        let log = outside.folder().join(format!("rpath-{audit}"));
+        let options: &[&str] = if audit { &["--audit"] } else { &[] };
+        let mut command = outside.agarun(options, &program);
+        command.env("ACB_NVML", &nvml).env("ACB_LOG_FILE", &log);
+        let answer = ask(command)?;
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        ensure!(said.contains(&format!("opened NVML as {}", nvml.display())) != audit, "{said}");
+        match audit {
+            true => expect_own(&answer)?,
+            false => ensure!(answer.after[0].v1[1] == 16 * GIB, "{answer:?}"),
+        }
+    }
+    Ok(())
 }
 
 /// Under the interposer's folder but without an assigner.

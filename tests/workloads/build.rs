@@ -1,4 +1,4 @@
-//! Makes stubs of libcuda.so.1 and libnvidia-ml.so.1 to link `nvml_linked` and `loads_linked`, `loads_rpath` and `loads_runpath` with.
+//! Makes stubs of libcuda.so.1 and libnvidia-ml.so.1 to link `nvml_linked`, `nvml_rpath`, and `loads_linked`, `loads_rpath` and `loads_runpath` with.
 //!
 //! Owns: the stub and the linker flags of these programs. The toolkit has such a stub for the same
 //! purpose, but needs downloading; the C compiler is the linker that rustc uses anyway.
@@ -16,13 +16,17 @@ fn main() {
         ["Init_v2", "DeviceGetHandleByIndex_v2", "DeviceGetUUID", "DeviceGetMemoryInfo"];
     let source = functions.map(|name| format!("int nvml{name}(void) {{ return 999; }}\n")).concat();
     stub(&out, "nvidia-ml", &source);
-    println!("cargo::rustc-link-arg-bin=nvml_linked=-L{}", out.display());
-    println!("cargo::rustc-link-arg-bin=nvml_linked=-lnvidia-ml");
+    for program in ["nvml_linked", "nvml_rpath"] {
+        println!("cargo::rustc-link-arg-bin={program}=-L{}", out.display());
+        println!("cargo::rustc-link-arg-bin={program}=-lnvidia-ml");
+    }
     for program in ["loads_linked", "loads_rpath", "loads_runpath"] {
         println!("cargo::rustc-link-arg-bin={program}=-L{}", out.display());
         println!("cargo::rustc-link-arg-bin={program}=-lcuda");
     }
-    println!("cargo::rustc-link-arg-bin=loads_rpath=-Wl,--disable-new-dtags,-rpath,$ORIGIN/sim");
+    for program in ["loads_rpath", "nvml_rpath"] {
+        println!("cargo::rustc-link-arg-bin={program}=-Wl,--disable-new-dtags,-rpath,$ORIGIN/sim");
+    }
     println!("cargo::rustc-link-arg-bin=loads_runpath=-Wl,--enable-new-dtags,-rpath,$ORIGIN/sim");
 }
 

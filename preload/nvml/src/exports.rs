@@ -1,13 +1,14 @@
 //! What programs see: every function of NVML, under its own name.
 //!
-//! Owns: the trampolines, and the `extern "C"` side of the two functions that are answered here.
+//! Owns: the trampolines, and the `extern "C"` side of the functions that are answered here.
 #![allow(unsafe_code)] // FFI: exported C functions, and the machine code of the trampolines.
 #![allow(non_snake_case)] // the functions keep their names
 
 use crate::generated::functions::nvml_functions;
 use crate::library::{SLOTS, resolve};
 use crate::memory::{self, Memory, MemoryV2};
-use std::ffi::{CStr, c_int, c_void};
+use crate::processes::{ProcessV1, ProcessV2, running};
+use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Present in no real NVML: by it this library knows another copy of itself.
@@ -41,6 +42,36 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
 ) -> c_int {
     // SAFETY: the program's own arguments.
     guard(|| unsafe { memory::info_v2(device, to) })
+}
+
+macro_rules! lists {
+    ($($name:ident: $form:ident;)*) => {$(
+        /// The program's function of that name.
+        ///
+        /// # Safety
+        /// Called with a device of NVML's, the number of entries, and room for them; or NULL.
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C" fn $name(
+            device: *mut c_void,
+            count: *mut c_uint,
+            entries: *mut $form,
+        ) -> c_int {
+            // SAFETY: the program's own arguments.
+            guard(|| unsafe { running(Index::$name, device, count, entries) })
+        }
+    )*};
+}
+
+lists! {
+    nvmlDeviceGetComputeRunningProcesses: ProcessV1;
+    nvmlDeviceGetComputeRunningProcesses_v2: ProcessV2;
+    nvmlDeviceGetComputeRunningProcesses_v3: ProcessV2;
+    nvmlDeviceGetGraphicsRunningProcesses: ProcessV1;
+    nvmlDeviceGetGraphicsRunningProcesses_v2: ProcessV2;
+    nvmlDeviceGetGraphicsRunningProcesses_v3: ProcessV2;
+    nvmlDeviceGetMPSComputeRunningProcesses: ProcessV1;
+    nvmlDeviceGetMPSComputeRunningProcesses_v2: ProcessV2;
+    nvmlDeviceGetMPSComputeRunningProcesses_v3: ProcessV2;
 }
 
 fn guard(call: impl FnOnce() -> c_int) -> c_int {

@@ -1,14 +1,15 @@
 //! A `libnvidia-ml.so.1` that stands before the driver's, inside clients.
 //!
 //! ```text
-//!  program ──> exports ──> memory ──> the interposer (libcuda.so.1 of this process)
-//!                 │           └─────> the real NVML
-//!                 └── trampolines ──> the real NVML (`library`)
+//!  program ──> exports ──> memory, processes ──> the interposer (libcuda.so.1 of this process)
+//!                 │                └───────────> the real NVML
+//!                 └── trampolines ─────────────> the real NVML (`library`)
 //! ```
 //!
 //! NVML tells a GPU's memory as it is for everybody. A program under the interposer is told by
 //! cuMemGetInfo that it is alone there; from NVML it must hear the same. So this library answers
-//! nvmlDeviceGetMemoryInfo for the client's own GPUs, and passes all else on.
+//! nvmlDeviceGetMemoryInfo for the client's own GPUs, and in the lists of running processes what this
+//! process has there. All else is passed on.
 //!
 //! Owns: every exported symbol of NVML, finding the real one. Does not own: the numbers, which the
 //! interposer gives through `acb_memory_v1`; where that is not (no interposer, no client, another
@@ -19,6 +20,7 @@
 mod exports;
 mod library;
 mod memory;
+mod processes;
 
 #[rustfmt::skip]
 mod generated {

@@ -5,6 +5,8 @@
 
 use crate::exports::NAMES;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -107,7 +109,18 @@ fn in_cache(cache: &[u8]) -> Vec<PathBuf> {
 }
 
 fn open(path: &Path) -> Option<*mut c_void> {
-    let name = CString::new(path.as_os_str().as_bytes()).ok()?;
+    static OPENED: AtomicUsize = AtomicUsize::new(0);
+    // Under its own name the audit library would lead NVML's path back here. The descriptor is open for
+    // as long as the dynamic linker looks at it, which takes two files of one name for the same: descriptors
+    // have the numbers of earlier ones, so each has a name of its own, and the interposer's have others.
+    let audited = if are_audited() { Some(File::open(path).ok()?) } else { None };
+    let name = match &audited {
+        Some(file) => {
+            let again = "./".repeat(OPENED.fetch_add(1, Ordering::Relaxed));
+            CString::new(format!("/proc/self/./fd/{again}{}", file.as_raw_fd())).ok()?
+        }
+        None => CString::new(path.as_os_str().as_bytes()).ok()?,
+    };
     // SAFETY: opening runs the file's constructors, which is what loading NVML means; the path comes
     // from the administrator, the user's own environment, or the system's folders.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -115,6 +128,12 @@ fn open(path: &Path) -> Option<*mut c_void> {
         && symbol(handle, c"acb_nvml").is_none()
         && symbol(handle, c"nvmlInit_v2").is_some();
     is_nvml.then_some(handle)
+}
+
+/// Whether paths of NVML are led here by `libacb-audit.so`.
+fn are_audited() -> bool {
+    let list = std::env::var_os("LD_AUDIT").unwrap_or_default();
+    list.as_bytes().split(|byte| *byte == b':').any(|entry| entry.ends_with(b"/libacb-audit.so"))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::exports::Index;
 use crate::library::target;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-const SUCCESS: c_int = 0;
+pub(crate) const SUCCESS: c_int = 0;
 /// NVML_DEVICE_UUID_V2_BUFFER_SIZE.
 const UUID_SIZE: usize = 96;
 
@@ -71,7 +71,7 @@ pub(crate) unsafe fn info_v2(device: *mut c_void, to: *mut MemoryV2) -> c_int {
 }
 
 /// Free and total bytes of a GPU of this client's, from the interposer in this process.
-fn own(device: *mut c_void) -> Option<(u64, u64)> {
+pub(crate) fn own(device: *mut c_void) -> Option<(u64, u64)> {
     type Ask = unsafe extern "C" fn(*const c_char, *mut u64, *mut u64) -> c_int;
     // SAFETY: a search in what is loaded, by a name that ends with a NUL.
     let ask = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"acb_memory_v1".as_ptr()) };

@@ -13,6 +13,28 @@ fn on_two(words: &str) -> Play {
     start_on(lab, words, paged_welcome(), vec![gpu(), second])
 }
 
+/// The program's devices are in another order than NVML's, and of different sizes.
+#[test]
+fn nvml_is_told_by_uuid_whatever_the_order() {
+    let lab = Lab::on_software_gpu("gpus = 2").with("CUDA_VISIBLE_DEVICES", "0,1       ");
+    let first = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
+    let second = BoundGpu { uuid: "0".into(), memory: 8 << 30, ..gpu() };
+    let mut play = start_on(lab, "a4 ? @1 a6 ? H0 H1 H2 .", paged_welcome(), vec![first, second]);
+    play.claim_on(0, 4 * MIB);
+    play.claim_on(1, 6 * MIB);
+    let ended = play.end();
+    let (one, other) = (16 * 1024 - 4, 8 * 1024 - 6);
+    for line in [
+        format!("info={one}"),
+        format!("info={other}"),
+        format!("nvml=Some(({other}, {}))", 8 * 1024),
+        format!("nvml=Some(({one}, {}))", 16 * 1024),
+        "nvml=None".to_owned(),
+    ] {
+        assert!(ended.stdout().lines().any(|said| said == line), "{line}: {}", ended.text());
+    }
+}
+
 /// A lease of both GPUs, with credit for each.
 fn turn(play: &mut Play, epoch: u64, credit: [u64; 2]) {
     play.peer.acquire();

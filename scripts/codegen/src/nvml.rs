@@ -11,7 +11,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The functions that the library answers itself.
-const ANSWERED: [&str; 2] = ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2"];
+const ANSWERED: [&str; 11] = [
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses_v2",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses_v2",
+    "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+];
 
 /// `codegen nvml ROOT [PYNVML_PY]`.
 pub(crate) fn nvml(root: &Path, bindings: Option<&Path>) -> Result<()> {

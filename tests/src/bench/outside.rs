@@ -286,10 +286,14 @@ pub struct Answer {
     pub wrong: u64,
     /// Where.
     pub first: Option<String>,
-    /// Free memory, as the driver says.
+    /// Free memory, as the driver or NVML says.
     pub free: u64,
-    /// Memory in all, as the driver says.
+    /// Memory in all, as the driver or NVML says.
     pub total: u64,
+    /// Memory in use, as NVML says.
+    pub used: u64,
+    /// Processes and their bytes, as each form of NVML's list says.
+    pub processes: [Vec<(u32, u64)>; 3],
 }
 
 impl Answer {

@@ -2,7 +2,7 @@
 //!
 //! Owns: finding the functions by `dlopen` and `dlsym`, as programs without the CUDA runtime do, and
 //! turning their results into errors that name the call. What only some need is found by those: streams and
-//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]), memory that stays ([`staying`]). Does not own:
+//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]), NVML ([`nvml`]), memory that stays ([`staying`]). Does not own:
 //! what is done with them.
 //!
 //! Functions return plain numbers here: a Rust enum that holds a result unknown to it would be
@@ -85,6 +85,7 @@ macro_rules! call {
 }
 
 pub mod mapped;
+pub mod nvml;
 pub mod pinned;
 pub mod queues;
 pub mod staying;
@@ -95,6 +96,7 @@ functions! {
     entry = "cuGetProcAddress_v2"(*const c_char, *mut *mut c_void, c_int, u64, *mut c_int);
     device_count = "cuDeviceGetCount"(*mut c_int);
     device_get = "cuDeviceGet"(*mut c_int, c_int);
+    device_uuid = "cuDeviceGetUuid"(*mut [u8; 16], c_int);
     device_name = "cuDeviceGetName"(*mut c_char, c_int, c_int);
     primary_retain = "cuDevicePrimaryCtxRetain"(*mut *mut c_void, c_int);
     primary_release = "cuDevicePrimaryCtxRelease_v2"(c_int);
@@ -324,6 +326,13 @@ impl Driver {
         // Version 12.0 and no flags: the default stream is the legacy one.
         call!(self, entry(function.as_ptr(), &mut address, 12_000, 0, &mut status))?;
         Ok(file_of(address as usize).unwrap_or_else(|| "?".into()))
+    }
+
+    /// `cuDeviceGetUuid`.
+    pub fn device_uuid(&self, device: c_int) -> Result<[u8; 16], DriverError> {
+        let mut uuid = [0; 16];
+        call!(self, device_uuid(&mut uuid, device))?;
+        Ok(uuid)
     }
 
     /// `cuDeviceGetCount`.

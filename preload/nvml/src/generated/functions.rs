@@ -6,6 +6,15 @@ macro_rules! nvml_functions {
             answered:
             nvmlDeviceGetMemoryInfo
             nvmlDeviceGetMemoryInfo_v2
+            nvmlDeviceGetComputeRunningProcesses
+            nvmlDeviceGetComputeRunningProcesses_v2
+            nvmlDeviceGetComputeRunningProcesses_v3
+            nvmlDeviceGetGraphicsRunningProcesses
+            nvmlDeviceGetGraphicsRunningProcesses_v2
+            nvmlDeviceGetGraphicsRunningProcesses_v3
+            nvmlDeviceGetMPSComputeRunningProcesses
+            nvmlDeviceGetMPSComputeRunningProcesses_v2
+            nvmlDeviceGetMPSComputeRunningProcesses_v3
             ; passed:
             nvmlComputeInstanceDestroy
             nvmlComputeInstanceGetInfo
@@ -49,9 +58,6 @@ macro_rules! nvml_functions {
             nvmlDeviceGetClockOffsets
             nvmlDeviceGetComputeInstanceId
             nvmlDeviceGetComputeMode
-            nvmlDeviceGetComputeRunningProcesses
-            nvmlDeviceGetComputeRunningProcesses_v2
-            nvmlDeviceGetComputeRunningProcesses_v3
             nvmlDeviceGetConfComputeGpuAttestationReport
             nvmlDeviceGetConfComputeGpuCertificate
             nvmlDeviceGetConfComputeMemSizeInfo
@@ -108,9 +114,6 @@ macro_rules! nvml_functions {
             nvmlDeviceGetGpuInstances
             nvmlDeviceGetGpuMaxPcieLinkGeneration
             nvmlDeviceGetGpuOperationMode
-            nvmlDeviceGetGraphicsRunningProcesses
-            nvmlDeviceGetGraphicsRunningProcesses_v2
-            nvmlDeviceGetGraphicsRunningProcesses_v3
             nvmlDeviceGetGridLicensableFeatures
             nvmlDeviceGetGridLicensableFeatures_v2
             nvmlDeviceGetGridLicensableFeatures_v3
@@ -133,9 +136,6 @@ macro_rules! nvml_functions {
             nvmlDeviceGetIrqNum
             nvmlDeviceGetJpgUtilization
             nvmlDeviceGetLastBBXFlushTime
-            nvmlDeviceGetMPSComputeRunningProcesses
-            nvmlDeviceGetMPSComputeRunningProcesses_v2
-            nvmlDeviceGetMPSComputeRunningProcesses_v3
             nvmlDeviceGetMarginTemperature
             nvmlDeviceGetMaxClockInfo
             nvmlDeviceGetMaxCustomerBoostClock

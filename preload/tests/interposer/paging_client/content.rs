@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
 use crate::client::{Cuda, Handle, NULL, function};
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 
 /// Word `i` of a pattern.
 pub(super) fn pattern(seed: u64, i: u64) -> u64 {
@@ -94,6 +94,21 @@ pub(super) fn total_bytes(cuda: &Cuda) -> usize {
         unsafe { function!(cuda, "cuDeviceTotalMem_v2", fn(*mut usize, c_int))(&raw mut bytes, 0) };
     assert_eq!(result, 0);
     bytes
+}
+
+/// Free and total MiB that NVML is to say of a GPU; `None`: what the driver's says.
+pub(super) fn told_to_nvml(cuda: &Cuda, uuid: &str) -> Option<(u64, u64)> {
+    let uuid = CString::new(uuid).expect("no NUL");
+    let (mut free, mut total) = (0u64, 0u64);
+    // SAFETY: as the interposer declares it, with a string and places of this stack.
+    let result = unsafe {
+        function!(cuda, "acb_memory_v1", fn(*const c_char, *mut u64, *mut u64))(
+            uuid.as_ptr(),
+            &raw mut free,
+            &raw mut total,
+        )
+    };
+    (result == 0).then_some((free >> 20, total >> 20))
 }
 
 /// Range, kind of memory and device, asked in the middle of it.

@@ -20,7 +20,7 @@
 //! `W` makes a graph of the first three allocations with conditional nodes, `N1:3` sets its flag and its rounds, `K7:1:3` checks what a run
 //! with these has left where the first allocation has pattern 7.
 //! `l0` binds mapped memory to a logical endpoint, `Y0` its address.
-//! `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
+//! `H1` prints what NVML is to say of the GPU whose UUID is "1". `D` prints how much memory the device has. `y0:1` has copies and fills waited for, and says whether a fill was.
 
 mod conditional;
 mod content;
@@ -33,7 +33,8 @@ mod pools;
 
 use crate::client::{Cuda, NULL, pause};
 use content::{
-    allocate_in, ask, check, check_fill, free_bytes, free_in, synchronous, total_bytes, write,
+    allocate_in, ask, check, check_fill, free_bytes, free_in, synchronous, told_to_nvml,
+    total_bytes, write,
 };
 use contexts::Contexts;
 use devices::Devices;
@@ -194,6 +195,7 @@ pub(crate) fn play(words: &str) {
                 contexts.write_meanwhile(address, bytes, seed.parse().expect("a number"));
             }
             "s" => println!("synchronize={}", cuda.synchronize()),
+            "H" => println!("nvml={:?}", told_to_nvml(&cuda, rest)),
             "?" => println!("info={}", free_bytes(&cuda) >> 20),
             "." => pause(),
             other => panic!("no word {other}"),

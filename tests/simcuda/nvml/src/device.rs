@@ -6,6 +6,7 @@ use std::sync::Arc;
 use simcuda_device::engine::EngineId;
 use simcuda_device::identity::{Uuid, pci_bus};
 use simcuda_device::layout::EngineKind;
+use simcuda_device::state::Usage;
 
 use crate::{
     ARGUMENT_VERSION_MISMATCH, INSUFFICIENT_SIZE, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED,
@@ -46,6 +47,13 @@ pub(crate) struct Pci {
 pub(crate) struct Utilization {
     gpu: c_uint,
     memory: c_uint,
+}
+
+/// `nvmlProcessInfo_v1_t`.
+#[repr(C)]
+pub(crate) struct OldProcessInfo {
+    pid: c_uint,
+    memory: u64,
 }
 
 #[repr(C)]
@@ -150,6 +158,14 @@ exports! {
         running(device, count, infos)
     }
 
+    fn nvmlDeviceGetComputeRunningProcesses(
+        device: Handle,
+        count: *mut c_uint,
+        infos: *mut OldProcessInfo,
+    ) {
+        running(device, count, infos)
+    }
+
     fn nvmlDeviceGetComputeRunningProcesses_v2(
         device: Handle,
         count: *mut c_uint,
@@ -224,7 +240,7 @@ exports! {
 
 /// # Safety
 /// `count` may be read and written, and `infos` has room for as many.
-unsafe fn running(device: Handle, count: *mut c_uint, infos: *mut ProcessInfo) -> Outcome {
+unsafe fn running<P: From<Usage>>(device: Handle, count: *mut c_uint, infos: *mut P) -> Outcome {
     let (session, index) = of(device)?;
     if count.is_null() {
         return Err(INVALID_ARGUMENT);
@@ -240,17 +256,23 @@ unsafe fn running(device: Handle, count: *mut c_uint, infos: *mut ProcessInfo) -
     if infos.is_null() || room < users.len() {
         return Err(INSUFFICIENT_SIZE);
     }
-    for (at, user) in users.iter().enumerate() {
-        let info = ProcessInfo {
-            pid: user.pid,
-            memory: user.memory,
-            gpu_instance: c_uint::MAX,
-            compute_instance: c_uint::MAX,
-        };
+    for (at, user) in users.into_iter().enumerate() {
         // SAFETY: `at` lies inside the room that the caller has.
-        unsafe { infos.add(at).write(info) };
+        unsafe { infos.add(at).write(user.into()) };
     }
     Ok(())
+}
+
+impl From<Usage> for OldProcessInfo {
+    fn from(Usage { pid, memory, .. }: Usage) -> Self {
+        Self { pid, memory }
+    }
+}
+
+impl From<Usage> for ProcessInfo {
+    fn from(Usage { pid, memory, .. }: Usage) -> Self {
+        Self { pid, memory, gpu_instance: c_uint::MAX, compute_instance: c_uint::MAX }
+    }
 }
 
 pub(crate) fn of(device: Handle) -> Outcome<(Arc<Session>, usize)> {

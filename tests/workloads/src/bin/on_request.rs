@@ -18,7 +18,7 @@
 //! | `free REGION` | frees one |
 //! | `hold KIND BYTES`, `drop KIND` | allocates a piece of memory that stays on the GPU (managed, array, graph, module, packed, heap), frees it |
 //! | `held` | checks all such pieces |
-//! | `info` | asks how much memory there is |
+//! | `info`, `nvml [PATH]` | asks how much memory there is: the driver, or NVML, opened by its name or by a path |
 //! | `fork` | calls the driver in a forked child, which must fail |
 //! | `endless` | launches a kernel that never ends |
 //! | `reset` | resets the device, which ends the context with all memory in it, and begins anew |
@@ -30,6 +30,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Command, ExitCode};
 use std::thread;
 
+use acb_workloads::driver::nvml::Told;
 use acb_workloads::driver::staying::{Kind, Staying};
 use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
@@ -64,9 +65,12 @@ struct Outcome {
     wrong: u64,
     /// Where.
     first: Option<String>,
-    /// Memory, as the driver says.
+    /// Memory, as the driver or NVML says.
     free: u64,
     total: u64,
+    /// Memory in use, and who uses how much of it, as all forms of NVML's list say.
+    used: u64,
+    processes: [Vec<(u32, u64)>; 3],
 }
 
 impl From<Check> for Outcome {
@@ -118,6 +122,7 @@ enum Request {
     Drop(Kind),
     Held,
     Info,
+    Nvml(String),
     Fork,
     Endless,
     Reset,
@@ -155,6 +160,8 @@ impl Request {
             ["drop", kind] => Self::Drop(kind_of(kind)?),
             ["held"] => Self::Held,
             ["info"] => Self::Info,
+            ["nvml"] => Self::Nvml("libnvidia-ml.so.1".into()),
+            ["nvml", path] => Self::Nvml(path.into()),
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
             ["reset"] => Self::Reset,
@@ -243,6 +250,10 @@ impl<'a> Client<'a> {
             Request::Info => {
                 let (free, total) = self.driver.memory_info()?;
                 return Ok(Outcome { free, total, ..Outcome::default() });
+            }
+            Request::Nvml(name) => {
+                let Told { total, free, used, processes } = self.driver.ask_nvml(&name)?;
+                return Ok(Outcome { free, total, used, processes, ..Outcome::default() });
             }
             Request::Fork => {
                 let driver = self.driver;
