@@ -1,5 +1,6 @@
 //! What a group's process works with: where it puts rows, how large it may go, where its files are.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::crowd::Sizes;
 use crate::driver::device::{Event, Gpu, Grid, Kernel, Module, Stream};
 use crate::driver::table::DriverError;
 use crate::host;
@@ -45,6 +47,10 @@ pub(crate) struct Bench {
     pub(crate) work: PathBuf,
     /// The group is ended then.
     pub(crate) deadline: Instant,
+    /// Parts that an earlier process of this group has ended, or did not survive.
+    pub(crate) ended: BTreeSet<String>,
+    /// What was measured of the GPU before all groups.
+    pub(crate) sizes: Option<Sizes>,
 }
 
 impl Bench {
@@ -63,7 +69,7 @@ impl Bench {
         self.line(&Line::Detail { value });
     }
 
-    fn line(&self, line: &Line) {
+    pub(crate) fn line(&self, line: &Line) {
         let text = serde_json::to_string(line).expect("rows have string keys and finite numbers");
         let mut out = std::io::stdout().lock();
         // If the reader is gone, so is the run.
@@ -104,6 +110,11 @@ impl Bench {
     pub(crate) fn time_for(&self, seconds: f64) -> anyhow::Result<()> {
         anyhow::ensure!(self.seconds_left() > seconds, NO_TIME);
         Ok(())
+    }
+
+    /// How large the GPU is and how fast its copies are: measured before all groups, or now.
+    pub(crate) fn sizes(&self) -> anyhow::Result<Sizes> {
+        self.sizes.map_or_else(Sizes::find, Ok)
     }
 
     /// The chunk sizes that are compared, largest left out where `limit` bytes do not hold two of them.

@@ -1,5 +1,6 @@
 //! A process with a time limit, its output line by line, and its whole process group ended with it.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,8 +48,17 @@ pub(crate) fn run(
     limit: Duration,
     line: impl FnMut(&str),
 ) -> std::io::Result<Ending> {
+    run_until(command, &Cell::new(Instant::now() + limit), line)
+}
+
+/// The same with a limit that `line` may set anew.
+pub(crate) fn run_until(
+    command: &mut Command,
+    until: &Cell<Instant>,
+    line: impl FnMut(&str),
+) -> std::io::Result<Ending> {
     let child = piped(command).process_group(0).spawn()?;
-    attend(child, limit, line, |child| host::end_group(child.id()))
+    attend(child, until, line, |child| host::end_group(child.id()))
 }
 
 /// The same in the group of this process, for programs that leave a daemon: only the program itself
@@ -58,7 +68,7 @@ pub(crate) fn run_in_place(
     limit: Duration,
     line: impl FnMut(&str),
 ) -> std::io::Result<Ending> {
-    attend(piped(command).spawn()?, limit, line, |_| ())
+    attend(piped(command).spawn()?, &Cell::new(Instant::now() + limit), line, |_| ())
 }
 
 fn piped(command: &mut Command) -> &mut Command {
@@ -67,7 +77,7 @@ fn piped(command: &mut Command) -> &mut Command {
 
 fn attend(
     mut child: Child,
-    limit: Duration,
+    until: &Cell<Instant>,
     mut line: impl FnMut(&str),
     end_rest: impl Fn(&Child),
 ) -> std::io::Result<Ending> {
@@ -87,20 +97,19 @@ fn attend(
         let said = Arc::clone(&said);
         move || keep_tail(stderr, &said)
     });
-    let deadline = begin + limit;
     let mut ended = false;
     let overran = loop {
-        let now = Instant::now();
-        match lines.recv_timeout(LINGER.min(deadline.saturating_duration_since(now))) {
+        let left = until.get().saturating_duration_since(Instant::now());
+        match lines.recv_timeout(LINGER.min(left)) {
             Ok(text) => line(&text),
             Err(mpsc::RecvTimeoutError::Disconnected) => break false,
-            Err(mpsc::RecvTimeoutError::Timeout) if Instant::now() >= deadline => break true,
+            Err(mpsc::RecvTimeoutError::Timeout) if Instant::now() >= until.get() => break true,
             // A daemon may have kept the pipe of a program that has ended.
             Err(mpsc::RecvTimeoutError::Timeout) if ended => break false,
             Err(mpsc::RecvTimeoutError::Timeout) => ended = child.try_wait()?.is_some(),
         }
     };
-    let status = if overran { None } else { wait_until(&mut child, deadline)? };
+    let status = if overran { None } else { wait_until(&mut child, until.get())? };
     // Also what it started and left behind, which would keep the GPU and the pipes.
     end_rest(&child);
     if status.is_none() {

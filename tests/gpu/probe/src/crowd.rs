@@ -16,6 +16,7 @@ use crate::child;
 use crate::driver::device::Gpu;
 use crate::groups::memory::Holder;
 use crate::host;
+use crate::pace::Pace;
 use crate::reference::splitmix64;
 
 /// What the pager takes in a context, and the drivers' own granularity.
@@ -33,6 +34,10 @@ pub(crate) struct Sizes {
     /// Pinned copies, GB/s.
     pub(crate) out: f64,
     pub(crate) inward: f64,
+    /// The same of each direction while both are busy.
+    pub(crate) both: f64,
+    /// GB/s at which fresh memory of the host is pinned and copied to.
+    pub(crate) host: f64,
 }
 
 impl Sizes {
@@ -40,7 +45,7 @@ impl Sizes {
     pub(crate) fn find() -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let mut printed = String::new();
-        let limit = Duration::from_secs(40);
+        let limit = Duration::from_secs(20);
         let ending = child::run(command.arg("size-up"), limit, |line| printed = line.to_owned())?;
         anyhow::ensure!(ending.is_success(), "measuring the GPU: {}", ending.why());
         serde_json::from_str(&printed).with_context(|| format!("it printed '{printed}'"))
@@ -55,6 +60,19 @@ impl Sizes {
     pub(crate) fn most(&self, contexts: u64) -> u64 {
         let device = self.free.saturating_sub(contexts * self.context_of_client()) / 10 * 9;
         device.min((host::available_memory() as f64 * 0.3) as u64)
+    }
+
+    /// What lines of a table can be planned by.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace::new(self.both.min(self.slower()), self.host)
+    }
+
+    /// For people.
+    pub(crate) fn told(&self) -> String {
+        format!(
+            "pinned copies: {:.1} GB/s out, {:.1} in, {:.1} each way at once; fresh host memory {:.1} GB/s",
+            self.out, self.inward, self.both, self.host
+        )
     }
 
     /// GB/s of the slower direction.
@@ -74,23 +92,36 @@ pub(crate) fn size_up() -> anyhow::Result<()> {
     let context = before.saturating_sub(gpu.memory()?.free);
     holder.go()?;
     holder.end()?;
-    let bytes = (before / 8).min(256 * MIB) / MIB * MIB;
-    let (device, host) = (gpu.allocate(bytes)?, gpu.pinned(bytes)?);
-    let stream = gpu.stream()?;
-    let mut rates = [0f64; 2];
-    for (direction, best) in rates.iter_mut().enumerate() {
-        for _ in 0..4 {
-            let begin = Instant::now();
-            match direction {
-                0 => stream.copy_out(&host, 0, device.at, bytes)?,
-                _ => stream.copy_in(device.at, &host, 0, bytes)?,
-            }
-            stream.synchronize()?;
-            *best = best.max(bytes as f64 / begin.elapsed().as_secs_f64() / 1e9);
-        }
-    }
-    let [out, inward] = rates;
-    let sizes = Sizes { free: before + context, context, out, inward };
+    let bytes = (before / 16).min(256 * MIB) / MIB * MIB;
+    let streams = [gpu.stream()?, gpu.stream()?];
+    let device = [gpu.allocate(bytes)?, gpu.allocate(bytes)?];
+    let begin = Instant::now();
+    let host = [gpu.pinned(bytes)?, gpu.pinned(bytes)?];
+    let copy = |direction: usize| match direction {
+        0 => streams[0].copy_out(&host[0], 0, device[0].at, bytes),
+        _ => streams[1].copy_in(device[1].at, &host[1], 0, bytes),
+    };
+    // Seconds until both streams are done, with these directions busy.
+    let seconds = |directions: &[usize]| -> anyhow::Result<f64> {
+        let begin = Instant::now();
+        directions.iter().try_for_each(|direction| copy(*direction))?;
+        streams.iter().try_for_each(|stream| stream.synchronize())?;
+        Ok(begin.elapsed().as_secs_f64())
+    };
+    seconds(&[0, 1])?;
+    let first = begin.elapsed().as_secs_f64();
+    let rate = |directions: &[usize]| -> anyhow::Result<f64> {
+        let times = (0..4).map(|_| seconds(directions)).collect::<Result<Vec<_>, _>>()?;
+        Ok(bytes as f64 / times.into_iter().fold(f64::INFINITY, f64::min) / 1e9)
+    };
+    let sizes = Sizes {
+        free: before + context,
+        context,
+        out: rate(&[0])?,
+        inward: rate(&[1])?,
+        both: rate(&[0, 1])?,
+        host: 2.0 * bytes as f64 / first / 1e9,
+    };
     println!("{}", serde_json::to_string(&sizes)?);
     Ok(())
 }

@@ -15,6 +15,8 @@ mod host;
 mod lease;
 mod measure;
 mod moved;
+mod pace;
+mod parts;
 mod phases;
 mod reference;
 mod report;
@@ -100,7 +102,11 @@ enum Command {
         #[arg(long)]
         work: PathBuf,
         #[arg(long)]
-        limit: u64,
+        limit: f64,
+        #[arg(long, default_value = "")]
+        ended: String,
+        #[arg(long)]
+        sizes: Option<String>,
         #[command(flatten)]
         options: Options,
     },
@@ -184,14 +190,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             print!("{}", report::page(measure::merge(runs)?.as_ref()));
         }
         Command::Table { json } => print!("{}", table::render(&load(&json)?)),
-        Command::Group { group, work, limit, options } => {
+        Command::Group { group, work, limit, ended, sizes, options } => {
             let bench = Bench {
                 group: group.name(),
                 depth: options.depth(),
                 simulated: options.sim,
                 prefix: options.prefix,
                 work,
-                deadline: Instant::now() + Duration::from_secs(limit),
+                deadline: Instant::now() + Duration::from_secs_f64(limit.clamp(0.0, 1e6)),
+                ended: ended
+                    .split(',')
+                    .filter(|part| !part.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+                sizes: sizes.map(|text| serde_json::from_str(&text)).transpose()?,
             };
             group.run(&bench)?;
         }

@@ -1,6 +1,7 @@
 //! A run over groups: each in a process of its own with a time limit, within one limit for all; the
 //! results in one file, written after every group.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use crate::assigner;
 use crate::bench::{Depth, NO_TIME};
 use crate::catalogue;
 use crate::child;
+use crate::crowd::Sizes;
 use crate::groups::Group;
 use crate::host;
 use crate::row::{Ended, GroupRun, Line, Results, Row, SCHEMA};
@@ -29,6 +31,26 @@ pub(crate) struct Request {
     pub(crate) json: Option<PathBuf>,
     pub(crate) command: String,
 }
+
+impl Request {
+    /// What the process of a group is told of it.
+    fn options(&self, command: &mut Command) {
+        if self.depth == Depth::Quick {
+            command.arg("--quick");
+        }
+        if self.simulated {
+            command.arg("--sim");
+        }
+        if let Some(prefix) = &self.prefix {
+            command.arg("--prefix").arg(prefix);
+        }
+    }
+}
+
+/// In the environment of a group's processes: which of them it is, by which faults can be told apart.
+const ATTEMPT: &str = "ACB_GPU_PROBE_ATTEMPT";
+/// With less time nothing is begun.
+const LEAST: Duration = Duration::from_secs(3);
 
 /// Measures, and says how it goes on stderr.
 pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
@@ -60,11 +82,17 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
     };
     // A file that cannot be written is better known now than after the last group.
     save(request.json.as_deref(), &results)?;
+    let sized = request.groups.iter().any(|group| group.is_sized());
+    let sizes = sized.then(|| Sizes::find().ok()).flatten();
+    if let Some(sizes) = sizes {
+        results.machine.insert("link".into(), sizes.told());
+    }
     for (at, group) in request.groups.iter().enumerate() {
         let left = request.budget.saturating_sub(begin.elapsed()).as_secs_f64();
-        let share = Group::share_s(&request.groups[at..], left, request.budget.as_secs_f64());
+        let budget = request.budget.as_secs_f64();
+        let share = Group::share_s(&request.groups[at..], left, budget, request.simulated);
         let limit = Duration::from_secs_f64(share);
-        if limit < Duration::from_secs(3) {
+        if limit < LEAST {
             results.groups.push(GroupRun {
                 name: group.name().into(),
                 ended: Ended::Skipped,
@@ -78,7 +106,7 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<Results> {
                 group.name(),
                 limit.as_secs()
             );
-            measure(*group, request, limit, work.path(), &mut results)?;
+            measure(*group, request, limit, work.path(), sizes, &mut results)?;
         }
         save(request.json.as_deref(), &results)?;
     }
@@ -91,53 +119,144 @@ fn measure(
     request: &Request,
     limit: Duration,
     work: &Path,
+    sizes: Option<Sizes>,
     results: &mut Results,
 ) -> anyhow::Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("group").arg(group.name()).arg("--work").arg(work).env(assigner::MARK, work);
-    command.args(["--limit", &limit.as_secs().to_string()]);
-    if request.depth == Depth::Quick {
-        command.arg("--quick");
+    let begin = Instant::now();
+    let deadline = begin + limit;
+    let (mut ended, mut whys) = (Vec::new(), Vec::new());
+    let mut worst = Ended::Well;
+    // A process that was ended in one part of the group is followed by one for the rest.
+    for attempt in 1.. {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if attempt > 1 && left < LEAST {
+            whys.push("then its time was over".to_owned());
+            break;
+        }
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("group").arg(group.name()).arg("--work").arg(work).env(assigner::MARK, work);
+        command.env(ATTEMPT, attempt.to_string());
+        command.args(["--limit", &left.as_secs_f64().to_string(), "--ended", &ended.join(",")]);
+        if let Some(sizes) = sizes {
+            command.arg("--sizes").arg(serde_json::to_string(&sizes)?);
+        }
+        request.options(&mut command);
+        let ran = attend(&mut command, group, deadline, request, results)
+            .with_context(|| format!("starting the group {}", group.name()))?;
+        host::wait_if_ending();
+        assigner::end_left_behind(work);
+        ended.extend(ran.ended);
+        if ran.how == Ended::Well {
+            break;
+        }
+        worst = ran.how;
+        let Some((part, seconds)) = ran.in_part else {
+            whys.push(ran.why);
+            break;
+        };
+        let why = match ran.how {
+            Ended::Overran => format!("did not end within its {seconds:.0} s"),
+            _ => ran.why,
+        };
+        give_up(group, &part, &why, request.simulated, results);
+        whys.push(format!("{part}: {why}"));
+        ended.push(part);
     }
-    if request.simulated {
-        command.arg("--sim");
+    let why = whys.join("; ");
+    if !why.is_empty() {
+        eprintln!("        {}: {why}", group.name());
     }
-    if let Some(prefix) = &request.prefix {
-        command.arg("--prefix").arg(prefix);
-    }
+    results.groups.push(GroupRun {
+        name: group.name().into(),
+        ended: worst,
+        seconds: begin.elapsed().as_secs_f64(),
+        why,
+    });
+    Ok(())
+}
+
+/// How one process of a group went.
+struct Ran {
+    how: Ended,
+    /// If it did not end well.
+    why: String,
+    /// The part in which it was then, and that part's seconds.
+    in_part: Option<(String, f64)>,
+    /// Parts that it has ended.
+    ended: Vec<String>,
+}
+
+fn attend(
+    command: &mut Command,
+    group: Group,
+    deadline: Instant,
+    request: &Request,
+    results: &mut Results,
+) -> anyhow::Result<Ran> {
+    let until = Cell::new(deadline);
+    let mut ran = Ran { how: Ended::Well, why: String::new(), in_part: None, ended: Vec::new() };
     let mut garbled = String::new();
-    let ending = child::run(&mut command, limit, |line| match serde_json::from_str(line) {
-        Ok(Line::Row(row)) => results.rows.push(Row { simulated: request.simulated, ..row }),
+    let ending = child::run_until(command, &until, |line| match serde_json::from_str(line) {
+        Ok(Line::Row(row)) => put(results, Row { simulated: request.simulated, ..row }),
         Ok(Line::Machine { key, value }) => {
             results.machine.insert(key, value);
         }
         Ok(Line::Detail { value }) => {
             results.details.insert(group.name().into(), value);
         }
+        Ok(Line::Part { name, seconds }) => {
+            let most = Instant::now() + Duration::from_secs_f64(seconds.clamp(0.0, 1e6));
+            until.set(most.min(deadline));
+            ran.in_part = Some((name, seconds));
+        }
+        Ok(Line::End { name }) => {
+            until.set(deadline);
+            ran.in_part = None;
+            ran.ended.push(name);
+        }
         Err(_) => garbled = line.to_owned(),
-    })
-    .with_context(|| format!("starting the group {}", group.name()))?;
-    host::wait_if_ending();
-    assigner::end_left_behind(work);
-    let ended = match ending.status {
+    })?;
+    ran.how = match ending.status {
         None => Ended::Overran,
         Some(status) if status.success() => Ended::Well,
         Some(_) => Ended::Failed,
     };
-    let mut why = if ended == Ended::Well { String::new() } else { ending.why() };
+    if ran.how != Ended::Well {
+        ran.why = ending.why();
+    }
     if !garbled.is_empty() {
-        why = format!("{why} (printed '{garbled}')");
+        ran.why = format!("{} (printed '{garbled}')", ran.why);
+        ran.how = if ran.how == Ended::Well { Ended::Failed } else { ran.how };
     }
-    if !why.is_empty() {
-        eprintln!("        {}: {why}", group.name());
+    Ok(ran)
+}
+
+/// Adds a row. What a second process of a group gives again does not replace what was measured.
+fn put(results: &mut Results, row: Row) {
+    let same = |other: &&mut Row| other.group == row.group && other.name == row.name;
+    match results.rows.iter_mut().find(same) {
+        None => results.rows.push(row),
+        Some(before) if row.is_measured() && !before.is_measured() => *before = row,
+        Some(_) => {}
     }
-    results.groups.push(GroupRun {
-        name: group.name().into(),
-        ended,
-        seconds: ending.seconds,
-        why,
-    });
-    Ok(())
+}
+
+/// A part that was lost: its cells say why.
+fn give_up(group: Group, part: &str, why: &str, simulated: bool, results: &mut Results) {
+    let Some((matrix, line)) = part.split_once('@') else { return };
+    for entry in catalogue::ROWS.iter().filter(|entry| entry.group == group.name()) {
+        let of = entry.name.split_once('.').map(|(matrix, _)| matrix);
+        // A part with the group's name stands for all its matrices.
+        if of.is_none_or(|of| of != matrix && matrix != group.name()) {
+            continue;
+        }
+        let Some(line) = entry.lines().into_iter().find(|own| *own == line) else { continue };
+        let known = |row: &Row| row.group == entry.group && entry.has(Some(line), &row.name);
+        if !results.rows.iter().any(known) {
+            let row = Row::missing(entry.group, &format!("{}@{line}", entry.name), "", why);
+            results.rows.push(Row { simulated, ..row });
+        }
+    }
 }
 
 /// Writes the file anew and puts it in place by a rename.

@@ -16,8 +16,6 @@ use crate::reference::splitmix64;
 const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
 const SALT: u64 = 1_442_695_040_888_963_407;
 const SEED: u64 = 99;
-/// Kernels of a GPU phase.
-const KERNELS: u64 = 20;
 
 /// What a program that alternates prints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +57,9 @@ pub(crate) struct Phases {
     /// Device memory
     #[arg(long, default_value_t = 64)]
     mib: u64,
+    /// Kernels of a GPU phase, each of which changes all of the memory
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    kernels: u64,
 }
 
 /// Runs it.
@@ -68,7 +69,7 @@ pub(crate) fn run(phases: &Phases) -> anyhow::Result<()> {
     let words = memory.bytes / 8;
     work.fill(memory.at, memory.bytes, SEED)?;
     let step = work.kernel("acb_step")?;
-    let each_ns = phases.gpu_ms * 1_000_000 / KERNELS;
+    let each_ns = phases.gpu_ms * 1_000_000 / phases.kernels;
     println!("ready");
     wait_for(&phases.go);
     let mut rounds = Vec::new();
@@ -84,14 +85,14 @@ pub(crate) fn run(phases: &Phases) -> anyhow::Result<()> {
         }
         let cpu_s = begin.elapsed().as_secs_f64();
         let begin = Instant::now();
-        for _ in 0..KERNELS {
+        for _ in 0..phases.kernels {
             step.launch(&work.stream, work.wide(), &[memory.at, words, SALT, each_ns])?;
         }
         work.stream.synchronize()?;
         let gpu_s = begin.elapsed().as_secs_f64();
         rounds.push(Round { begin_ns, end_ns: monotonic_ns(), cpu_s, gpu_s });
     }
-    let (factor, summand) = steps(u64::from(phases.rounds) * KERNELS);
+    let (factor, summand) = steps(u64::from(phases.rounds) * phases.kernels);
     let expected = |i: u64| splitmix64(SEED + i).wrapping_mul(factor).wrapping_add(summand);
     let (right, digest) = work.compare(memory.at, words, expected)?;
     let report = Report { rounds, digest: format!("{digest:016x}"), right };

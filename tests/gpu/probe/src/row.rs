@@ -200,8 +200,22 @@ pub(crate) fn shown(value: f64) -> String {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Line {
     Row(Row),
-    Machine { key: String, value: String },
-    Detail { value: serde_json::Value },
+    Machine {
+        key: String,
+        value: String,
+    },
+    Detail {
+        value: serde_json::Value,
+    },
+    /// A part of the group begins, which may take so many seconds.
+    Part {
+        name: String,
+        seconds: f64,
+    },
+    /// It has ended.
+    End {
+        name: String,
+    },
 }
 
 #[cfg(test)]

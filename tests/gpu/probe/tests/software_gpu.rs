@@ -181,6 +181,89 @@ fn a_group_that_fails_does_not_stop_the_others() {
     }
 }
 
+/// A run of one group on a software GPU of its own with a fault, and what it said.
+fn with_fault(prefix: &Path, scratch: &Path, group: &str, fault: &str) -> (Output, Value) {
+    let budget = if group == "swap" { "100" } else { "30" };
+    let json = scratch.join(format!("{group}.json"));
+    let configuration = scratch.join(format!("{group}.toml"));
+    let state = format!("gpu-probe-{group}-{}", std::process::id());
+    let gpu = "gpus = 1\nmemory = 1073741824\ncontext_bytes = 16777216\n";
+    std::fs::write(&configuration, format!("state = \"{state}\"\n{gpu}\n{fault}")).unwrap();
+    let sim = prefix.join("libexec/acb-tests/sim");
+    let output = Command::new(prefix.join("libexec/acb-tests/acb-gpu-probe"))
+        .args(["some", group, "--sim", "--quick", "--budget", budget, "--prefix"])
+        .arg(prefix)
+        .arg("--json")
+        .arg(&json)
+        .env("SIMCUDA_CONFIG", &configuration)
+        .env("ACB_NVML", sim.join("libnvidia-ml.so.1"))
+        .env("LD_LIBRARY_PATH", &sim)
+        .output()
+        .unwrap();
+    for entry in std::fs::read_dir("/dev/shm").unwrap().flatten() {
+        if entry.file_name().to_string_lossy().contains(&state) {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let results = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    (output, results)
+}
+
+/// Only the first process of a group meets it.
+fn endless(kernel: &str, at: u32) -> String {
+    format!(
+        "[[fault]]\nkind = \"endless\"\nenv = \"ACB_GPU_PROBE_ATTEMPT=1\"\nkernel = \"{kernel}\"\nat = {at}\n"
+    )
+}
+
+/// Of the rows of a column: those with a value, and those without one, with the reason.
+fn column(results: &Value, name: &str) -> (Vec<String>, Vec<(String, String)>) {
+    let rows = results["rows"].as_array().unwrap().iter();
+    let (mut measured, mut missing) = (Vec::new(), Vec::new());
+    for row in rows.filter(|row| row["name"].as_str().unwrap().starts_with(name)) {
+        let name = row["name"].as_str().unwrap().to_owned();
+        match row["why"].as_str() {
+            None => measured.push(name),
+            Some(why) => missing.push((name, why.to_owned())),
+        }
+    }
+    (measured, missing)
+}
+
+/// One line was lost at its own limit, is named, and the others have their values.
+fn one_line_is_lost(ran: &(Output, Value), name: &str, part: &str, others: usize) {
+    let (output, results) = ran;
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let (measured, missing) = column(results, name);
+    assert_eq!(measured.len(), others, "{measured:?} {missing:?}\n{told}");
+    let lost: Vec<_> = missing.iter().filter(|(_, why)| why.contains("did not end")).collect();
+    let line = part.split_once('@').unwrap().1;
+    assert!(lost.len() == 1 && lost[0].0.ends_with(&format!("@{line}")), "{missing:?}\n{told}");
+    let group = &results["groups"][0];
+    assert!(group["why"].as_str().unwrap().contains(&format!("{part}: did not end")), "{group}");
+    assert_eq!(group["ended"], "overran");
+    assert!(told.contains(part), "{told}");
+}
+
+#[test]
+fn a_line_that_hangs_loses_itself_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let prefix = prefix(scratch.path());
+    // Three launches before the first line, which has five.
+    let ran = with_fault(&prefix, scratch.path(), "hash", &endless("acb_hash128", 9));
+    one_line_is_lost(&ran, "hash.gb_per_s", "hash@8MiB", 3);
+    // It took its own time and no more: the limit of the group is 30 s, and of two lines as long is left for those after it.
+    let seconds = ran.1["groups"][0]["seconds"].as_f64().unwrap();
+    let kept = 30.0 * 0.95 / 4.0 * 2.0;
+    assert!(seconds < 30.0 - kept + 10.0, "{seconds}");
+    // Those of several processes, too: each program's first step hangs.
+    let ran = with_fault(&prefix, scratch.path(), "swap", &endless("acb_step", 1));
+    one_line_is_lost(&ran, "swap.data", "swap@2MiB", 3);
+    let (most, _) = column(&ran.1, "swap_most.data");
+    assert_eq!(most, ["swap_most.data@64MiB-256MiB"]);
+}
+
 #[test]
 fn a_run_that_is_ended_leaves_no_process_behind() {
     let scratch = tempfile::tempdir().unwrap();

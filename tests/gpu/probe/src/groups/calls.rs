@@ -13,6 +13,7 @@ use crate::bench::{Bench, MIB, Workbench};
 use crate::child;
 use crate::driver::device::Grid;
 use crate::lease;
+use crate::parts::Parts;
 use crate::row::Row;
 use crate::stats::{Spread, quantile};
 
@@ -27,7 +28,25 @@ struct Cost {
     allocate_free_us: Spread,
 }
 
+/// The parts of the group.
+const LAUNCHES: &str = "launches";
+const GRANTS: &str = "grants";
+
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
+    let parts = Parts::new(bench, [(LAUNCHES.to_owned(), 2.0), (GRANTS.to_owned(), 1.0)]);
+    parts.run(LAUNCHES, |_| launches(bench))?;
+    parts.run(GRANTS, |_| match Assigner::start(bench) {
+        Ok(assigner) => grants(bench, &assigner),
+        Err(error) => {
+            for name in ["grant_us", "grant_p50_us", "grant_p99_us"] {
+                bench.missing(name, "us", format!("{error:#}"));
+            }
+            Ok(())
+        }
+    })
+}
+
+fn launches(bench: &Bench) -> anyhow::Result<()> {
     let exe = std::env::current_exe()?;
     let direct = |limit: u64| cost(Command::new(&exe), bench, limit);
     let assigner = match Assigner::start(bench) {
@@ -50,7 +69,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
                         without,
                         &format!("{error:#}; gpu_assigner: {}", assigner.log()),
                     );
-                    return grants(bench, &assigner);
+                    return Ok(());
                 }
             };
         plain.push(without.launch_ns.median);
@@ -71,7 +90,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         Ok(_) => Row::text(group, "interposer_finds_driver", "yes"),
         Err(error) => Row::text(group, "interposer_finds_driver", "no").note(format!("{error:#}")),
     });
-    grants(bench, &assigner)
+    Ok(())
 }
 
 fn only_direct(bench: &Bench, direct: Cost, why: &str) {

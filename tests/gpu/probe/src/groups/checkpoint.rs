@@ -9,6 +9,7 @@ use crate::bench::{Bench, GIB, MIB, Workbench, label};
 use crate::driver::device::{CheckpointStep, Gpu, checkpoint, checkpoint_state};
 use crate::driver::table::DriverError;
 use crate::host;
+use crate::parts::Parts;
 use crate::reference::splitmix64;
 use crate::row::Row;
 
@@ -33,16 +34,19 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     // Seconds per byte so far, to know what the next size would take.
     let mut pace = 0f64;
-    for size in [GIB, 8 * GIB, 32 * GIB].map(|size| bench.pick(size / 64, size)) {
-        let refusal = missing.clone().or_else(|| refusal(bench, &gpu, size, pace));
+    let sizes = [GIB, 8 * GIB, 32 * GIB].map(|size| bench.pick(size / 64, size));
+    let part = |size: u64| format!("driver_checkpoint@{}", label(size));
+    let parts = Parts::new(bench, sizes.map(part).into_iter().zip([1.0, 2.0, 4.0]));
+    for size in sizes {
         let begin = Instant::now();
-        let done = match refusal {
-            Some(why) => Err(why),
-            None => cycle(bench, &gpu, size).map_err(|error| format!("{error:#}")),
-        };
+        let done = parts.run(&part(size), |limit| {
+            let refusal = missing.clone().or_else(|| refusal(&gpu, size, pace, limit));
+            refusal.map_or(Ok(()), |why| Err(anyhow::Error::msg(why)))?;
+            cycle(bench, &gpu, size)
+        });
         if let Err(why) = done {
             for (column, unit) in COLUMNS {
-                bench.missing(&place(column, size), unit, &why);
+                bench.missing(&place(column, size), unit, format!("{why:#}"));
             }
         }
         pace = begin.elapsed().as_secs_f64() / size as f64;
@@ -54,7 +58,7 @@ fn place(column: &str, size: u64) -> String {
     format!("driver_checkpoint.{column}@{}", label(size))
 }
 
-fn refusal(bench: &Bench, gpu: &Gpu, size: u64, pace: f64) -> Option<String> {
+fn refusal(gpu: &Gpu, size: u64, pace: f64, limit: f64) -> Option<String> {
     let gib = |bytes: u64| bytes as f64 / GIB as f64;
     let free = gpu.memory().map_or(0, |memory| memory.free);
     if size as f64 > free as f64 * 0.85 {
@@ -65,8 +69,7 @@ fn refusal(bench: &Bench, gpu: &Gpu, size: u64, pace: f64) -> Option<String> {
         return Some(format!("the host has {:.1} GiB available", gib(available)));
     }
     let expected = pace * size as f64 * 1.2;
-    (expected > bench.seconds_left())
-        .then(|| format!("would take {expected:.0} s, {:.0} s are left", bench.seconds_left()))
+    (expected > limit).then(|| format!("would take {expected:.0} s of {limit:.0}"))
 }
 
 fn cycle(bench: &Bench, gpu: &Gpu, size: u64) -> anyhow::Result<()> {

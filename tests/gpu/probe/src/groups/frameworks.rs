@@ -17,9 +17,10 @@ use serde_json::json;
 use crate::assigner::Assigner;
 use crate::bench::{Bench, GIB, MIB, about};
 use crate::child;
-use crate::crowd::{Crowd, Program, Sizes};
+use crate::crowd::{Crowd, Program};
 use crate::host;
 use crate::moved::{self, gib};
+use crate::parts::allowance;
 use crate::row::Row;
 
 const SCRIPTS: [(&str, &str); 7] = [
@@ -47,6 +48,10 @@ pub(crate) const PROGRAMS: [(&str, &str, &str, Option<&str>); 8] = [
 /// Rows of the run in which memory is swapped.
 const SWAPPED: [(&str, &str); 3] =
     [("swapped_results", "text"), ("swapped_s", "s"), ("swapped_out_gib", "GiB")];
+/// What a program is expected to take, in seconds: most of it goes into importing.
+const EXPECTED: f64 = 10.0;
+/// Of the group's time, the part that is kept for the runs with forced swaps.
+const FOR_SWAPS: f64 = 0.4;
 /// Memory that a program and its neighbour fight for.
 const REST: u64 = 8 * GIB;
 /// What a program may have of it.
@@ -132,7 +137,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         }
     };
     let assigner = Assigner::start(bench).map_err(|error| format!("{error:#}"));
-    let next = Mutex::new(PROGRAMS.iter());
+    let next = Mutex::new(PROGRAMS.iter().enumerate());
+    let all = bench.seconds_left();
     let details = Mutex::new(serde_json::Map::new());
     // Digests of the runs alone.
     let digests = Mutex::new(BTreeMap::new());
@@ -143,7 +149,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
             scope.spawn(|| {
                 loop {
                     let program = next.lock().ok().and_then(|mut next| next.next());
-                    let Some((name, module, script, argument)) = program else { return };
+                    let Some((at, (name, module, script, argument))) = program else { return };
                     if !python.has(module) {
                         refuse(bench, name, &format!("{module} is not installed"));
                         continue;
@@ -153,6 +159,11 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
                         python: &python,
                         script: python.script(script),
                         argument: *argument,
+                        limit: || {
+                            let left = bench.seconds_left() - FOR_SWAPS * all;
+                            // Each runs twice.
+                            allowance(left, 2 * (PROGRAMS.len() - at) - 1, workers, EXPECTED)
+                        },
                     };
                     let (detail, digest) = runner.compare(name, assigner.as_ref());
                     if let Some((mut digests, digest)) = digests.lock().ok().zip(digest) {
@@ -188,10 +199,11 @@ fn swap_all(bench: &Bench, python: &Python, digests: &BTreeMap<&str, String>) {
             bench.missing(&place(column, name), unit, why);
         }
     };
-    let crowd = Sizes::find().and_then(|sizes| Crowd::gather(bench, sizes, REST, 2, 64 * MIB));
-    for (name, _, script, argument) in PROGRAMS {
+    let crowd = bench.sizes().and_then(|sizes| Crowd::gather(bench, sizes, REST, 2, 64 * MIB));
+    for (at, (name, _, script, argument)) in PROGRAMS.into_iter().enumerate() {
         let Some(digest) = digests.get(name) else { continue };
-        let runner = Runner { bench, python, script: python.script(script), argument };
+        let limit = || allowance(bench.seconds_left(), PROGRAMS.len() - at - 1, 1, EXPECTED);
+        let runner = Runner { bench, python, script: python.script(script), argument, limit };
         let swapped = match &crowd {
             Ok(crowd) => runner.swap(name, crowd, digest),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
@@ -222,14 +234,16 @@ fn verdict(same: bool, neighbours: bool, out: u64) -> (&'static str, bool) {
 }
 
 /// One program, both ways.
-struct Runner<'a> {
+struct Runner<'a, L: Fn() -> f64> {
     bench: &'a Bench,
     python: &'a Python,
     script: PathBuf,
     argument: Option<&'static str>,
+    /// Seconds that a run may take from now on.
+    limit: L,
 }
 
-impl Runner<'_> {
+impl<L: Fn() -> f64> Runner<'_, L> {
     /// Beside a neighbour that needs nearly all of the memory again and again.
     fn swap(&self, name: &str, crowd: &Crowd, digest: &str) -> anyhow::Result<()> {
         let bench = self.bench;
@@ -347,7 +361,7 @@ impl Runner<'_> {
         command.arg(&self.script);
         command.args(self.argument);
         command.env("PYTHONDONTWRITEBYTECODE", "1");
-        let limit = self.bench.seconds_left().clamp(1.0, 75.0);
+        let limit = (self.limit)().clamp(1.0, 75.0);
         let mut printed = String::new();
         let ending = child::run(&mut command, Duration::from_secs_f64(limit), |line| {
             if line.starts_with('{') {

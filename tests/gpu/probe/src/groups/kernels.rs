@@ -44,26 +44,32 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     checked.add(right);
     let repeats = bench.pick(3, 11);
     let mut plain_all: [Vec<f64>; 4] = Default::default();
-    for chunk in bench.chunks(2 * bytes) {
-        let range = Range::filled(&work.gpu, 2 * bytes, chunk)?;
-        let mapped = Region { at: range.at };
-        checked.add(parts.check(&mapped)?);
-        for (k, name) in KERNELS.into_iter().enumerate() {
-            // Plain and mapped by turns, so that clocks and heat are the same for both.
-            let (mut on_plain, mut on_mapped, mut ratio) = (vec![], vec![], vec![]);
-            for repeat in 0..=repeats {
-                let a = parts.seconds(k, &plain)?;
-                let b = parts.seconds(k, &mapped)?;
-                if repeat > 0 {
-                    on_plain.push(a);
-                    on_mapped.push(b);
-                    ratio.push(b / a);
+    let chunks = bench.chunks(2 * bytes);
+    let part = |chunk: &u64| format!("mapped_over_plain@{}", label(*chunk));
+    let limits = crate::parts::Parts::new(bench, chunks.iter().map(|chunk| (part(chunk), 1.0)));
+    for chunk in chunks {
+        limits.run(&part(&chunk), |_| {
+            let range = Range::filled(&work.gpu, 2 * bytes, chunk)?;
+            let mapped = Region { at: range.at };
+            checked.add(parts.check(&mapped)?);
+            for (k, name) in KERNELS.into_iter().enumerate() {
+                // Plain and mapped by turns, so that clocks and heat are the same for both.
+                let (mut on_plain, mut on_mapped, mut ratio) = (vec![], vec![], vec![]);
+                for repeat in 0..=repeats {
+                    let a = parts.seconds(k, &plain)?;
+                    let b = parts.seconds(k, &mapped)?;
+                    if repeat > 0 {
+                        on_plain.push(a);
+                        on_mapped.push(b);
+                        ratio.push(b / a);
+                    }
                 }
+                let place = |column: &str| format!("mapped_over_plain.{column}@{}", label(chunk));
+                bench.sample(&place(name), "ratio", &ratio);
+                plain_all[k].extend(on_plain);
             }
-            let place = |column: &str| format!("mapped_over_plain.{column}@{}", label(chunk));
-            bench.sample(&place(name), "ratio", &ratio);
-            plain_all[k].extend(on_plain);
-        }
+            Ok(())
+        })?;
     }
     let spread = |k: usize| Spread::of(&plain_all[k]);
     let rate = |k: usize, work: f64| spread(k).map(|s| s.map(|seconds| work / seconds / 1e9));

@@ -1,18 +1,58 @@
 //! Group `link`: page-locked copies out, in, and both at once, by block size and number of streams;
 //! then page-out of one process beside page-in of another (`groups::pipeline`).
 
+use std::time::Instant;
+
 use anyhow::Context;
 
 use super::pipeline;
 use crate::bench::{Bench, GIB, MIB, Workbench, label};
 use crate::driver::device::{DeviceMemory, Event, Gpu, Pinned, Stream};
+use crate::pace::{Load, Pace};
+use crate::parts::Parts;
 use crate::reference::splitmix64;
 use crate::row::Row;
 
+/// Blocks of a switch that are compared.
+pub(crate) const SWITCHED: [u64; 5] = [2 * MIB, 8 * MIB, 32 * MIB, 64 * MIB, 256 * MIB];
+
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
-    bench.text("pcie", pcie(&Gpu::open()?));
-    plain(bench)?;
-    pipeline::run(bench)
+    let gpu = Gpu::open()?;
+    bench.text("pcie", pcie(&gpu));
+    let size = size(bench, &gpu)?;
+    let blocks = bench.chunks(2 * size);
+    let copies = blocks.iter().map(|block| (format!("copy@{}", label(*block)), 1.0));
+    let switches = SWITCHED.iter().map(|chunk| (format!("pipeline@{}", label(*chunk)), 1.0));
+    let names = copies.chain([(DUPLEX.to_owned(), 1.0)]).chain(switches);
+    let parts = Parts::new(bench, names);
+    plain(bench, &parts, &blocks, size)?;
+    pipeline::run(bench, &parts)
+}
+
+/// The part with both directions at once, after which all that was copied is compared.
+const DUPLEX: &str = "duplex";
+
+/// Bytes on both sides for each direction.
+fn size(bench: &Bench, gpu: &Gpu) -> anyhow::Result<u64> {
+    let device = bench.device_bytes(gpu, 2 * GIB, 0.3)? / 2;
+    let size = device.min(bench.host_bytes(GIB, 0.2)).next_power_of_two();
+    Ok(if size > device { size / 2 } else { size })
+}
+
+/// How often a block's line copies its volume: out, in, both, with one stream and with two.
+const WAYS: u64 = 8;
+
+/// What a line copies each time, and how often, so that it ends within its limit: a slow machine copies less, but every block once.
+fn amount(bench: &Bench, pace: &Pace, limit: f64, block: u64, size: u64) -> (u64, usize) {
+    let load = |repeats: usize| Load {
+        fixed: 0.0,
+        crossings: (WAYS * (repeats as u64 + 1)) as f64,
+        handled: 0.0,
+    };
+    let most = bench.pick(size, size.max(2 * GIB));
+    let fits = |repeats| pace.fitting(limit, load(repeats)).min(most) / block * block;
+    let often = [bench.pick(2, 5), 2].into_iter().find(|repeats| fits(*repeats) >= 4 * block);
+    often.map_or((block, 1), |repeats| (fits(repeats), repeats))
 }
 
 /// Speed and width of the GPU's link, as the kernel says.
@@ -50,11 +90,8 @@ enum Way {
     In,
 }
 
-fn plain(bench: &Bench) -> anyhow::Result<()> {
+fn plain(bench: &Bench, parts: &Parts, blocks: &[u64], size: u64) -> anyhow::Result<()> {
     let work = Workbench::open()?;
-    let device = bench.device_bytes(&work.gpu, 2 * GIB, 0.3)? / 2;
-    let size = device.min(bench.host_bytes(GIB, 0.2)).next_power_of_two();
-    let size = if size > device { size / 2 } else { size };
     let mut ends = Ends {
         host_out: work.gpu.pinned(size)?,
         host_in: work.gpu.pinned(size)?,
@@ -66,9 +103,8 @@ fn plain(bench: &Bench) -> anyhow::Result<()> {
     }
     work.fill(ends.device_out.at, size, 77)?;
     let streams = [work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?];
-    let volume = bench.pick(size, size.max(2 * GIB));
-    let repeats = bench.pick(2, 5);
-    for block in bench.chunks(2 * size) {
+    let mut pace = bench.sizes()?.pace();
+    for block in blocks.iter().copied() {
         let kinds: [(&str, &[Way], usize); 6] = [
             ("out_1", &[Way::Out], 1),
             ("in_1", &[Way::In], 1),
@@ -77,19 +113,49 @@ fn plain(bench: &Bench) -> anyhow::Result<()> {
             ("in_2", &[Way::In], 2),
             ("both_2", &[Way::Out, Way::In], 2),
         ];
-        for (name, ways, count) in kinds {
-            let mut rates = Vec::new();
-            for repeat in 0..=repeats {
-                let shape = Shape { block, volume, streams: count };
-                let seconds = copies(&work.gpu, &streams, &ends, ways, shape)?;
-                if repeat > 0 {
-                    rates.push((volume * ways.len() as u64) as f64 / seconds / 1e9);
+        let column = |name: &str| format!("copy.{name}_gb_per_s@{}", label(block));
+        let measured = parts.run(&format!("copy@{}", label(block)), |limit| {
+            let begin = Instant::now();
+            let (volume, repeats) = amount(bench, &pace, limit, block, size);
+            for (name, ways, count) in kinds {
+                let mut rates = Vec::new();
+                for repeat in 0..=repeats {
+                    let shape = Shape { block, volume, streams: count };
+                    let seconds = copies(&work.gpu, &streams, &ends, ways, shape)?;
+                    if repeat > 0 {
+                        rates.push((volume * ways.len() as u64) as f64 / seconds / 1e9);
+                    }
                 }
+                let note = format!("{} each way at a time", label(volume));
+                bench.row(Row::sample(bench.group, &column(name), "GB/s", &rates).note(note));
             }
-            bench.sample(&format!("copy.{name}_gb_per_s@{}", label(block)), "GB/s", &rates);
+            let crossings = (WAYS * (repeats as u64 + 1)) as f64;
+            let load = Load { fixed: 0.0, crossings, handled: 0.0 };
+            pace.learn(volume, load, begin.elapsed().as_secs_f64());
+            Ok(())
+        });
+        if let Err(error) = measured {
+            for (name, ..) in kinds {
+                bench.missing(&column(name), "GB/s", format!("{error:#}"));
+            }
         }
     }
-    duplex(bench, &work.gpu, &streams, &ends, size, volume)?;
+    let both = parts.run(DUPLEX, |limit| {
+        // Of each direction there is at least the whole, to be compared.
+        let load = Load { fixed: 1.0, crossings: bench.pick(3.0, 6.0), handled: 2.0 };
+        let volume = pace.fitting(limit, load).clamp(size, size.max(2 * GIB)) / size * size;
+        duplex(bench, &work.gpu, &streams, &ends, size, bench.pick(size, volume))
+    });
+    if let Err(error) = both {
+        for name in ["duplex_out_gb_per_s", "duplex_in_gb_per_s"] {
+            bench.missing(name, "GB/s", format!("{error:#}"));
+        }
+        bench.missing("copied_bytes", "text", format!("{error:#}"));
+        return Ok(());
+    }
+    if bench.ended.contains(DUPLEX) {
+        return Ok(());
+    }
     // What the copies left must be what the other side had.
     let right_out = ends
         .host_out

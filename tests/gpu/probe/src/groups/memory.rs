@@ -10,6 +10,7 @@ use anyhow::Context;
 use crate::bench::{Bench, GIB, MIB, Workbench, label};
 use crate::driver::device::{Attribute, Gpu, Grid};
 use crate::driver::mapped::{Range, granularity};
+use crate::parts::Parts;
 use crate::row::Row;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
@@ -22,18 +23,20 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         anyhow::bail!("this device has no virtual memory management: the pager cannot work on it");
     }
     let budget = bench.device_bytes(&work.gpu, 4 * GIB, 0.4)?;
-    for chunk in bench.chunks(budget) {
+    let chunks = bench.chunks(budget);
+    let part = |chunk: &u64| format!("memory@{}", label(*chunk));
+    let parts = Parts::new(bench, chunks.iter().map(|chunk| (part(chunk), 1.0)));
+    for chunk in chunks {
         let count = (budget / chunk).clamp(2, bench.pick(8, 64)) as usize;
-        for load in [Load::Idle, Load::Busy] {
-            if let Err(error) = chunk_calls(bench, &work, chunk, count, load) {
-                bench.missing(
-                    &format!("{}.cycle_us@{}", load.matrix(), label(chunk)),
-                    "us",
-                    format!("{error:#}"),
-                );
+        parts.run(&part(&chunk), |_| {
+            for load in [Load::Idle, Load::Busy] {
+                if let Err(error) = chunk_calls(bench, &work, chunk, count, load) {
+                    let name = format!("{}.cycle_us@{}", load.matrix(), label(chunk));
+                    bench.missing(&name, "us", format!("{error:#}"));
+                }
             }
-        }
-        plain_calls(bench, &work.gpu, chunk, count)?;
+            plain_calls(bench, &work.gpu, chunk, count)
+        })?;
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Group {
             Group::Memory => 70,
             Group::Pinned => 75,
             Group::Link => 80,
-            Group::Swap => 90,
+            Group::Swap => 150,
             Group::Hash => 30,
             Group::Kernels => 60,
             Group::Calls => 40,
@@ -107,8 +107,10 @@ impl Group {
 
     /// Of the 520 seconds for all, what is kept for the group however long those before it take. The driver's own checkpoint, which
     /// nothing of ours rests on, gets what is left.
-    fn kept_s(self) -> u64 {
+    fn kept_s(self, simulated: bool) -> u64 {
         match self {
+            // What the software GPU does not run is refused at once.
+            Group::Kernels | Group::Frameworks if simulated => 5,
             Group::Driver => 10,
             Group::Memory | Group::Pinned => 15,
             Group::Hash | Group::Calls | Group::Kernels => 20,
@@ -121,11 +123,17 @@ impl Group {
     }
 
     /// Seconds for the first of these groups, when so many are left of so many for all.
-    pub(crate) fn share_s(groups: &[Group], left: f64, budget: f64) -> f64 {
+    pub(crate) fn share_s(groups: &[Group], left: f64, budget: f64, simulated: bool) -> f64 {
         let Some((first, later)) = groups.split_first() else { return 0.0 };
         let scale = (budget / 520.0).min(1.0);
-        let kept: u64 = later.iter().map(|group| group.kept_s()).sum();
+        let kept: u64 = later.iter().map(|group| group.kept_s(simulated)).sum();
         (left - kept as f64 * scale).min(first.limit_s() as f64).max(0.0)
+    }
+
+    /// Whether what it does depends on how large the GPU is and how fast its link.
+    pub(crate) fn is_sized(self) -> bool {
+        use Group::{Frameworks, Link, Paths, Sharing, Swap};
+        matches!(self, Link | Swap | Paths | Sharing | Frameworks)
     }
 
     /// Measures it in this process.
@@ -154,11 +162,11 @@ mod tests {
 
     #[test]
     fn groups_that_take_all_they_may_leave_the_later_ones_what_is_kept() {
-        for budget in [60.0, 200.0, 520.0] {
+        for (budget, simulated) in [(60.0, true), (200.0, false), (520.0, false), (520.0, true)] {
             let mut left = budget;
             for (at, group) in Group::ALL.iter().enumerate() {
-                let share = Group::share_s(&Group::ALL[at..], left, budget);
-                let kept = group.kept_s() as f64 * budget / 520.0;
+                let share = Group::share_s(&Group::ALL[at..], left, budget, simulated);
+                let kept = group.kept_s(simulated) as f64 * budget / 520.0;
                 assert!(
                     share > kept.min(left) - 1e-6,
                     "{group:?}: {share} of {left}, {budget} for all"
@@ -168,6 +176,6 @@ mod tests {
             assert!(left > -1e-6);
         }
         // One that is alone gets all it may have.
-        assert_eq!(Group::share_s(&[Group::Sharing], 520.0, 520.0), 180.0);
+        assert_eq!(Group::share_s(&[Group::Sharing], 520.0, 520.0, false), 180.0);
     }
 }

@@ -12,13 +12,17 @@ use super::frameworks::Python;
 use crate::assigner::Assigner;
 use crate::bench::{Bench, MIB};
 use crate::child;
-use crate::crowd::{Program, Sizes};
+use crate::crowd::Program;
 use crate::driver::device;
+use crate::parts::Parts;
 use crate::row::Row;
 
 const PROGRAMS: &str = "libexec/acb-tests";
 /// What one program may take, context and all.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// The row with the context as the assigner measures it.
+const CONTEXT: &str = "context_by_assigner_mib";
 
 /// How a way leads to the driver, which decides what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,38 +72,54 @@ impl Audit {
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     let assigner = Assigner::start(bench).map_err(|error| format!("{error:#}"));
+    let names = WAYS.iter().map(|(way, ..)| format!("load_paths@{way}"));
+    let names = names.chain(ASKERS.iter().map(|(asker, _)| format!("nvml@{asker}")));
+    let parts = Parts::new(bench, names.chain([CONTEXT.to_owned()]).map(|name| (name, 1.0)));
     for (way, words, lead) in WAYS {
-        for audit in [Audit::Off, Audit::On] {
-            let name = format!("load_paths.{}@{way}", audit.column());
-            let asked = assigner.as_ref().map_err(|why| anyhow::anyhow!("{why}"));
-            match asked.and_then(|assigner| load(bench, assigner, words, audit)) {
-                Ok(answer) => {
-                    let expected = expected(lead, audit);
-                    let row = Row::text(bench.group, &name, answer.word());
-                    let note = format!("answered by {}", answer.loaded.library);
-                    bench.row(row.verified(answer == expected).note(note));
+        let measured = parts.run(&format!("load_paths@{way}"), |_| {
+            [Audit::Off, Audit::On].into_iter().for_each(|audit| {
+                let name = format!("load_paths.{}@{way}", audit.column());
+                let asked = assigner.as_ref().map_err(|why| anyhow::anyhow!("{why}"));
+                match asked.and_then(|assigner| load(bench, assigner, words, audit)) {
+                    Ok(answer) => {
+                        let expected = expected(lead, audit);
+                        let row = Row::text(bench.group, &name, answer.word());
+                        let note = format!("answered by {}", answer.loaded.library);
+                        bench.row(row.verified(answer == expected).note(note));
+                    }
+                    Err(error) => bench.missing(&name, "text", format!("{error:#}")),
                 }
-                Err(error) => bench.missing(&name, "text", format!("{error:#}")),
+            });
+            Ok(())
+        });
+        if let Err(error) = measured {
+            for audit in [Audit::Off, Audit::On] {
+                let name = format!("load_paths.{}@{way}", audit.column());
+                bench.missing(&name, "text", format!("{error:#}"));
             }
         }
     }
     for (asker, program) in ASKERS {
         let name = format!("nvml.agrees@{asker}");
-        let asked = assigner.as_ref().map_err(|why| anyhow::anyhow!("{why}"));
-        match asked.and_then(|assigner| agreement(bench, assigner, program)) {
-            Ok((agrees, note)) => {
-                let word = if agrees { "agrees" } else { "DIFFERS" };
-                bench.row(Row::text(bench.group, &name, word).verified(agrees).note(note));
-            }
-            Err(error) => bench.missing(&name, "text", format!("{error:#}")),
+        let measured = parts.run(&format!("nvml@{asker}"), |_| {
+            let asked = assigner.as_ref().map_err(|why| anyhow::anyhow!("{why}"));
+            let (agrees, note) = asked.and_then(|assigner| agreement(bench, assigner, program))?;
+            let word = if agrees { "agrees" } else { "DIFFERS" };
+            bench.row(Row::text(bench.group, &name, word).verified(agrees).note(note));
+            Ok(())
+        });
+        if let Err(error) = measured {
+            bench.missing(&name, "text", format!("{error:#}"));
         }
     }
-    let name = "context_by_assigner_mib";
-    match assigner.map_err(anyhow::Error::msg).and_then(|assigner| context(&assigner)) {
-        Ok((bytes, note)) => {
-            bench.row(Row::value(bench.group, name, "MiB", mib(bytes)).note(note));
-        }
-        Err(error) => bench.missing(name, "MiB", format!("{error:#}")),
+    let measured = parts.run(CONTEXT, |_| {
+        let asked = assigner.as_ref().map_err(|why| anyhow::anyhow!("{why}"));
+        let (bytes, note) = asked.and_then(|assigner| context(bench, assigner))?;
+        bench.row(Row::value(bench.group, CONTEXT, "MiB", mib(bytes)).note(note));
+        Ok(())
+    });
+    if let Err(error) = measured {
+        bench.missing(CONTEXT, "MiB", format!("{error:#}"));
     }
     Ok(())
 }
@@ -230,8 +250,8 @@ fn agreement(bench: &Bench, assigner: &Assigner, program: &str) -> anyhow::Resul
 }
 
 /// Bytes that status has for the context of a small program, beside what a second process sees it take.
-fn context(assigner: &Assigner) -> anyhow::Result<(u64, String)> {
-    let sizes = Sizes::find()?;
+fn context(bench: &Bench, assigner: &Assigner) -> anyhow::Result<(u64, String)> {
+    let sizes = bench.sizes()?;
     let mut command = assigner.run(std::env::current_exe()?);
     command.args(["swapped", &(2 * MIB).to_string(), "1"]);
     let mut program = Program::swapped(command)?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::bench::{Bench, GIB, MIB, label};
 use crate::driver::device::Gpu;
 use crate::host::{self, Pages, Region};
+use crate::parts::Parts;
 use crate::row::Row;
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
@@ -14,41 +15,51 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     bench.text("transparent_huge_pages", pages.as_deref().unwrap_or("unknown").trim());
     // Seconds per byte of the slowest way so far, to know what the next size would take.
     let mut pace = 0f64;
-    for size in [GIB, 4 * GIB, 16 * GIB].map(|size| bench.pick(size / 64, size)) {
-        let refusal = refusal(bench, size, pace);
+    let sizes = [GIB, 4 * GIB, 16 * GIB].map(|size| bench.pick(size / 64, size));
+    let part = |size: u64| format!("pin@{}", label(size));
+    let weights = sizes.map(part).into_iter().zip([1.0, 1.0, 3.0]);
+    let parts = Parts::new(bench, weights.chain([(PIECES.to_owned(), 1.0)]));
+    for size in sizes {
         let repeats = if size <= GIB { bench.pick(1, 3) } else { 1 };
-        match refusal {
-            Some(why) => {
-                for name in ["allocate", "free", "touch", "register", "prepare", "unregister"] {
-                    bench.missing(&place(name, size), "GiB/s", &why);
-                }
-            }
-            None => {
-                let begin = Instant::now();
-                allocated(bench, &gpu, size, repeats)?;
-                registered(bench, &gpu, size, repeats)?;
-                pace = begin.elapsed().as_secs_f64() / (size * repeats as u64) as f64;
+        let measured = parts.run(&part(size), |limit| {
+            anyhow::ensure!(
+                size <= GIB || !bench.simulated,
+                "the software GPU pins nothing: more of it shows nothing"
+            );
+            possible(size, pace, limit)?;
+            let begin = Instant::now();
+            allocated(bench, &gpu, size, repeats)?;
+            registered(bench, &gpu, size, repeats)?;
+            pace = begin.elapsed().as_secs_f64() / (size * repeats as u64) as f64;
+            Ok(())
+        });
+        if let Err(error) = measured {
+            for name in ["allocate", "free", "touch", "register", "prepare", "unregister"] {
+                bench.missing(&place(name, size), "GiB/s", format!("{error:#}"));
             }
         }
     }
-    small_pages(bench, &gpu, bench.pick(64 * MIB, GIB))?;
-    pieces(bench, &gpu, bench.pick(64 * MIB, GIB))
+    parts.run(PIECES, |_| {
+        small_pages(bench, &gpu, bench.pick(64 * MIB, GIB))?;
+        pieces(bench, &gpu, bench.pick(64 * MIB, GIB))
+    })
 }
+
+/// The part with small pages, and with pieces.
+const PIECES: &str = "pieces";
 
 fn place(name: &str, size: u64) -> String {
     format!("pin.{name}_gib_per_s@{}", label(size))
 }
 
-/// Why a size is not measured.
-fn refusal(bench: &Bench, size: u64, pace: f64) -> Option<String> {
+/// That a size fits the host, and the time.
+fn possible(size: u64, pace: f64, limit: f64) -> anyhow::Result<()> {
     let available = host::available_memory();
-    if size as f64 > available as f64 * 0.45 {
-        let gib = |bytes: u64| bytes as f64 / GIB as f64;
-        return Some(format!("the host has {:.1} GiB available", gib(available)));
-    }
+    let gib = available as f64 / GIB as f64;
+    anyhow::ensure!(size as f64 <= available as f64 * 0.45, "the host has {gib:.1} GiB available");
     let expected = pace * size as f64 * 1.3;
-    (expected > bench.seconds_left())
-        .then(|| format!("would take {expected:.0} s, {:.0} s are left", bench.seconds_left()))
+    anyhow::ensure!(expected <= limit, "would take {expected:.0} s of {limit:.0}");
+    Ok(())
 }
 
 fn rates(size: u64, seconds: &[f64]) -> Vec<f64> {

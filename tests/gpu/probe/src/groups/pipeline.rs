@@ -12,18 +12,24 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::Context;
 
+use super::link::SWITCHED;
 use crate::bench::{Bench, GIB, MIB, Workbench, label};
 use crate::driver::device::{Gpu, Pinned};
 use crate::driver::mapped::Range;
 use crate::host::monotonic_ns;
+use crate::pace::Load;
+use crate::parts::Parts;
 use crate::reference::splitmix64;
 use crate::row::Row;
 
 /// Copies that are queued before the oldest is waited for.
 const DEPTH: usize = 3;
+const COLUMNS: [(&str, &str); 3] =
+    [("switch_gb_per_s", "GB/s"), ("out_alone_gb_per_s", "GB/s"), ("switch_over_one_way", "ratio")];
 const VICTIM_SEED: u64 = 5_000_000_000;
 const HOLDER_SEED: u64 = 9_000_000_000;
 
@@ -36,42 +42,70 @@ pub(crate) enum Role {
     Holder,
 }
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
+/// Of a line: each round fills memory, copies it out alone and once more, in alone and once more, and looks at it.
+const LOAD: Load = Load { fixed: 1.0, crossings: 16.0, handled: 8.0 };
+/// Both processes start, and the holder's memory is filled.
+const START: Load = Load { fixed: 2.0, crossings: 0.0, handled: 4.0 };
+
+pub(crate) fn run(bench: &Bench, parts: &Parts) -> anyhow::Result<()> {
     let gpu = Gpu::open()?;
-    let bytes = bench.device_bytes(&gpu, 4 * GIB, 0.25)?.min(bench.host_bytes(4 * GIB, 0.15));
-    let bytes = bytes / (256 * MIB).min(bytes) * (256 * MIB).min(bytes);
-    let mut pair = Pair::start(bytes)?;
+    let most = bench.device_bytes(&gpu, 4 * GIB, 0.25)?.min(bench.host_bytes(4 * GIB, 0.15));
+    let chunks: Vec<(u64, String)> =
+        SWITCHED.map(|chunk| (chunk, format!("pipeline@{}", label(chunk)))).to_vec();
+    let mut pace = bench.sizes()?.pace();
+    let mut pair: Option<Pair> = None;
     let mut best: Option<(f64, String)> = None;
-    for chunk in [2 * MIB, 8 * MIB, 32 * MIB, 64 * MIB, 256 * MIB] {
-        if !bytes.is_multiple_of(chunk) || bytes / chunk < 2 {
-            continue;
-        }
-        let (mut switch, mut one_way, mut ratio, mut right) = (vec![], vec![], vec![], true);
-        for repeat in 0..=bench.pick(1, 3) {
-            let round = pair.round(chunk)?;
-            right &= round.right;
-            if repeat > 0 {
-                switch.push(bytes as f64 / round.switch_s / 1e9);
-                one_way.push(bytes as f64 / round.out_alone_s / 1e9);
-                ratio.push(round.switch_s / round.out_alone_s.max(round.in_alone_s));
+    for (chunk, part) in chunks {
+        let place = |name: &str| format!("pipeline.{name}@{}", label(chunk));
+        let measured = parts.run(&part, |limit| {
+            // Two chunks, at least.
+            let load = Load { fixed: LOAD.fixed + START.fixed, ..LOAD };
+            let load = Load { handled: load.handled + START.handled, ..load };
+            let least = (2 * chunk).max((64 * MIB).min(most) / chunk * chunk);
+            anyhow::ensure!(least <= most, "too large for {}", label(most));
+            let bytes = pace.within(limit, load, least, most)?;
+            let unit = if bytes >= 512 * MIB { 256 * MIB } else { chunk };
+            let bytes = bytes / unit * unit;
+            let begin = Instant::now();
+            if pair.as_ref().is_none_or(|pair| pair.bytes != bytes) {
+                drop(pair.take());
+                pair = Some(Pair::start(bytes)?);
+            }
+            let pair = pair.as_mut().context("it was started above")?;
+            let (mut switch, mut one_way, mut ratio, mut right) = (vec![], vec![], vec![], true);
+            for repeat in 0..=bench.pick(1, 3) {
+                let round = pair.round(chunk)?;
+                right &= round.right;
+                if repeat > 0 {
+                    switch.push(bytes as f64 / round.switch_s / 1e9);
+                    one_way.push(bytes as f64 / round.out_alone_s / 1e9);
+                    ratio.push(round.switch_s / round.out_alone_s.max(round.in_alone_s));
+                }
+            }
+            pace.learn(bytes, load, begin.elapsed().as_secs_f64());
+            let row = Row::sample(bench.group, &place("switch_gb_per_s"), "GB/s", &switch);
+            let rate = row.value;
+            let note = format!("{} of one process out, as much of another in", label(bytes));
+            bench.row(row.verified(right).note(note));
+            bench.sample(&place("out_alone_gb_per_s"), "GB/s", &one_way);
+            bench.sample(&place("switch_over_one_way"), "ratio", &ratio);
+            if let Some(rate) = rate
+                && best.as_ref().is_none_or(|(other, _)| rate > *other)
+            {
+                best = Some((rate, label(chunk)));
+            }
+            Ok(())
+        });
+        if let Err(error) = measured {
+            drop(pair.take());
+            for (column, unit) in COLUMNS {
+                bench.missing(&place(column), unit, format!("{error:#}"));
             }
         }
-        let place = |name: &str| format!("pipeline.{name}@{}", label(chunk));
-        let row = Row::sample(bench.group, &place("switch_gb_per_s"), "GB/s", &switch);
-        let rate = row.value;
-        bench.row(
-            row.verified(right)
-                .note(format!("{} of one process out, as much of another in", label(bytes))),
-        );
-        bench.sample(&place("out_alone_gb_per_s"), "GB/s", &one_way);
-        bench.sample(&place("switch_over_one_way"), "ratio", &ratio);
-        if let Some(rate) = rate
-            && best.as_ref().is_none_or(|(other, _)| rate > *other)
-        {
-            best = Some((rate, label(chunk)));
-        }
     }
-    pair.end()?;
+    if let Some(pair) = pair {
+        pair.end()?;
+    }
     if let Some((rate, chunk)) = best {
         bench.row(Row::value(bench.group, "pipeline_best_gb_per_s", "GB/s", rate).note(format!(
             "chunks of {chunk}; bytes of one side over the time of the whole switch"
@@ -90,6 +124,8 @@ struct Round {
 
 /// The two processes.
 struct Pair {
+    /// Of each process.
+    bytes: u64,
     victim: Child,
     holder: Child,
     victim_in: ChildStdin,
@@ -112,7 +148,7 @@ impl Pair {
             .spawn()?;
         let victim_in = victim.stdin.take().expect("its stdin is piped");
         let holder_out = BufReader::new(holder.stdout.take().expect("its stdout is piped"));
-        Ok(Self { victim, holder, victim_in, holder_out })
+        Ok(Self { bytes, victim, holder, victim_in, holder_out })
     }
 
     fn round(&mut self, chunk: u64) -> anyhow::Result<Round> {

@@ -6,17 +6,19 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::frameworks::Python;
 use crate::assigner::Assigner;
-use crate::bench::{Bench, GIB, MIB, NO_TIME, about};
+use crate::bench::{Bench, GIB, MIB, about};
 use crate::child;
-use crate::crowd::{Crowd, Sizes};
+use crate::crowd::Crowd;
 use crate::host;
 use crate::moved::{gib, while_watched};
+use crate::pace::{Load, Pace};
+use crate::parts::Parts;
 use crate::phases::{Report, bound, rounds_per_s};
 use crate::row::Row;
 use crate::stats::Spread;
@@ -41,8 +43,21 @@ const COLUMNS: [(&str, &str); 10] = [
 const SWAPPED: (&str, &str) = ("swapped_gib", "GiB");
 
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
-    for (name, program, room) in FLAVOURS {
-        if let Err(error) = attempt(bench, name, program, room) {
+    let part = |name: &str| format!("sharing@{name}");
+    let weight = |name: &str, room: Room| match room {
+        _ if name.starts_with("pytorch") => 3.0,
+        Room::Enough | Room::Short => 2.5,
+        Room::Most => 4.0,
+    };
+    let weights = FLAVOURS.map(|(name, _, room)| (part(name), weight(name, room)));
+    let parts = Parts::new(bench, weights);
+    let mut pace = bench.sizes().map(|sizes| sizes.pace()).ok();
+    for (name, make, room) in FLAVOURS {
+        let measured = parts.run(&part(name), |limit| {
+            let until = Instant::now() + Duration::from_secs_f64(limit);
+            attempt(bench, Flavour { name, make, room, limit, until }, pace.as_mut())
+        });
+        if let Err(error) = measured {
             let swapped = (room != Room::Enough).then_some(SWAPPED);
             for (column, unit) in COLUMNS.into_iter().chain(swapped) {
                 bench.missing(&place(column, name), unit, format!("{error:#}"));
@@ -52,7 +67,24 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Make = fn(&Bench, Option<Work>) -> anyhow::Result<Program>;
+/// A line of the table, and the time for it.
+#[derive(Clone, Copy)]
+struct Flavour {
+    name: &'static str,
+    make: Make,
+    room: Room,
+    /// Seconds.
+    limit: f64,
+    until: Instant,
+}
+
+impl Flavour {
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
+type Make = fn(&Bench, Flavour, Option<Work>) -> anyhow::Result<Program>;
 
 /// How much memory there is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,6 +104,7 @@ struct Work {
     each: u64,
     /// Length of a phase where the program can be told.
     phase_ms: u64,
+    rounds: u64,
 }
 
 const FLAVOURS: [(&str, Make, Room); 6] = [
@@ -89,49 +122,62 @@ pub(crate) fn flavours(short_of_memory: bool) -> Vec<&'static str> {
     wanted.map(|(name, ..)| *name).collect()
 }
 
-/// Rounds of a driver program whose memory is short.
-const ROUNDS: u64 = 3;
-/// What programs of ours take to start, in seconds.
-const START: f64 = 10.0;
-
-fn attempt(bench: &Bench, name: &str, make: Make, room: Room) -> anyhow::Result<()> {
-    bench.time_for(START)?;
-    if room == Room::Enough {
+fn attempt(bench: &Bench, flavour: Flavour, pace: Option<&mut Pace>) -> anyhow::Result<()> {
+    if flavour.room == Room::Enough {
         let assigner = Assigner::start(bench)?;
-        return measure(bench, name, &make(bench, None)?, &assigner, room)
+        let program = (flavour.make)(bench, flavour, None)?;
+        return measure(bench, flavour, flavour.name, &program, &assigner)
             .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", assigner.log()));
     }
-    let (short, chunk) = bench.pick((64 * MIB, 2 * MIB), (2 * GIB, 64 * MIB));
-    let sizes = Sizes::find()?;
-    let (rest, phase_ms) = match room {
-        Room::Most => most(bench, sizes, short)?,
-        // PyTorch has memory of its own beside what is asked for.
-        _ if name.starts_with("pytorch") => (short + 2 * GIB, 0),
-        _ => (short, bench.pick(100, 1000)),
-    };
-    let crowd = Crowd::gather(bench, sizes, rest, CLIENTS as u64, chunk)?;
-    let program = make(bench, Some(Work { each: crowd.each, phase_ms }))?;
-    let name = format!("{name}-{}", about(crowd.rest));
-    measure(bench, &name, &program, &crowd.assigner, room)
-        .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", crowd.assigner.log()))
+    let sizes = bench.sizes()?;
+    let pace = pace.context("how fast this machine's link is could not be measured")?;
+    let begin = Instant::now();
+    let plan = Plan::new(bench, flavour, pace, sizes.most(CLIENTS as u64))?;
+    let chunk = bench.pick(2 * MIB, 64 * MIB);
+    let crowd = Crowd::gather(bench, sizes, plan.rest, CLIENTS as u64, chunk)?;
+    let work = Work { each: crowd.each, phase_ms: plan.phase_ms, rounds: plan.rounds };
+    let program = (flavour.make)(bench, flavour, Some(work))?;
+    let name = format!("{}-{}", flavour.name, about(crowd.rest));
+    let measured = measure(bench, flavour, &name, &program, &crowd.assigner)
+        .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", crowd.assigner.log()));
+    pace.learn(plan.rest, plan.load, begin.elapsed().as_secs_f64());
+    measured
 }
 
-/// Bytes to fight for and milliseconds of a phase, as much as there is time for; an error where that is no more than was measured before.
-fn most(bench: &Bench, sizes: Sizes, before: u64) -> anyhow::Result<(u64, u64)> {
-    // A phase is as long as four switches; a run alone has six phases, a shared one at most nine with the switches. Three
-    // programs fill and compare their memory, and two pin it.
-    let switch = 1.0 / sizes.slower();
-    let seconds_per_gb = (5 * ROUNDS) as f64 * 4.0 * switch + 5.0 / 3.0;
-    let in_time = (bench.seconds_left() - START).max(0.0) / seconds_per_gb * 1e9;
-    let possible = bench.pick(128 * MIB, sizes.most(CLIENTS as u64));
-    let rest = possible.min(sizes.most(CLIENTS as u64)).min(in_time as u64);
-    anyhow::ensure!(in_time as u64 > before, NO_TIME);
-    anyhow::ensure!(
-        rest > before,
-        "GPU and host have memory for no more than the {} above",
-        about(before)
-    );
-    Ok((rest, ((rest as f64 / 1e9 * 4.0 * switch * 1e3) as u64).max(100)))
+/// A line in which memory is short: how much there is, and what is done with it.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Bytes to fight for.
+    rest: u64,
+    phase_ms: u64,
+    rounds: u64,
+    load: Load,
+}
+
+impl Plan {
+    /// As much as there is time for: of little memory with phases of half a second, or of most of it with phases that are long
+    /// against a switch.
+    fn new(bench: &Bench, flavour: Flavour, pace: &Pace, most: u64) -> anyhow::Result<Self> {
+        if flavour.name.starts_with("pytorch") {
+            // PyTorch has memory of its own beside what is asked for; its phases are its own.
+            let load = Load { fixed: 15.0, crossings: 12.0, handled: 5.0 };
+            let rest = pace.within(flavour.limit, load, 3 * GIB, 4 * GIB)?;
+            return Ok(Self { rest, phase_ms: 0, rounds: 0, load });
+        }
+        let (rounds, least_ms, largest) = match flavour.room {
+            Room::Most => (2, 100, bench.pick(128 * MIB, most)),
+            Room::Short | Room::Enough => (3, bench.pick(100, 500), bench.pick(64 * MIB, 2 * GIB)),
+        };
+        // A run alone has two phases a round; a shared one at most three, and its switches. A phase is as long as four switches.
+        // Three programs fill and compare their memory, and two pin it.
+        let phases = 5.0 * rounds as f64;
+        let fixed = 4.0 + phases * least_ms as f64 / 1e3;
+        let load = Load { fixed, crossings: phases * 5.0, handled: 5.0 };
+        let rest =
+            pace.within(flavour.limit, load, bench.pick(64 * MIB, 128 * MIB), largest.min(most))?;
+        let phase_ms = (4e3 * pace.crossing(rest)) as u64;
+        Ok(Self { rest, phase_ms: phase_ms.max(least_ms), rounds, load })
+    }
 }
 
 fn place(column: &str, flavour: &str) -> String {
@@ -151,10 +197,10 @@ const TIME_PASSES: &str =
 const NO_ROOM: &str = "without an assigner the memory of both would have to fit";
 
 /// With a little memory, or with so many bytes and phases that are long against a switch.
-fn driver_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+fn driver_program(bench: &Bench, _: Flavour, work: Option<Work>) -> anyhow::Result<Program> {
     let (cpu, gpu, rounds) = match work {
-        None => bench.pick((60, 40, 6), (300, 200, 16)),
-        Some(work) => (work.phase_ms, work.phase_ms, ROUNDS),
+        None => bench.pick((60, 40, 6), (300, 200, 12)),
+        Some(work) => (work.phase_ms, work.phase_ms, work.rounds),
     };
     let mut arguments: Vec<String> = ["phases".into()].to_vec();
     for (name, value) in [("--cpu-ms", cpu), ("--gpu-ms", gpu), ("--rounds", rounds)] {
@@ -162,8 +208,12 @@ fn driver_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> 
     }
     if let Some(work) = work {
         arguments.extend(["--mib".to_owned(), (work.each / MIB).to_string()]);
+        if bench.simulated {
+            // The software GPU computes on the host: with more kernels that would be what is measured.
+            arguments.extend(["--kernels".to_owned(), "1".to_owned()]);
+        }
     } else if bench.simulated {
-        // The software GPU computes on the host: with more memory that would be what is measured.
+        // Likewise with more memory.
         arguments.extend(["--mib".to_owned(), "1".to_owned()]);
     }
     // With too few cores two computing programs would measure the cores.
@@ -173,7 +223,7 @@ fn driver_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> 
     Ok(Program { program: std::env::current_exe()?, arguments, unmanaged: TIME_PASSES })
 }
 
-fn torch_training(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+fn torch_training(bench: &Bench, _: Flavour, work: Option<Work>) -> anyhow::Result<Program> {
     let mut program = torch(bench, work)?;
     let rounds = bench.pick(2, 4).to_string();
     // Next to no CPU phase: the bound is that of one after the other, less what overlaps of it.
@@ -199,7 +249,7 @@ fn torch(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
     Ok(Program { program: python.path, arguments, unmanaged })
 }
 
-fn torch_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
+fn torch_program(bench: &Bench, flavour: Flavour, work: Option<Work>) -> anyhow::Result<Program> {
     let mut program = torch(bench, work)?;
     anyhow::ensure!(
         host::cores() >= 2 * CLIENTS,
@@ -215,8 +265,7 @@ fn torch_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
     let mut calibrate = Command::new(&program.program);
     calibrate.arg(&program.arguments[0]).arg("--calibrate").arg(seconds.to_string());
     let mut printed = String::new();
-    let ending =
-        child::run(&mut calibrate, Duration::from_secs(60), |line| printed = line.to_owned())?;
+    let ending = child::run(&mut calibrate, flavour.left(), |line| printed = line.to_owned())?;
     anyhow::ensure!(ending.is_success(), "calibrating the PyTorch program: {}", ending.why());
     let (cpu, gpu) =
         printed.split_once(' ').with_context(|| format!("calibration printed '{printed}'"))?;
@@ -230,26 +279,23 @@ fn torch_program(bench: &Bench, work: Option<Work>) -> anyhow::Result<Program> {
 
 fn measure(
     bench: &Bench,
+    line: Flavour,
     flavour: &str,
     program: &Program,
     assigner: &Assigner,
-    room: Room,
 ) -> anyhow::Result<()> {
     let go = |name: &str| bench.work.join(format!("go-{flavour}-{name}"));
     let direct = || Command::new(&program.program);
-    let alone = together(program, vec![direct()], &go("alone"))?;
+    let together = |commands, go: PathBuf| together(program, commands, &go, line);
+    let alone = together(vec![direct()], go("alone"))?;
     let unmanaged = if program.unmanaged.is_empty() {
-        rounds_per_s(&together(
-            program,
-            (0..CLIENTS).map(|_| direct()).collect(),
-            &go("unmanaged"),
-        )?)
+        rounds_per_s(&together((0..CLIENTS).map(|_| direct()).collect(), go("unmanaged"))?)
     } else {
         None
     };
     let shared_runs = (0..CLIENTS).map(|_| assigner.run(&program.program)).collect();
-    let run = || together(program, shared_runs, &go("shared"));
-    let (shared, moved) = match room {
+    let run = || together(shared_runs, go("shared"));
+    let (shared, moved) = match line.room {
         Room::Enough => (run()?, None),
         Room::Short | Room::Most => {
             let (shared, moved) = while_watched(assigner, run);
@@ -302,7 +348,12 @@ fn measure(
 }
 
 /// Runs programs that begin together, and returns what they report.
-fn together(program: &Program, commands: Vec<Command>, go: &Path) -> anyhow::Result<Vec<Report>> {
+fn together(
+    program: &Program,
+    commands: Vec<Command>,
+    go: &Path,
+    line: Flavour,
+) -> anyhow::Result<Vec<Report>> {
     let count = commands.len();
     let (tell, hear) = mpsc::channel();
     let threads: Vec<_> = commands
@@ -312,7 +363,7 @@ fn together(program: &Program, commands: Vec<Command>, go: &Path) -> anyhow::Res
             let tell = tell.clone();
             std::thread::spawn(move || -> anyhow::Result<Report> {
                 let mut last = String::new();
-                let ending = child::run(&mut command, Duration::from_secs(60), |line| {
+                let ending = child::run(&mut command, line.left(), |line| {
                     if line == "ready" {
                         // The receiver may have gone on without this one.
                         let _ = tell.send(());
@@ -327,7 +378,7 @@ fn together(program: &Program, commands: Vec<Command>, go: &Path) -> anyhow::Res
     drop(tell);
     // If one ends before it is ready, the channel closes early or the wait runs out: the others end by then.
     for _ in 0..count {
-        if hear.recv_timeout(Duration::from_secs(40)).is_err() {
+        if hear.recv_timeout(line.left()).is_err() {
             break;
         }
     }

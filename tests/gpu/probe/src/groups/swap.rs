@@ -2,9 +2,13 @@
 //! size, against plain pinned copies, whether every word of it is right, and whether it was moved at all. Once more with as much
 //! memory as the GPU, the host and the time allow.
 
+use std::time::Instant;
+
 use crate::bench::{Bench, GIB, MIB, about, label};
 use crate::crowd::{Crowd, Sizes};
 use crate::moved::{self, gib};
+use crate::pace::Load;
+use crate::parts::Parts;
 use crate::row::Row;
 
 const COLUMNS: [(&str, &str); 6] = [
@@ -19,8 +23,17 @@ const COLUMNS: [(&str, &str); 6] = [
 /// The chunk size with which most memory is swapped.
 const MOST: u64 = 64 * MIB;
 
+/// Chunks that are compared.
+const CHUNKS: [u64; 6] = [2 * MIB, 8 * MIB, 32 * MIB, 64 * MIB, 256 * MIB, GIB];
+
+/// Of a line with so many rounds: programs start and fill their memory, there are five switches and two a round, the memory of both
+/// is pinned and compared once.
+fn load(rounds: u32) -> Load {
+    Load { fixed: 4.0, crossings: 5.0 + 2.0 * f64::from(rounds), handled: 4.0 }
+}
+
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
-    let sizes = match Sizes::find() {
+    let sizes = match bench.sizes() {
         Ok(sizes) => sizes,
         Err(error) => {
             bench.missing("swap_plain_out_gb_per_s", "GB/s", format!("{error:#}"));
@@ -29,17 +42,44 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     bench.value("swap_plain_out_gb_per_s", "GB/s", sizes.out);
     bench.value("swap_plain_in_gb_per_s", "GB/s", sizes.inward);
-    let rest = bench.pick(128 * MIB, 4 * GIB);
-    for chunk in [2 * MIB, 8 * MIB, 32 * MIB, 64 * MIB, 256 * MIB, GIB] {
-        let measured = match chunk * 4 <= rest {
-            true => bench.time_for(12.0).and_then(|()| swap(bench, sizes, "swap", rest, chunk)),
-            false => Err(anyhow::anyhow!("too large for {} of memory", label(rest))),
-        };
-        settle(bench, "swap", chunk, measured);
+    let mut lines: Vec<(&str, u64)> = CHUNKS.map(|chunk| ("swap", chunk)).to_vec();
+    lines.push(("swap_most", MOST));
+    let name = |(matrix, chunk): &(&str, u64)| format!("{matrix}@{}", label(*chunk));
+    let weight = |(matrix, chunk): &(&str, u64)| match (*matrix, *chunk) {
+        ("swap_most", _) => 4.0,
+        (_, GIB) => 3.0,
+        (_, chunk) if chunk > 64 * MIB => 1.5,
+        _ => 1.0,
+    };
+    let parts = Parts::new(bench, lines.iter().map(|line| (name(line), weight(line))));
+    let mut pace = sizes.pace();
+    for line in lines {
+        let (matrix, chunk) = line;
+        let measured = parts.run(&name(&line), |limit| {
+            let most = sizes.most(2);
+            // Two chunks of each program, at least.
+            let least = (chunk * 9 / 4).max(128 * MIB);
+            anyhow::ensure!(
+                least <= most,
+                "too large for the {} that GPU and host have for it",
+                about(most)
+            );
+            anyhow::ensure!(least <= bench.pick(256 * MIB, u64::MAX), "too large for --quick");
+            let most = match matrix {
+                "swap" => bench.pick(least, least.max(4 * GIB).min(most)),
+                _ => bench.pick(256 * MIB, most),
+            };
+            // A slow machine measures less often before it measures less.
+            let often = bench.pick(2, 3);
+            let rounds = if pace.fitting(limit, load(often)) < least { 1 } else { often };
+            let rest = pace.within(limit, load(rounds), least, most)?;
+            let begin = Instant::now();
+            let swapped = swap(bench, sizes, matrix, (rest, rounds), chunk);
+            pace.learn(rest, load(rounds), begin.elapsed().as_secs_f64());
+            swapped
+        });
+        settle(bench, matrix, chunk, measured);
     }
-    let measured =
-        most(bench, sizes, rest).and_then(|rest| swap(bench, sizes, "swap_most", rest, MOST));
-    settle(bench, "swap_most", MOST, measured);
     Ok(())
 }
 
@@ -52,22 +92,13 @@ fn settle(bench: &Bench, matrix: &str, chunk: u64, measured: anyhow::Result<()>)
     }
 }
 
-/// Bytes to fight for, as many as possible; an error where that is no more than was measured before.
-fn most(bench: &Bench, sizes: Sizes, before: u64) -> anyhow::Result<u64> {
-    // Both programs' memory is pinned and compared once, at 3 GB/s or more, and there are ten one-way copies.
-    let seconds_per_gb = 4.0 / 3.0 + 10.0 / sizes.slower();
-    let in_time = (bench.seconds_left() - 12.0).max(0.0) / seconds_per_gb * 1e9;
-    let most = bench.pick(256 * MIB, sizes.most(2)).min(sizes.most(2)).min(in_time as u64);
-    anyhow::ensure!(in_time as u64 > before, crate::bench::NO_TIME);
-    anyhow::ensure!(
-        most > before,
-        "GPU and host have memory for no more than the {} above",
-        about(before)
-    );
-    Ok(most)
-}
-
-fn swap(bench: &Bench, sizes: Sizes, matrix: &str, rest: u64, chunk: u64) -> anyhow::Result<()> {
+fn swap(
+    bench: &Bench,
+    sizes: Sizes,
+    matrix: &str,
+    (rest, rounds): (u64, u32),
+    chunk: u64,
+) -> anyhow::Result<()> {
     let crowd = Crowd::gather(bench, sizes, rest, 2, chunk)?;
     let place = |column: &str| format!("{matrix}.{column}@{}-{}", label(chunk), about(crowd.rest));
     let bytes = crowd.each as f64;
@@ -81,7 +112,7 @@ fn swap(bench: &Bench, sizes: Sizes, matrix: &str, rest: u64, chunk: u64) -> any
     b.step()?;
     a.touch()?;
     let (mut changed, mut unchanged, mut share) = (vec![], vec![], vec![]);
-    for _ in 0..bench.pick(2, 3) {
+    for _ in 0..rounds {
         a.step()?;
         let switch = b.touch()?;
         changed.push(bytes / switch / 1e9);
