@@ -22,6 +22,7 @@ mod environment;
 mod exports;
 mod gate;
 mod graphs;
+mod greens;
 mod hooks;
 mod image;
 mod lease;

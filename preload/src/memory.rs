@@ -56,6 +56,8 @@ pub(crate) enum Key {
     Library(usize, usize),
     /// What a context has for kernels, by the limit's number.
     Limit(usize, u32),
+    /// What a green context takes beside the primary context that it is a part of.
+    Green(usize),
     /// What the driver has reserved for a pool for other processes, by the pool's number here.
     Pool(u64),
     /// What a graph allocates when it runs, by its number here and the device.

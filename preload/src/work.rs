@@ -14,6 +14,7 @@
 //! the program has been quiet on its own side, and never twice for the same work.
 #![allow(unsafe_code)] // FFI: questions to the driver.
 
+use crate::greens::GREENS;
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::collections::{BTreeMap, BTreeSet};
@@ -443,10 +444,10 @@ pub(crate) fn with_context(context: Handle, ask: impl FnOnce() -> CuResult) -> C
     result
 }
 
-/// The calling thread's current context, 0 without one.
+/// The calling thread's current context, 0 without one; of a green one the primary context.
 pub(crate) fn current_context() -> Handle {
     let mut context: sys::CUcontext = std::ptr::null_mut();
     // SAFETY: a place on this stack.
     let result = unsafe { real::cuCtxGetCurrent(&raw mut context) };
-    if result.is_success() { context as Handle } else { 0 }
+    if result.is_success() { GREENS.primary_of(context as Handle) } else { 0 }
 }

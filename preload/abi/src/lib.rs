@@ -27,6 +27,8 @@ pub enum Class {
     Resolve,
     /// Contexts come and go.
     Context,
+    /// Green contexts, which are parts of primary contexts.
+    Green,
     /// Code is loaded and unloaded, with its variables.
     Module,
     /// Streams come and go.
@@ -98,6 +100,9 @@ macro_rules! class {
     };
     (context) => {
         Class::Context
+    };
+    (green) => {
+        Class::Green
     };
     (module) => {
         Class::Module

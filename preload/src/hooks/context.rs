@@ -45,6 +45,10 @@ create! {
     cuCtxCreate_v2(pctx: *mut sys::CUcontext, flags: c_uint, dev: c_int) on dev;
     cuCtxCreate_v3(pctx: *mut sys::CUcontext, params: *mut sys::CUexecAffinityParam, count: c_int, flags: c_uint, dev: c_int) on dev;
     cuCtxCreate_v4(pctx: *mut sys::CUcontext, params: *mut sys::CUctxCreateParams, flags: c_uint, dev: c_int) on dev;
+    cuGLCtxCreate(pctx: *mut sys::CUcontext, flags: c_uint, device: c_int) on device;
+    cuGLCtxCreate_v2(pctx: *mut sys::CUcontext, flags: c_uint, device: c_int) on device;
+    cuVDPAUCtxCreate(pctx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdp: c_uint, find: *mut c_void) on device;
+    cuVDPAUCtxCreate_v2(pctx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdp: c_uint, find: *mut c_void) on device;
 }
 
 /// Mapped memory is opened to other devices piece by piece, and what is mapped later too.
@@ -228,29 +232,31 @@ fn primary_active(device: c_int) -> bool {
     result.is_success() && active != 0
 }
 
+/// A call that lets go of a device's primary context, which may go with it.
+pub(super) fn release(device: c_int, call: impl FnOnce() -> CuResult) -> CuResult {
+    let Some(context) = LEDGER.primary(device) else { return call() };
+    let leaving = WORK.remove_context(context);
+    PAGER.retire_context(context);
+    let result = call();
+    // Retained elsewhere still, or the call failed: then it lives on.
+    match primary_active(device) {
+        true => {
+            leaving.restore();
+            PAGER.restore_context(context);
+        }
+        false => {
+            LEDGER.context_gone(context);
+            PAGER.context_gone(context);
+        }
+    }
+    result
+}
+
 macro_rules! release {
     ($($symbol:ident;)*) => {$(
         pub(crate) unsafe fn $symbol(dev: c_int) -> CuResult {
-            let Some(context) = LEDGER.primary(dev) else {
-                // SAFETY: the program's own argument.
-                return unsafe { real::$symbol(dev) };
-            };
-            let leaving = WORK.remove_context(context);
-            PAGER.retire_context(context);
             // SAFETY: the program's own argument.
-            let result = unsafe { real::$symbol(dev) };
-            // Retained elsewhere still, or the call failed: then it lives on.
-            match primary_active(dev) {
-                true => {
-                    leaving.restore();
-                    PAGER.restore_context(context);
-                }
-                false => {
-                    LEDGER.context_gone(context);
-                    PAGER.context_gone(context);
-                }
-            }
-            result
+            release(dev, || unsafe { real::$symbol(dev) })
         }
     )*};
 }

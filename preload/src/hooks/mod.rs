@@ -5,6 +5,7 @@
 pub(crate) mod capture;
 pub(crate) mod context;
 pub(crate) mod graph;
+pub(crate) mod green;
 pub(crate) mod mapping;
 pub(crate) mod memory;
 pub(crate) mod module;

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use crate::greens::GREENS;
 use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::{WORK, current_context};
@@ -48,7 +49,11 @@ fn context_of(stream: sys::CUstream) -> usize {
     let mut context: sys::CUcontext = std::ptr::null_mut();
     // SAFETY: a stream just made, and a place on this stack.
     let result = unsafe { real::cuStreamGetCtx(stream, &raw mut context) };
-    if result.is_success() && !context.is_null() { context as usize } else { current_context() }
+    if result.is_success() && !context.is_null() {
+        GREENS.primary_of(context as usize)
+    } else {
+        current_context()
+    }
 }
 
 pub(crate) unsafe fn cuStreamDestroy(hStream: sys::CUstream) -> CuResult {

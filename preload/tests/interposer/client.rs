@@ -37,6 +37,8 @@ pub(crate) fn play(scenario: &str) {
         "fixed" => crate::fixed_client::play(argument),
         "pool" => pool(argument),
         "physical" => physical(),
+        "green" => green(),
+        "graphics" => graphics(),
         "no-cuda" => {}
         "arguments" => arguments(),
         "addresses" => addresses(argument),
@@ -465,6 +467,54 @@ fn owner(address: Handle) -> String {
 
 /// Every symbol of the list is found, and is the interposer's.
 /// Allocates 100 MiB from a pool that could be shared with other processes; `place` is the kind of its location.
+/// A green context, memory under it, and its end.
+fn green() {
+    let cuda = Cuda::load();
+    assert_eq!(cuda.init(), 0);
+    let (mut green, mut context) = (NULL, NULL);
+    // SAFETY: as declared.
+    let made = unsafe {
+        function!(cuda, "cuGreenCtxCreate", fn(*mut Handle, Handle, c_int, c_uint))(
+            &raw mut green,
+            5 as Handle,
+            0,
+            1,
+        )
+    };
+    println!("green={made}");
+    pause();
+    if made != 0 {
+        return;
+    }
+    // SAFETY: as declared.
+    unsafe {
+        assert_eq!(
+            function!(cuda, "cuCtxFromGreenCtx", fn(*mut Handle, Handle))(&raw mut context, green),
+            0
+        );
+        let set = function!(cuda, "cuCtxSetCurrent", fn(Handle));
+        assert_eq!(set(context), 0);
+        println!("allocate={}", cuda.allocate(100 << 20).0);
+        pause();
+        assert_eq!(set(NULL), 0);
+        println!("gone={}", function!(cuda, "cuGreenCtxDestroy", fn(Handle))(green));
+    }
+    pause();
+}
+
+/// A context for graphics.
+fn graphics() {
+    let cuda = Cuda::load();
+    assert_eq!(cuda.init(), 0);
+    let mut context = NULL;
+    // SAFETY: as declared.
+    let made = unsafe {
+        function!(cuda, "cuGLCtxCreate_v2", fn(*mut Handle, c_uint, c_int))(&raw mut context, 3, 0)
+    };
+    println!("graphics={made}");
+    pause();
+}
+
 fn pool(place: &str) {
     let cuda = Cuda::start();
     // CUmemPoolProps: pinned, descriptors, location 0 of that kind; the rest is zero.

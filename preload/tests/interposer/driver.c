@@ -91,6 +91,19 @@ R cuDevicePrimaryCtxRetain(struct context **c, int d) {
     if (ready()) return ready(); primary.magic = 55; primary_users++; *c = &primary; return OK; }
 R cuDevicePrimaryCtxRelease_v2(int d) { if (!--primary_users) primary.magic = 0; return OK; }
 R cuDevicePrimaryCtxGetState(int d, unsigned *f, int *a) { *f = 0; *a = primary_users > 0; return OK; }
+/* A green context keeps the primary one; its memory is told by whoever asks the assigner. */
+struct green { int magic; struct context context; };
+R cuGreenCtxCreate(struct green **g, void *desc, int d, unsigned f) {
+    if (getenv("DUMMY_GREEN")) return atoi(getenv("DUMMY_GREEN"));
+    *g = calloc(1, sizeof **g); (*g)->magic = 66; (*g)->context.magic = 55; (*g)->context.device = d;
+    primary.magic = 55; primary_users++; say("cuGreenCtxCreate %d %u", (int)(long)desc, f); return OK;
+}
+R cuGreenCtxDestroy(struct green *g) {
+    if (g->magic != 66) return HANDLE;
+    g->magic = g->context.magic = 0; if (!--primary_users) primary.magic = 0; say("cuGreenCtxDestroy"); return OK;
+}
+R cuCtxFromGreenCtx(struct context **c, struct green *g) { *c = &g->context; return OK; }
+R cuGLCtxCreate_v2(struct context **c, unsigned f, int d) { say("cuGLCtxCreate %u", f); return cuCtxCreate_v2(c, f, d); }
 R cuThreadExchangeStreamCaptureMode(int *m) { *m = 0; return OK; }
 R cuStreamCreate(struct stream **s, unsigned f) {
     *s = calloc(1, sizeof **s); (*s)->magic = 77; (*s)->context = current(); say("cuStreamCreate"); return OK;

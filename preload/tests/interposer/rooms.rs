@@ -157,6 +157,95 @@ fn what_a_context_takes_beyond_what_was_known_is_asked_for() {
     }
 }
 
+/// A program that makes its first contexts in this way, where each takes 300 MiB.
+fn making_contexts(scenario: &str, lab: &Lab) -> (Assigner, Client, Peer) {
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start(scenario);
+    let mut peer = assigner.accept_client_with(Welcome {
+        context_bytes: 300 * MIB,
+        idle_us: 200_000,
+        ..welcome()
+    });
+    let request = peer.room_request();
+    assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
+    peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    measure(&mut peer, RoomKind::ContextSize, 300);
+    (assigner, client, peer)
+}
+
+/// The client asks what there is of it, and hears so many MiB.
+fn measure(peer: &mut Peer, kind: RoomKind, mib: u64) {
+    let question = peer.room_request();
+    assert_eq!((question.bytes, question.kind()), (0, kind));
+    peer.say(Say::RoomReply(RoomReply {
+        seq: question.seq,
+        verdict: RoomVerdict::Granted.into(),
+        bytes: mib * MIB,
+        ..RoomReply::default()
+    }));
+}
+
+fn returned(peer: &mut Peer, bytes: u64) {
+    let mut left = bytes;
+    while left > 0 {
+        match peer.hear() {
+            Hear::RoomReturn(back) => left -= back.bytes,
+            Hear::Release(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_green_context_counts_with_the_primary_context_that_it_keeps() {
+    let lab = Lab::new();
+    let (_assigner, mut client, mut peer) = making_contexts("green", &lab);
+    peer.grant(1);
+    measure(&mut peer, RoomKind::ProcessSize, 300);
+    measure(&mut peer, RoomKind::ProcessSize, 308);
+    let own = peer.room_request();
+    assert_eq!((own.bytes, own.kind()), (8 * MIB, RoomKind::Memory));
+    peer.room_reply(own.seq, RoomVerdict::Granted, "");
+    peer.wait_for_moves(|report| {
+        let kinds = report.fixed.iter();
+        kinds.filter(|kind| kind.kind == "contexts").map(|kind| kind.bytes).sum::<u64>()
+            == 308 * MIB
+    });
+    client.tell("on");
+    // Memory under it is the primary context's.
+    let memory = peer.room_request();
+    peer.room_reply(memory.seq, RoomVerdict::Granted, "");
+    peer.want(1);
+    peer.release();
+    client.tell("on");
+    // All that there was goes with the last of them.
+    returned(&mut peer, 308 * MIB + memory.bytes);
+    client.tell("on");
+    client.end().succeeded().prints("green=0").prints("allocate=0").prints("gone=0");
+    assert_eq!(lab.count("cuGreenCtxCreate 5 1"), 1);
+    assert_eq!(lab.count("FAULT"), 0);
+}
+
+#[test]
+fn a_green_context_that_the_driver_refuses_takes_no_room() {
+    let lab = Lab::new().with("DUMMY_GREEN", "801");
+    let (_assigner, mut client, mut peer) = making_contexts("green", &lab);
+    peer.grant(1);
+    measure(&mut peer, RoomKind::ProcessSize, 300);
+    returned(&mut peer, 300 * MIB);
+    client.tell("on");
+    client.end().succeeded().prints("green=801");
+}
+
+#[test]
+fn a_context_for_graphics_has_room_like_others() {
+    let lab = Lab::new();
+    let (_assigner, mut client, _peer) = making_contexts("graphics", &lab);
+    client.tell("on");
+    client.end().succeeded().prints("graphics=0");
+    assert_eq!(lab.count("cuGLCtxCreate 3"), 1);
+}
+
 #[test]
 fn a_question_that_a_lost_assigner_owes_is_asked_again() {
     let (_lab, assigner, client, mut peer) = start("allocate 1000 1000");

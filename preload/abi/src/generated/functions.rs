@@ -48,7 +48,7 @@ macro_rules! driver_functions {
             [pass] cuCtxDetach "cuCtxDetach" "cuCtxDetach" 2000 Legacy (ctx: sys::CUcontext);
             [context] cuCtxDisablePeerAccess "cuCtxDisablePeerAccess" "cuCtxDisablePeerAccess" 4000 Legacy (peerContext: sys::CUcontext);
             [context] cuCtxEnablePeerAccess "cuCtxEnablePeerAccess" "cuCtxEnablePeerAccess" 4000 Legacy (peerContext: sys::CUcontext, Flags: c_uint);
-            [pass] cuCtxFromGreenCtx "cuCtxFromGreenCtx" "cuCtxFromGreenCtx" 12040 Legacy (pContext: *mut sys::CUcontext, hCtx: sys::CUgreenCtx);
+            [green] cuCtxFromGreenCtx "cuCtxFromGreenCtx" "cuCtxFromGreenCtx" 12040 Legacy (pContext: *mut sys::CUcontext, hCtx: sys::CUgreenCtx);
             [pass] cuCtxGetApiVersion "cuCtxGetApiVersion" "cuCtxGetApiVersion" 3020 Legacy (ctx: sys::CUcontext, version: *mut c_uint);
             [pass] cuCtxGetCacheConfig "cuCtxGetCacheConfig" "cuCtxGetCacheConfig" 3020 Legacy (pconfig: *mut c_uint);
             [pass] cuCtxGetCurrent "cuCtxGetCurrent" "cuCtxGetCurrent" 4000 Legacy (pctx: *mut sys::CUcontext);
@@ -159,8 +159,8 @@ macro_rules! driver_functions {
             [pass] cuFuncSetCacheConfig "cuFuncSetCacheConfig" "cuFuncSetCacheConfig" 3000 Legacy (hfunc: sys::CUfunction, config: c_uint);
             [pass] cuFuncSetSharedMemConfig "cuFuncSetSharedMemConfig" "cuFuncSetSharedMemConfig" 4020 Legacy (hfunc: sys::CUfunction, config: c_uint);
             [pass] cuFuncSetSharedSize "cuFuncSetSharedSize" "cuFuncSetSharedSize" 2000 Legacy (hfunc: sys::CUfunction, bytes: c_uint);
-            [pass] cuGLCtxCreate "cuGLCtxCreate" "cuGLCtxCreate" 2000 Legacy (pCtx: *mut sys::CUcontext, Flags: c_uint, device: c_int);
-            [pass] cuGLCtxCreate_v2 "cuGLCtxCreate_v2" "cuGLCtxCreate" 3020 Legacy (pCtx: *mut sys::CUcontext, Flags: c_uint, device: c_int);
+            [context] cuGLCtxCreate "cuGLCtxCreate" "cuGLCtxCreate" 2000 Legacy (pCtx: *mut sys::CUcontext, Flags: c_uint, device: c_int);
+            [context] cuGLCtxCreate_v2 "cuGLCtxCreate_v2" "cuGLCtxCreate" 3020 Legacy (pCtx: *mut sys::CUcontext, Flags: c_uint, device: c_int);
             [pass] cuGLGetDevices "cuGLGetDevices" "cuGLGetDevices" 4010 Legacy (pCudaDeviceCount: *mut c_uint, pCudaDevices: *mut c_int, cudaDeviceCount: c_uint, deviceList: c_uint);
             [pass] cuGLGetDevices_v2 "cuGLGetDevices_v2" "cuGLGetDevices" 6050 Legacy (pCudaDeviceCount: *mut c_uint, pCudaDevices: *mut c_int, cudaDeviceCount: c_uint, deviceList: c_uint);
             [pass] cuGLInit "cuGLInit" "cuGLInit" 2000 Legacy ();
@@ -297,8 +297,8 @@ macro_rules! driver_functions {
             [pass] cuGraphicsUnregisterResource "cuGraphicsUnregisterResource" "cuGraphicsUnregisterResource" 3000 Legacy (resource: sys::CUgraphicsResource);
             [pass] cuGraphicsVDPAURegisterOutputSurface "cuGraphicsVDPAURegisterOutputSurface" "cuGraphicsVDPAURegisterOutputSurface" 3010 Legacy (pCudaResource: *mut sys::CUgraphicsResource, vdpSurface: c_uint, flags: c_uint);
             [pass] cuGraphicsVDPAURegisterVideoSurface "cuGraphicsVDPAURegisterVideoSurface" "cuGraphicsVDPAURegisterVideoSurface" 3010 Legacy (pCudaResource: *mut sys::CUgraphicsResource, vdpSurface: c_uint, flags: c_uint);
-            [pass] cuGreenCtxCreate "cuGreenCtxCreate" "cuGreenCtxCreate" 12040 Legacy (phCtx: *mut sys::CUgreenCtx, desc: sys::CUdevResourceDesc, dev: c_int, flags: c_uint);
-            [pass] cuGreenCtxDestroy "cuGreenCtxDestroy" "cuGreenCtxDestroy" 12040 Legacy (hCtx: sys::CUgreenCtx);
+            [green] cuGreenCtxCreate "cuGreenCtxCreate" "cuGreenCtxCreate" 12040 Legacy (phCtx: *mut sys::CUgreenCtx, desc: sys::CUdevResourceDesc, dev: c_int, flags: c_uint);
+            [green] cuGreenCtxDestroy "cuGreenCtxDestroy" "cuGreenCtxDestroy" 12040 Legacy (hCtx: sys::CUgreenCtx);
             [pass] cuGreenCtxGetDevResource "cuGreenCtxGetDevResource" "cuGreenCtxGetDevResource" 12040 Legacy (hCtx: sys::CUgreenCtx, resource: *mut sys::CUdevResource, type_: c_uint);
             [pass] cuGreenCtxGetId "cuGreenCtxGetId" "cuGreenCtxGetId" 12090 Legacy (greenCtx: sys::CUgreenCtx, greenCtxId: *mut u64);
             [pass] cuGreenCtxRecordEvent "cuGreenCtxRecordEvent" "cuGreenCtxRecordEvent" 12040 Legacy (hCtx: sys::CUgreenCtx, hEvent: sys::CUevent);
@@ -729,8 +729,8 @@ macro_rules! driver_functions {
             [pass] cuUserObjectCreate "cuUserObjectCreate" "cuUserObjectCreate" 11030 Legacy (object_out: *mut sys::CUuserObject, ptr: *mut c_void, destroy: *mut c_void, initialRefcount: c_uint, flags: c_uint);
             [pass] cuUserObjectRelease "cuUserObjectRelease" "cuUserObjectRelease" 11030 Legacy (object: sys::CUuserObject, count: c_uint);
             [pass] cuUserObjectRetain "cuUserObjectRetain" "cuUserObjectRetain" 11030 Legacy (object: sys::CUuserObject, count: c_uint);
-            [pass] cuVDPAUCtxCreate "cuVDPAUCtxCreate" "cuVDPAUCtxCreate" 3010 Legacy (pCtx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdpDevice: c_uint, vdpGetProcAddress: *mut c_void);
-            [pass] cuVDPAUCtxCreate_v2 "cuVDPAUCtxCreate_v2" "cuVDPAUCtxCreate" 3020 Legacy (pCtx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdpDevice: c_uint, vdpGetProcAddress: *mut c_void);
+            [context] cuVDPAUCtxCreate "cuVDPAUCtxCreate" "cuVDPAUCtxCreate" 3010 Legacy (pCtx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdpDevice: c_uint, vdpGetProcAddress: *mut c_void);
+            [context] cuVDPAUCtxCreate_v2 "cuVDPAUCtxCreate_v2" "cuVDPAUCtxCreate" 3020 Legacy (pCtx: *mut sys::CUcontext, flags: c_uint, device: c_int, vdpDevice: c_uint, vdpGetProcAddress: *mut c_void);
             [pass] cuVDPAUGetDevice "cuVDPAUGetDevice" "cuVDPAUGetDevice" 3010 Legacy (pDevice: *mut c_int, vdpDevice: c_uint, vdpGetProcAddress: *mut c_void);
             [pass] cuWGLGetDevice "cuWGLGetDevice" "cuWGLGetDevice" 2020 Legacy (pDevice: *mut c_int, hGpu: *mut c_void);
             [submit] cuWaitExternalSemaphoresAsync "cuWaitExternalSemaphoresAsync" "cuWaitExternalSemaphoresAsync" 10000 Legacy (extSemArray: *const sys::CUexternalSemaphore, paramsArray: *const sys::CUDA_EXTERNAL_SEMAPHORE_WAIT_PARAMS, numExtSems: c_uint, stream: sys::CUstream);
