@@ -216,6 +216,29 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             println!("{map} {open} {unmap} {pin} {spent}");
             Ok(())
         }
+        // What calls answer that need memory of the driver's own, and what is free then.
+        "grow" => {
+            let tell = |what: &str, answer: Result<(), u32>| {
+                let (free, _) = gpu.memory().map_err(call("info"))?;
+                println!("{what} {} {}", answer.err().unwrap_or(0), free >> 20);
+                anyhow::Ok(())
+            };
+            let mut graph = 0;
+            check(gpu.driver.cuGraphCreate(&raw mut graph, 0)).map_err(call("graph"))?;
+            tell("begin", Ok(()))?;
+            tell("launch", gpu.launch(0, "acb_spin", &[1000]))?;
+            tell("again", gpu.launch(0, "acb_spin", &[1000]))?;
+            let (free, _) = gpu.memory().map_err(call("info"))?;
+            tell("fill", gpu.alloc(free - (2 << 20)).map(drop))?;
+            tell("other", gpu.launch(0, "acb_nop", &[]))?;
+            tell("again", gpu.launch(0, "acb_spin", &[1000]))?;
+            let mut made = [0, 0];
+            for place in &mut made {
+                tell("graph", gpu.instantiate(graph, 0).map(|new| *place = new))?;
+            }
+            tell("gone", check(gpu.driver.cuGraphExecDestroy(made[0])))?;
+            tell("wait", gpu.synchronize())
+        }
         // The time of an empty launch.
         "launch-cost" => {
             let nop = gpu.function("acb_nop").map_err(call("function"))?;

@@ -139,6 +139,35 @@ fn memory_is_one_for_all_processes_and_comes_back_from_the_dead() {
 }
 
 #[test]
+fn the_driver_takes_memory_that_no_call_asks_for() {
+    let sizes = "memory = '64 MiB'\ncontext_bytes = '1 MiB'\n";
+    let lab = Lab::new("grow", &format!("{sizes}function_bytes = '4 MiB'\ngraph_bytes = '2 MiB'"));
+    let said = lab.run(&["grow"]);
+    let steps: Vec<&str> = said.lines().collect();
+    let expected = [
+        "begin 0 63",
+        // Once for each function.
+        "launch 0 59",
+        "again 0 59",
+        "fill 0 2",
+        // No room for the code: the launch has not run, and the context is sound.
+        "other 2 2",
+        "again 0 2",
+        "graph 0 0",
+        "graph 2 0",
+        "gone 0 2",
+        "wait 0 2",
+    ];
+    assert_eq!(steps, expected);
+    // Elsewhere nothing of it is seen.
+    let said = Lab::new("grow-not", sizes).run(&["grow"]);
+    assert!(
+        said.ends_with("fill 0 2\nother 0 2\nagain 0 2\ngraph 0 2\ngraph 0 2\ngone 0 2\nwait 0 2"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_process_killed_in_mid_kernel_leaves_the_engine() {
     let lab = Lab::new("kernel", "time_slice_ns = 3600000000000");
     let busy = lab.start(&["compute"]);

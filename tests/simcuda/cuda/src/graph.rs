@@ -12,6 +12,7 @@ use crate::handles::Handle;
 use crate::objects::{Event, Tables};
 use crate::physical::Physical;
 use crate::timeline::{Op, Submission};
+use crate::unasked::Unasked;
 use crate::work::Work;
 
 /// A graph: of the program's, the inside of a node, or the copy that an
@@ -142,6 +143,8 @@ pub(crate) struct Executable {
     pub(crate) last: Option<Handle<Op>>,
     /// What lies behind its allocations, from the first run on.
     pub(crate) memory: HashMap<u64, Arc<Physical>>,
+    /// What the driver took for it.
+    pub(crate) _taken: Unasked,
 }
 
 /// Why an instance cannot become another graph (`CUgraphExecUpdateResult`).
@@ -348,6 +351,7 @@ impl Tables {
         &mut self,
         of: Handle<Graph>,
         flags: u64,
+        taken: Unasked,
     ) -> Outcome<Handle<Executable>> {
         if self.graphs.get(of).ok_or(INVALID_VALUE)?.inside {
             return Err(INVALID_VALUE);
@@ -364,7 +368,15 @@ impl Tables {
         let graph = self.copy_graph(of, true)?;
         let id = self.next_id();
         let memory = HashMap::new();
-        Ok(self.executables.insert(Executable { graph, of, flags, id, last: None, memory }))
+        Ok(self.executables.insert(Executable {
+            graph,
+            of,
+            flags,
+            id,
+            last: None,
+            memory,
+            _taken: taken,
+        }))
     }
 
     /// Gives an instance the tasks of another graph of the same shape.

@@ -29,4 +29,5 @@ mod replay;
 mod shared_event;
 mod space;
 mod timeline;
+mod unasked;
 mod work;

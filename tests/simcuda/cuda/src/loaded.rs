@@ -62,6 +62,7 @@ impl Tables {
             module: handle,
             context: module.context,
             dynamic_shared: 0,
+            code: None,
         });
         if let Some(module) = self.modules.get_mut(handle) {
             module.functions.insert(name.to_owned(), function);

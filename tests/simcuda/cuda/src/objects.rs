@@ -18,6 +18,7 @@ use crate::ptx::{Image, Parameter};
 use crate::shared_event::SharedEvent;
 use crate::space::{ALIGNMENT, GRANULARITY, Space};
 use crate::timeline::{Op, Timeline};
+use crate::unasked::Unasked;
 use crate::work::{Work, parts};
 
 /// A context.
@@ -104,6 +105,8 @@ pub(crate) struct Function {
     pub(crate) module: Handle<Module>,
     pub(crate) context: Handle<Context>,
     pub(crate) dynamic_shared: u32,
+    /// What the driver took when it was first launched.
+    pub(crate) code: Option<Unasked>,
 }
 
 /// A library: an image that is loaded into contexts as they use it.

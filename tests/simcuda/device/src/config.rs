@@ -38,6 +38,10 @@ pub struct GpuConfig {
     pub memory: u64,
     /// Bytes of device memory that each context takes.
     pub context_bytes: u64,
+    /// Bytes that the driver takes for each function that is launched for the first time.
+    pub function_bytes: u64,
+    /// Bytes that the driver takes for each executable graph.
+    pub graph_bytes: u64,
     /// Bytes beside `memory` that NVML counts and no program can have.
     pub reserved: u64,
     /// Bytes per second from the GPU to the host.
@@ -159,6 +163,8 @@ impl Default for GpuConfig {
             name: "Simulated GPU".to_owned(),
             memory: 16 << 30,
             context_bytes: 256 << 20,
+            function_bytes: 0,
+            graph_bytes: 0,
             reserved: 0,
             link_out: 24_000_000_000,
             link_in: 24_000_000_000,
@@ -191,6 +197,8 @@ struct ConfigFile {
     name: Option<String>,
     memory: Option<Bytes>,
     context_bytes: Option<Bytes>,
+    function_bytes: Option<Bytes>,
+    graph_bytes: Option<Bytes>,
     reserved: Option<Bytes>,
     link_out: Option<Bytes>,
     link_in: Option<Bytes>,
@@ -220,6 +228,8 @@ struct GpuFile {
     name: Option<String>,
     memory: Option<Bytes>,
     context_bytes: Option<Bytes>,
+    function_bytes: Option<Bytes>,
+    graph_bytes: Option<Bytes>,
     reserved: Option<Bytes>,
     link_out: Option<Bytes>,
     link_in: Option<Bytes>,
@@ -257,6 +267,8 @@ fn resolve(
         name: file.name.unwrap_or(usual.name),
         memory: bytes(file.memory, usual.memory),
         context_bytes: bytes(file.context_bytes, usual.context_bytes),
+        function_bytes: bytes(file.function_bytes, usual.function_bytes),
+        graph_bytes: bytes(file.graph_bytes, usual.graph_bytes),
         reserved: bytes(file.reserved, usual.reserved),
         link_out: bytes(file.link_out, usual.link_out),
         link_in: bytes(file.link_in, usual.link_in),
@@ -290,6 +302,8 @@ fn resolve(
             name: own.name.unwrap_or_else(|| usual.name.clone()),
             memory: bytes(own.memory, usual.memory),
             context_bytes: bytes(own.context_bytes, usual.context_bytes),
+            function_bytes: bytes(own.function_bytes, usual.function_bytes),
+            graph_bytes: bytes(own.graph_bytes, usual.graph_bytes),
             reserved: bytes(own.reserved, usual.reserved),
             link_out: bytes(own.link_out, usual.link_out),
             link_in: bytes(own.link_in, usual.link_in),

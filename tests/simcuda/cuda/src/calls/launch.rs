@@ -15,6 +15,7 @@ use crate::kernels::{Asked, KernelCall, LaunchFault};
 use crate::objects::{Function, Tables};
 use crate::ptx::Parameter;
 use crate::timeline::Submission;
+use crate::unasked::Unasked;
 use crate::work::Work;
 
 stream_calls! {
@@ -122,7 +123,19 @@ unsafe fn launch(
         call.meet_faults(&driver.faults);
         submission.length = call.length(&driver.config.gpus[submission.gpu]);
     }
+    if !captures {
+        load(driver, &mut tables, handle, submission.gpu)?;
+    }
     driver.submit(tables, stream, submission, &[]).map(drop)
+}
+
+/// The code of a function comes to the GPU when it is first launched.
+fn load(driver: &Driver, tables: &mut Tables, handle: Handle<Function>, gpu: usize) -> Outcome {
+    let function = tables.functions.get_mut(handle).ok_or(INVALID_HANDLE)?;
+    if function.code.is_none() {
+        function.code = Some(Unasked::take(gpu, driver.config.gpus[gpu].function_bytes)?);
+    }
+    Ok(())
 }
 
 /// Whether the program may ask later what it launched.

@@ -13,6 +13,7 @@ use crate::driver::{self, Driver};
 use crate::graph::{Executable, Task};
 use crate::handles::Handle;
 use crate::objects::Tables;
+use crate::unasked::Unasked;
 
 /// Frees on launch, uploads, uses the nodes' priorities; launches from the device
 /// are not there.
@@ -281,7 +282,15 @@ unsafe fn instantiate(
     if flags & !KNOWN_FLAGS != 0 {
         return Err(if flags == 4 { NOT_SUPPORTED } else { INVALID_VALUE });
     }
-    let handle = driver.lock().instantiate(Handle::from_bits(graph as u64), flags)?;
+    let mut tables = driver.lock();
+    // Where it runs, a graph does not say before it has nodes; without a context nothing is taken.
+    let gpu = driver.current(&tables).and_then(|context| Ok(tables.context(context)?.gpu));
+    let taken = match gpu {
+        Ok(gpu) => Unasked::take(gpu, driver.config.gpus[gpu].graph_bytes)?,
+        Err(_) => Unasked::take(0, 0)?,
+    };
+    let handle = tables.instantiate(Handle::from_bits(graph as u64), flags, taken)?;
+    drop(tables);
     // SAFETY: the caller vouches for it.
     unsafe { put(executable, handle.bits() as sys::CUgraphExec) }
 }
