@@ -450,7 +450,7 @@ impl Scheduler {
     /// Gives a client a lease on GPUs that are free.
     pub(crate) fn install(&mut self, id: ClientId, lease: Lease) {
         for gpu in &lease.gpus {
-            if self.memory.begin(id, *gpu) {
+            if self.memory.begin(id, *gpu, self.now) {
                 self.dirty.gpus.insert(*gpu);
             }
             let state = &mut self.gpus[gpu.index()];

@@ -192,6 +192,19 @@ impl Scheduler {
         self.memory.of(client, gpu)
     }
 
+    /// Who holds a GPU, with its lease; without, where it does not know: it is a member of a gang.
+    pub fn holders(&self, gpu: Gpu) -> impl Iterator<Item = (ClientId, Option<Epoch>)> {
+        let holders = self.gpus[gpu.index()].holders.iter();
+        holders.map(|id| (*id, self.clients[id].known_lease().map(|lease| lease.epoch)))
+    }
+
+    /// For whom a GPU is kept until others have come free.
+    #[must_use]
+    pub fn kept_for(&self, gpu: Gpu) -> Option<ClientId> {
+        let ticket = self.gpus[gpu.index()].reserved?;
+        self.queue.get(&ticket).map(|waiter| waiter.client)
+    }
+
     /// The state at the moment of the last event.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

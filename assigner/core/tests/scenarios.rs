@@ -71,6 +71,10 @@ fn play(text: &str) -> Result<String> {
         }
         if let Some(scheduler) = &scheduler {
             scheduler.sanity_check().with_context(|| format!("after line {number}"))?;
+            let now = scheduler.snapshot().at;
+            if let Some(due) = scheduler.poll_deadline().filter(|deadline| *deadline <= now) {
+                bail!("after line {number}, something that was due at {due:?} stays due");
+            }
         }
     }
     Ok(played)

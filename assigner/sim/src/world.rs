@@ -176,7 +176,7 @@ enum Happening {
     Moved(usize, usize, Way),
     /// The deadline of a node's scheduler.
     Deadline(usize),
-    /// A message reaches the assigner; it was sent in this life of it.
+    /// A message of a client reaches its assigner; it was sent in this life of it.
     ToAssigner(usize, u32, Event),
     /// A client hears that the assigner knows it.
     Welcome(usize, u32),
@@ -309,9 +309,12 @@ impl<'s, 'w> World<'s, 'w> {
             self.overdue(due);
             return false;
         }
+        self.check_idle(at);
         self.now = at;
         self.happen(happening);
         self.check_gangs();
+        self.check_conserved();
+        self.note_idle();
         true
     }
 
@@ -328,7 +331,7 @@ impl<'s, 'w> World<'s, 'w> {
             Happening::Gone(client) => self.gone(client),
             Happening::Moved(client, at, way) => self.moved(client, at, way),
             Happening::Deadline(node) => self.deadline(node),
-            Happening::ToAssigner(node, life, event) => self.reach_assigner(node, life, event),
+            Happening::ToAssigner(client, life, event) => self.reach_assigner(client, life, event),
             Happening::Welcome(client, life) => self.welcome(client, life),
             Happening::ToClient(client, life, action) => self.reach_client(client, life, action),
             Happening::Back(node) => self.back(node),

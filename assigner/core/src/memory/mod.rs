@@ -244,14 +244,17 @@ impl Memory {
 
     /// A client got a lease: what was wrong with moving its memory is over. Whether that may let
     /// others have theirs.
-    pub(crate) fn begin(&mut self, client: ClientId, gpu: Gpu) -> bool {
+    pub(crate) fn begin(&mut self, client: ClientId, gpu: Gpu, now: Time) -> bool {
         if !self.in_use.contains(gpu) {
             return false;
         }
         let before = self.ledger(gpu).sums().anchored;
         self.gpus[gpu.index()].change(client, |account| {
             account.anchors.remove(Anchor::Failed);
-            account.anchors.remove(Anchor::Late);
+            if account.anchors.contains(Anchor::Late) {
+                account.anchors.remove(Anchor::Late);
+                account.progress = now; // if its eviction goes on, its time begins anew
+            }
         });
         self.watch(client, gpu);
         self.note_turns([gpu]);

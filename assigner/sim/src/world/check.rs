@@ -1,11 +1,14 @@
 //! What must be true of the world, whatever the schedulers believe.
 //!
-//! Owns: exclusion and epochs (`grant`), promises and guarantees (`due`, `guarantee`), liveness (`live`). Does not own: the
+//! Owns: exclusion and epochs (`grant`), conservation (`conserved`), that no GPU is idle while one is wanted (`idle`),
+//! promises and guarantees (`due`, `guarantee`), liveness (`live`). Does not own: the
 //! invariants of a scheduler's own state (`Scheduler::sanity_check`); gangs (`apart`); why leases are asked back (`recalls`).
 
+mod conserved;
 mod due;
 mod grant;
 mod guarantee;
+mod idle;
 mod live;
 
 use std::time::Duration;

@@ -142,6 +142,11 @@ impl Client {
             doing: None,
         }
     }
+
+    /// There is something for it to do on GPUs.
+    pub(super) fn has_work(&self) -> bool {
+        self.running.is_some() || !self.jobs.is_empty()
+    }
 }
 
 impl World<'_, '_> {

@@ -1,8 +1,8 @@
 //! That checks fire: scenarios with schedulers that do something else than the scenario says.
 
-use acb_core::{Config, Policy, Priority, Scheduler};
+use acb_core::{Action, Config, Event, Policy, Priority, Scheduler};
 
-use super::{Watch, World};
+use super::{Happening, Watch, World};
 use crate::read::Overrides;
 
 /// What is violated first if every node's scheduler is told something else.
@@ -132,4 +132,98 @@ fn a_lease_is_lost_where_the_assigner_has_written_nothing_down() {
         let expected = forgets.then(|| "holder has lost its lease by a restart".to_owned());
         assert_eq!(what, expected);
     }
+}
+
+/// What is violated first in a run in which something else happens after every step.
+fn violated_if(text: &str, mut happens: impl FnMut(&mut World<'_, '_>)) -> Option<String> {
+    let scenario = crate::read("scenario", text, Overrides::default()).expect("it makes sense");
+    let mut world =
+        World::new(&scenario, Watch { check: true, ..Watch::default() }).expect("so do nodes");
+    while world.step() {
+        happens(&mut world);
+    }
+    world.outcome.violations.first().map(|violation| violation.what.clone())
+}
+
+/// Takes messages to clients out of a world.
+fn lose(world: &mut World<'_, '_>, lost: impl Fn(&Action) -> bool) {
+    world.happenings.retain(|entry| match &entry.0.happening {
+        Happening::ToClient(.., action) => !lost(action),
+        _ => true,
+    });
+}
+
+const IDLE: &str = r#"
+title = "a holder that is idle"
+stop_s = 60
+[[node]]
+gpus = 1
+memory_gib = 16
+host_gib = 32
+[scheduler]
+quantum_ms = 30000
+[[client]]
+name = "idle"
+cpu_s = 20
+gpu_s = 1
+idle_us = 2000
+memory_gib = 12
+kernel_ms = 5
+[[client]]
+name = "other"
+cpu_s = 21.5
+gpu_s = 5
+memory_gib = 12
+kernel_ms = 5
+"#;
+
+#[test]
+fn a_gpu_is_idle_for_too_long_where_its_holder_is_not_told() {
+    assert_eq!(violated_if(IDLE, |_| {}), None);
+    let deaf = |world: &mut World<'_, '_>| {
+        lose(world, |action| matches!(action, Action::Wanted { .. }));
+    };
+    let what = violated_if(IDLE, deaf).expect("it is");
+    assert_eq!(what, "other waits, and [Gpu(0)] have been idle for too long");
+}
+
+#[test]
+fn a_gpu_is_lost_with_the_message_that_gives_it_back() {
+    let deaf = |world: &mut World<'_, '_>| {
+        world.happenings.retain(|entry| {
+            !matches!(&entry.0.happening, Happening::ToAssigner(.., Event::Release { .. }))
+        });
+    };
+    let text = format!("{IDLE}[costs]\nmessage_us = 50\n");
+    let what = violated_if(&text, deaf).expect("it is");
+    assert!(what.contains("GPU 0 is lost: idle does not have"), "{what}");
+}
+
+#[test]
+fn memory_is_counted_otherwise_where_a_credit_is_lost() {
+    let deaf = |world: &mut World<'_, '_>| {
+        lose(world, |action| matches!(action, Action::Credit { .. }));
+    };
+    let what = violated_if(IDLE, deaf).expect("it is");
+    assert!(what.contains("is counted"), "{what}");
+}
+
+#[test]
+fn nobody_knows_a_lease_of_an_assigner_that_forgets() {
+    let mut forgets = |world: &mut World<'_, '_>| {
+        if world.clients[0].running.is_some() {
+            let config = world.scenario.nodes[0].config.clone();
+            world.nodes[0].scheduler = Some(Scheduler::new(config).expect("it makes sense"));
+        }
+    };
+    let what = violated_if(QUOTA, &mut forgets).expect("it is");
+    assert!(what.contains("and nobody knows"), "{what}");
+}
+
+#[test]
+fn the_host_has_more_than_its_budget_in_a_scheduler_that_does_not_know_it() {
+    let text = IDLE.replace("host_gib = 32", "host_gib = 8");
+    assert_eq!(violated(&text, |_| {}), None);
+    let what = violated(&text, |config| config.memory.host_budget = u64::MAX).expect("it has");
+    assert!(what.contains("bytes are on the host"), "{what}");
 }

@@ -27,6 +27,8 @@ pub(super) struct Paged {
     clean: u64,
     /// On the host alone.
     hosted: u64,
+    /// Never used: it is nowhere.
+    fresh: u64,
     /// May come to the GPU.
     pub(super) credit: u64,
     /// Asked back.
@@ -46,6 +48,19 @@ impl Paged {
     pub(super) fn room(&self) -> Room {
         let resident = self.resident + self.coming + self.credit;
         Room { fixed: 0, claimed: self.claimed, resident }
+    }
+
+    /// On the GPU, on the host, and on the way between them is all that it has, each byte in one place.
+    pub(super) fn adds_up(&self) -> bool {
+        let here = self.resident + self.coming;
+        here + self.hosted + self.fresh == self.claimed
+            && self.going <= self.resident
+            && self.clean <= here
+    }
+
+    /// Bytes that are on the host alone, or on their way there.
+    pub(super) fn on_host(&self) -> u64 {
+        self.hosted + self.going
     }
 
     /// Bytes that it has on the GPU in truth.
@@ -90,7 +105,7 @@ impl World<'_, '_> {
         match verdict {
             RoomVerdict::Granted => {
                 if let Some(paged) = client.memory.get_mut(seq as usize) {
-                    paged.claimed = bytes;
+                    (paged.claimed, paged.fresh) = (bytes, bytes);
                     client.claims = client.claims.saturating_sub(1);
                     self.drive(index);
                 }
@@ -231,6 +246,7 @@ impl World<'_, '_> {
         paged.credit -= bytes;
         paged.coming = bytes;
         paged.hosted -= copied;
+        paged.fresh -= bytes - copied;
         paged.clean += copied;
         self.outcome.moved.0 += copied;
         self.check_memory(node, gpu);

@@ -27,6 +27,10 @@ pub(super) struct GpuTruth {
     pub(super) epoch: Option<Epoch>,
     /// The latest of one that shares with nobody.
     pub(super) alone: Option<Epoch>,
+    /// Since when nobody has had work for it; `None` while somebody has.
+    pub(super) idle: Option<Time>,
+    /// For whom it is kept, and since when.
+    pub(super) kept: Option<(ClientId, Time)>,
 }
 
 pub(super) struct Node {
@@ -97,14 +101,15 @@ impl World<'_, '_> {
         self.clients[from].latest.0 = at;
         // An earlier one may arrive at this very moment, and not have been looked at yet.
         if at == self.now && self.clients[from].under_way != Some(self.now) {
-            self.reach_assigner(node, life, event);
+            self.reach_assigner(from, life, event);
         } else {
             self.clients[from].under_way = Some(at);
-            self.plan_at(at, Happening::ToAssigner(node, life, event));
+            self.plan_at(at, Happening::ToAssigner(from, life, event));
         }
     }
 
-    pub(super) fn reach_assigner(&mut self, node: usize, life: u32, event: Event) {
+    pub(super) fn reach_assigner(&mut self, from: usize, life: u32, event: Event) {
+        let node = self.scenario.clients[from].node;
         if self.nodes[node].life != life {
             return;
         }
@@ -178,6 +183,9 @@ impl World<'_, '_> {
             && node.planned != deadline
         {
             node.planned = deadline;
+            if at <= now {
+                self.violated("a deadline of the scheduler stays due");
+            }
             self.plan_at(at.max(now), Happening::Deadline(index_of_node));
         }
     }

@@ -60,7 +60,7 @@ impl World<'_, '_> {
     }
 
     /// The longest that a message takes.
-    fn message(&self) -> Duration {
+    pub(super) fn message(&self) -> Duration {
         let message = &self.scenario.costs.message;
         // Of exponential delays one in e^25 is longer.
         message.mean.mul_f64(1.0 + 25.0 * message.spread * message.spread.max(1.0))

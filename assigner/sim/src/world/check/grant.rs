@@ -31,6 +31,7 @@ impl World<'_, '_> {
         truth.latest_epoch = truth.latest_epoch.max(Some(epoch));
         for gpu in gpus {
             truth.gpus[*gpu].granted = truth.gpus[*gpu].granted.max(Some(epoch));
+            truth.gpus[*gpu].idle = Some(self.now); // its turn begins
         }
         let wanted = self.scenario.clients[client].gpus as usize;
         if gpus.len() != wanted {
@@ -91,7 +92,7 @@ impl World<'_, '_> {
         }
     }
 
-    fn could_use(&self, client: usize, gpus: &[usize]) -> bool {
+    pub(super) fn could_use(&self, client: usize, gpus: &[usize]) -> bool {
         let (spec, bound) = (&self.scenario.clients[client], self.bound_to(client));
         gpus.iter().map(|gpu| Gpu(*gpu as u32)).any(|gpu| match &spec.eligible {
             _ if spec.bound || !bound.is_empty() => bound.contains(&gpu),
