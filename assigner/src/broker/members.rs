@@ -186,7 +186,12 @@ impl Broker {
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
-        tracing::info!("{client} left: {} (pid {})", record.program, record.pid);
+        tracing::info!(
+            "{client} left: {} (pid {}) has ended{}",
+            record.program,
+            record.pid,
+            self.what_it_leaves(client)
+        );
         self.history.push_back(v1::ClientRecord { left_ns: epoch_ns(SystemTime::now()), ..record });
         self.clients.remove(&client);
         self.apply(Event::Leave { client });

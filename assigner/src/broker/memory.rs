@@ -133,6 +133,25 @@ impl Broker {
         }
     }
 
+    /// The memory that a client has as it ends, for people.
+    pub(super) fn what_it_leaves(&self, client: ClientId) -> String {
+        let (Some(member), Some(scheduler)) = (self.clients.get(&client), &self.scheduler) else {
+            return String::new();
+        };
+        let told = member.bound.iter().filter_map(|gpu| {
+            let Room { fixed, claimed, resident } = scheduler.room(client, *gpu);
+            let out = match claimed.saturating_sub(resident) {
+                0 => String::new(),
+                out => format!(" ({} of its memory were moved out)", size(out)),
+            };
+            let name = self.name_of(*gpu);
+            (fixed + claimed > 0).then(|| {
+                format!("; its {} of {name} are free for others{out}", size(fixed + resident))
+            })
+        });
+        told.collect()
+    }
+
     fn device_of(&self, client: ClientId, gpu: Gpu) -> Option<u32> {
         let position = self.clients.get(&client)?.bound.iter().position(|other| *other == gpu)?;
         u32::try_from(position).ok()

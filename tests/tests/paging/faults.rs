@@ -1,8 +1,10 @@
-//! What goes wrong in the middle of a switch: no byte is wrong after it, and nobody else suffers.
+//! What goes wrong in the middle of a switch: no byte is wrong after it, nobody else suffers, who has to know is told by call,
+//! cause and remedy, and it ends within what docs/architecture.md states (`bounds`).
 
 use acb_tests::bench::outside::OnRequest;
 use anyhow::{Context, Result, ensure};
 
+use crate::bounds::{self, within};
 use crate::stage::{MOST, MOST_BYTES, Stage, is_right, signal};
 
 /// The environment of the program that the fault is for.
@@ -34,31 +36,32 @@ fn in_mid_switch(request: &str) -> Result<(Stage, OnRequest, OnRequest)> {
     Ok((stage, next, victim))
 }
 
-/// Two programs that take turns over and over, of which one meets a fault; no byte of either is wrong.
-fn take_turns(stage: &Stage) -> Result<()> {
+/// Two programs that take turns over and over, of which one meets a fault; no byte of either is wrong, and no turn takes longer than
+/// the fault may.
+fn take_turns(stage: &Stage, bound: &bounds::Bound) -> Result<()> {
     let mut broken = stage.large_with("broken", &[BROKEN])?;
     let mut other = stage.large("other")?;
     for _ in 0..3 {
-        is_right(&mut broken)?;
-        broken.ask("step")?;
-        is_right(&mut other)?;
-        other.ask("step")?;
+        for program in [&mut broken, &mut other] {
+            within(bound, || is_right(program))?;
+            program.ask("step")?;
+        }
     }
-    is_right(&mut broken)
+    within(bound, || is_right(&mut broken))
 }
 
 #[test]
 fn a_mapping_that_fails_in_a_page_in_is_tried_again() -> Result<()> {
     // The first 24 and some mappings are the allocation's own.
     let stage = Stage::with(&fault("map_fails", 32, 3), &[])?;
-    take_turns(&stage)?;
+    take_turns(&stage, &bounds::PAGE_IN)?;
     stage.tells("broken", "cuMemMap", "CUDA_ERROR", "is tried again")
 }
 
 #[test]
 fn memory_that_runs_out_in_a_page_in_is_waited_for() -> Result<()> {
     let stage = Stage::with(&fault("out_of_memory", 32, 3), &[])?;
-    take_turns(&stage)?;
+    take_turns(&stage, &bounds::RUNS_OUT)?;
     stage.tells("broken", "cuMemCreate", "CUDA_ERROR_OUT_OF_MEMORY", "nvidia-smi")
 }
 
@@ -73,7 +76,7 @@ fn calls_that_fail_in_a_switch_are_named_and_tried_again() -> Result<()> {
     ];
     for (kind, call) in kinds {
         let stage = Stage::with(&fault(kind, 32, 3), &[])?;
-        take_turns(&stage).with_context(|| kind)?;
+        take_turns(&stage, &bounds::PAGE_OUT).with_context(|| kind)?;
         stage.tells("broken", call, "CUDA_ERROR_UNKNOWN", "is tried again")?;
     }
     Ok(())
@@ -88,9 +91,11 @@ fn memory_that_stays_is_named_to_who_waits_for_it() -> Result<()> {
     let mut other = stage.large("other")?;
     is_right(&mut broken)?;
     other.request("check")?;
-    stage.tells("broken", "cuMemUnmap", "CUDA_ERROR_UNKNOWN", "end the program")?;
     let pid = broken.pid().to_string();
-    stage.tells("other", &pid, "cuMemUnmap fails (CUDA_ERROR_UNKNOWN)", "end the program")?;
+    within(&bounds::PAGE_OUT, || {
+        stage.tells("broken", "cuMemUnmap", "CUDA_ERROR_UNKNOWN", "end the program")?;
+        stage.tells("other", &pid, "cuMemUnmap fails (CUDA_ERROR_UNKNOWN)", "end the program")
+    })?;
     is_right(&mut broken)?;
     broken.kill()?;
     other.answer()?;
@@ -105,8 +110,10 @@ fn a_copy_that_fails_breaks_its_own_program_alone() -> Result<()> {
     is_right(&mut other)?;
     // A copy that fails while it runs breaks the context, as on a real driver; the program is told so by its
     // next call, and nothing else is said to be right.
-    broken.request("check")?;
-    let answer = broken.reply()?;
+    let answer = within(&bounds::LAST_CONTEXT, || {
+        broken.request("check")?;
+        broken.reply()
+    })?;
     let error = answer.error.unwrap_or_else(|| "it succeeded".into());
     ensure!(error.contains("CUDA_ERROR"), "{error}");
     stage.tells("broken", "cuMemcpy", "CUDA_ERROR_ILLEGAL_ADDRESS", "start it anew")?;
@@ -125,11 +132,14 @@ fn a_victim_that_is_killed_in_mid_page_out_leaves_its_room() -> Result<()> {
     wait_for_the_middle(&stage, &victim)?;
     let gone = victim.pid();
     victim.kill()?;
-    next.answer()?;
+    within(&bounds::KILLED, || next.answer())?;
     next.ask("step")?;
     is_right(&mut next)?;
     drop(victim);
-    stage.wait_until_gone(gone)?;
+    within(&bounds::KILLED, || stage.wait_until_gone(gone))?;
+    let who = format!("(pid {gone})");
+    stage.assigner_tells(&who, "has ended", "are free for others")?;
+    stage.assigner_tells(&who, "of its memory were moved out", "GPU 0")?;
     let status = stage.status()?;
     ensure!(status.gpus[0].claimed == status.clients[0].claimed, "{status:#?}");
     let mut another = stage.large("another")?;
@@ -141,7 +151,7 @@ fn a_victim_that_is_killed_in_mid_page_out_leaves_its_room() -> Result<()> {
 fn a_program_that_is_killed_in_mid_page_in_leaves_its_room() -> Result<()> {
     let (stage, mut next, mut victim) = in_mid_switch("nop")?;
     next.kill()?;
-    is_right(&mut victim)?;
+    within(&bounds::KILLED, || is_right(&mut victim))?;
     let mut another = stage.large("another")?;
     is_right(&mut another)?;
     is_right(&mut victim)
@@ -151,7 +161,7 @@ fn a_program_that_is_killed_in_mid_page_in_leaves_its_room() -> Result<()> {
 fn an_assigner_that_is_killed_in_mid_switch_comes_back_and_the_switch_goes_on() -> Result<()> {
     let (stage, mut next, mut victim) = in_mid_switch("check")?;
     stage.kill_assigner()?;
-    next.answer()?;
+    within(&bounds::ASSIGNER, || next.answer())?;
     is_right(&mut next)?;
     is_right(&mut victim)?;
     is_right(&mut next)?;
@@ -196,10 +206,12 @@ fn an_endless_kernel_keeps_its_memory_until_its_program_ends() -> Result<()> {
         client.state == "recalled" && client.resident >= MOST_BYTES
     })?;
     let pid = format!("(pid {})", endless.pid());
-    stage.tells("endless", "does not end", "acb_endless", "end this program")?;
-    stage.tells("next", &pid, "acb_endless", "End that program")?;
+    within(&bounds::ENDLESS, || {
+        stage.tells("endless", "does not end", "acb_endless", "end this program")?;
+        stage.tells("next", &pid, "acb_endless", "End that program")
+    })?;
     endless.kill()?;
-    next.answer()?;
+    within(&bounds::KILLED, || next.answer())?;
     is_right(&mut next)
 }
 
@@ -211,8 +223,8 @@ fn a_victim_that_is_stopped_is_passed_over() -> Result<()> {
     // The stopped one is asked first: it has not used the GPU for the longest time.
     signal(stopped.pid(), "STOP")?;
     let mut next = stage.program("next")?;
-    next.ask(MOST)?;
-    next.ask("fill")?;
+    within(&bounds::STOPPED, || next.ask(MOST))?;
+    within(&bounds::STOPPED, || next.ask("fill"))?;
     is_right(&mut next)?;
     signal(stopped.pid(), "CONT")?;
     is_right(&mut willing)?;
@@ -227,10 +239,71 @@ fn a_stopped_program_whose_room_is_needed_is_waited_for_by_name() -> Result<()> 
     let mut next = stage.program("next")?;
     signal(stopped.pid(), "STOP")?;
     next.request(MOST)?;
-    stage.wait_for_log("next", &stopped.pid().to_string())?;
+    within(&bounds::STOPPED, || stage.wait_for_log("next", &stopped.pid().to_string()))?;
     signal(stopped.pid(), "CONT")?;
     next.answer()?;
     next.ask("fill")?;
     is_right(&mut next)?;
     is_right(&mut stopped)
+}
+
+/// A copy of the software GPU's driver in which `cuProfilerStop` has another name: a function of the list is missing, and one is there
+/// that the list does not have.
+fn renamed_driver(stage: &Stage) -> Result<String> {
+    // The dynamic linker's hash of both is the same, so that the driver still finds it itself.
+    let (from, to) = ("cuProfilerStop", RENAMED);
+    let mut library = std::fs::read(stage.prefix.test_program("sim/libcuda.so.1"))?;
+    let quoted = |name: &str| [b"\0", name.as_bytes(), b"\0"].concat();
+    let (from, to) = (quoted(from), quoted(to));
+    let places: Vec<usize> =
+        (0..library.len() - from.len()).filter(|at| library[*at..].starts_with(&from)).collect();
+    ensure!(!places.is_empty(), "the driver has no such name");
+    for at in places {
+        library[at..at + to.len()].copy_from_slice(&to);
+    }
+    let path = stage.outside.folder().join("libcuda.so.renamed");
+    std::fs::write(&path, library)?;
+    Ok(path.display().to_string())
+}
+
+const RENAMED: &str = "cuProfilerStpO";
+
+#[test]
+fn a_symbol_that_the_driver_lacks_fails_alone() -> Result<()> {
+    let stage = Stage::new()?;
+    let driver = renamed_driver(&stage)?;
+    let mut other = stage.large("other")?;
+    let mut on_it = stage.large_with("on_it", &[("ACB_DRIVER", &driver)])?;
+    let script = "import ctypes\ncuda = ctypes.CDLL('libcuda.so.1')\n\
+        print(cuda.cuInit(0), cuda.cuProfilerStop(), cuda.cuProfilerStart())";
+    let log = stage.outside.folder().join("asks.log");
+    let output = within(&bounds::NO_SYMBOL, || {
+        let mut asks = stage.outside.client("python3");
+        asks.args(["-c", script]).env("ACB_DRIVER", &driver).env("ACB_LOG_FILE", &log);
+        Ok(asks.output()?)
+    })?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    ensure!(told.trim() == "0 801 0", "{output:?}");
+    stage.tells("asks", "cuProfilerStop", "is not in the driver", "update the driver")?;
+    is_right(&mut on_it)?;
+    is_right(&mut other)?;
+    is_right(&mut on_it)
+}
+
+#[test]
+fn a_driver_newer_than_the_list_is_named_and_works() -> Result<()> {
+    let stage = Stage::with("driver_version = 99010", &[])?;
+    let driver = renamed_driver(&stage)?;
+    let mut other = stage.large("other")?;
+    let mut newer =
+        within(&bounds::NEWER, || stage.program_with("newer", &[("ACB_DRIVER", &driver)]))?;
+    within(&bounds::NEWER, || newer.ask(MOST))?;
+    let first = format!("the first is {RENAMED}");
+    stage.tells("newer", "is of CUDA 99.1", &first, "update slurm-acb")?;
+    for request in ["fill", "step", "sync"] {
+        newer.ask(request)?;
+    }
+    is_right(&mut newer)?;
+    is_right(&mut other)?;
+    is_right(&mut newer)
 }

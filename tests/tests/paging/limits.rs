@@ -4,6 +4,7 @@ use acb_tests::bench::outside::OnRequest;
 use acb_tests::bench::status::{ClientStatus, Status};
 use anyhow::{Context, Result, ensure};
 
+use crate::bounds::{self, within};
 use crate::stage::{CONTEXT, GPU, MOST, Stage, is_right};
 
 /// The request fails with out-of-memory.
@@ -115,10 +116,9 @@ fn a_host_without_room_fails_the_allocation_and_names_the_budget() -> Result<()>
     let mut first = stage.large("first")?;
     let mut second = stage.program("second")?;
     // Both together could need 96 MiB of host memory.
-    out_of_memory(&mut second, MOST)?;
-    stage.wait_for_log("second", "host")?;
-    let log = stage.log_of("second")?;
-    ensure!(log.contains("budget") && log.contains("[memory]"), "{log}");
+    within(&bounds::HOST_BUDGET, || out_of_memory(&mut second, MOST))?;
+    let cause = "CUDA_ERROR_OUT_OF_MEMORY is returned: the budget of host memory";
+    stage.tells("second", "cuMemAlloc", cause, "host_budget in [memory] of the cluster file")?;
     is_right(&mut first)?;
     // Room on the GPU that nobody has to leave is not the host's business.
     second.ask("alloc 1 8M")?;

@@ -5,6 +5,7 @@
 //! own: how fast any of it is (scripts/bench). Needs an installation with tests, named by ACB_PREFIX.
 
 mod arena;
+mod bounds;
 mod contexts;
 mod contract;
 mod endings;

@@ -148,6 +148,14 @@ impl Stage {
             .with_context(|| self.log_of(name).unwrap_or_default())
     }
 
+    /// The same of the assigner's log.
+    pub(crate) fn assigner_tells(&self, who: &str, cause: &str, remedy: &str) -> Result<()> {
+        let told = |line: &str| [who, cause, remedy].iter().all(|part| line.contains(part));
+        let what = format!("a line of the assigner names '{who}', '{cause}' and '{remedy}'");
+        wait_until(&what, PATIENCE, || Ok(self.outside.log().lines().any(told)))
+            .with_context(|| self.outside.log())
+    }
+
     /// A program with [`MOST`] of the memory, filled and changed.
     pub(crate) fn large(&self, name: &str) -> Result<OnRequest> {
         self.large_with(name, &[])

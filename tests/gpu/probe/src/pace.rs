@@ -76,7 +76,7 @@ impl Pace {
     pub(crate) fn learn(&mut self, bytes: u64, load: Load, seconds: f64) {
         let by_rates = bytes as f64 * self.per_byte(load) / self.slowness;
         if by_rates > 0.0 {
-            self.slowness = ((seconds - load.fixed) / by_rates).clamp(0.3, 100.0);
+            self.slowness = ((seconds - load.fixed) / by_rates).clamp(0.5, 100.0);
             self.largest = self.largest.max(Some(bytes));
         }
     }
