@@ -2,7 +2,7 @@
 //!
 //! Owns: the thread `acb-arena`, its regions' mapping and pinning. Does not own: what lies where (`places`).
 //!
-//! A region is anonymous memory in huge pages, bound to the NUMA node nearest to the GPUs, touched, and then registered
+//! A region is anonymous memory in huge pages, bound to the NUMA node of the GPUs that need it, touched, and then registered
 //! with the driver: pinning by cuMemHostAlloc would take the content with it when its context is destroyed, and is the slower
 //! way (docs/architecture.md). When the context in which a region was registered goes, it is registered in another.
 #![allow(unsafe_code)] // FFI: mmap, madvise, mbind.
@@ -155,7 +155,9 @@ impl Books {
         let total = self.table.places.total();
         if total < wanted && !self.arena.exhausted {
             let bytes = (wanted - total).min(self.rules.chunk_bytes);
-            let node = self.rules.numa_nodes.first().copied().unwrap_or(0);
+            let needs = self.table.accounts.iter().map(|account| account.needed());
+            let gpus: Vec<(u32, u64)> = self.table.nodes.iter().copied().zip(needs).collect();
+            let node = self.table.places.next_node(&gpus);
             return Some(Task::Grow { bytes, carrier, node });
         }
         // After the memory: loading it may wait for kernels of the program's.
@@ -253,7 +255,7 @@ fn grow(bytes: u64, carrier: Carrier, node: u32) -> bool {
         CuResult::SUCCESS
     });
     let mut books = PAGER.books();
-    let id = books.table.places.add(address, bytes, None);
+    let id = books.table.places.add(address, bytes, node, None);
     books.pinned(id, carrier, pinned);
     let total = books.table.places.total();
     PAGER.changed.notify_all();

@@ -204,6 +204,7 @@ impl Pager {
         }
         let mut books = self.books();
         books.table.accounts = vec![account::Account::default(); devices as usize];
+        books.table.nodes.clone_from(&rules.numa_nodes);
         books.rules = Rules { chunk_bytes: rules.chunk_bytes.next_multiple_of(GRANULE), ..rules };
         drop(books);
         self.active.store(true, Ordering::Release);

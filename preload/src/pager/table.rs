@@ -192,6 +192,8 @@ mod hashes;
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) accounts: Vec<Account>,
+    /// The NUMA node of each device, plus one; 0: none is known.
+    pub(crate) nodes: Vec<u32>,
     pub(crate) places: Places,
     /// The hash of zeros, for each size of a chunk for which it is known.
     pub(crate) zeros: BTreeMap<u64, Hash128>,
@@ -210,6 +212,7 @@ impl Table {
     pub(crate) const fn new() -> Self {
         Table {
             accounts: Vec::new(),
+            nodes: Vec::new(),
             places: Places::new(),
             zeros: BTreeMap::new(),
             chunks: BTreeMap::new(),

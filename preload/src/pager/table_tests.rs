@@ -42,7 +42,7 @@ impl World {
     fn new(places: u64) -> Self {
         let mut world = World::default();
         world.table.accounts = vec![Account::default()];
-        world.table.places.add(0x1000, places, Some(1));
+        world.table.places.add(0x1000, places, 0, Some(1));
         world.table.zeros = (1..3).map(|n| (n * UNIT, hash_of(ZEROS))).collect();
         world
     }

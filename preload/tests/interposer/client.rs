@@ -38,6 +38,7 @@ pub(crate) fn play(scenario: &str) {
         "pool" => pool(argument),
         "physical" => physical(),
         "green" => green(),
+        "ways-out" => ways_out(),
         "graphics" => graphics(),
         "no-cuda" => {}
         "arguments" => arguments(),
@@ -500,6 +501,56 @@ fn green() {
         println!("gone={}", function!(cuda, "cuGreenCtxDestroy", fn(Handle))(green));
     }
     pause();
+}
+
+/// Memory and semaphores of others, memory of the host, private tables; then a signal to another library.
+fn ways_out() {
+    let cuda = Cuda::start();
+    pause();
+    let identity: [u8; 16] = std::array::from_fn(|at| 7 + at as u8);
+    let mut described = [0_u64; 13];
+    (described[0], described[1], described[3]) = (1, 2, 3);
+    let resource = 21 as Handle;
+    let (mut table, mut memory, mut semaphore) = (NULL, NULL, NULL);
+    let (mut mapped, mut host) = (0_u64, 0_u64);
+    // SAFETY: as declared; the driver for tests looks at these numbers alone.
+    let results = unsafe {
+        type Describe = unsafe extern "C" fn(*mut Handle, *const u64) -> c_int;
+        let import: Describe = std::mem::transmute(cuda.find("cuImportExternalMemory"));
+        let semaphores: Describe = std::mem::transmute(cuda.find("cuImportExternalSemaphore"));
+        let tables = function!(cuda, "cuGetExportTable", fn(*mut Handle, *const u8));
+        let map =
+            function!(cuda, "cuExternalMemoryGetMappedBuffer", fn(*mut u64, Handle, *const u64));
+        let register = function!(cuda, "cuMemHostRegister_v2", fn(Handle, usize, c_uint));
+        let address = function!(cuda, "cuMemHostGetDevicePointer_v2", fn(*mut u64, Handle, c_uint));
+        type Graphics = unsafe extern "C" fn(c_uint, *const Handle, Handle) -> c_int;
+        let graphics: Graphics = std::mem::transmute(cuda.find("cuGraphicsMapResources"));
+        let of_thread: Graphics = std::mem::transmute(cuda.find("cuGraphicsMapResources_ptsz"));
+        [
+            tables(&raw mut table, identity.as_ptr()),
+            import(&raw mut memory, described.as_ptr()),
+            map(&raw mut mapped, memory, described.as_ptr()),
+            semaphores(&raw mut semaphore, described.as_ptr()),
+            register(11 as Handle, 12, 13),
+            address(&raw mut host, 11 as Handle, 14),
+            graphics(1, &raw const resource, 22 as Handle),
+            of_thread(1, &raw const resource, NULL),
+            function!(cuda, "cuMemHostUnregister", fn(Handle))(11 as Handle),
+            function!(cuda, "cuDestroyExternalMemory", fn(Handle))(memory),
+        ]
+    };
+    // SAFETY: the driver for tests has an int there.
+    let table = unsafe { table.cast::<c_int>().read() };
+    println!("{results:?} {table} {} {mapped} {} {host}", memory as usize, semaphore as usize);
+    pause();
+    // SAFETY: as above.
+    println!("signalled={}", unsafe {
+        function!(
+            cuda,
+            "cuSignalExternalSemaphoresAsync",
+            fn(*const Handle, Handle, c_uint, Handle)
+        )(&raw const semaphore, 31 as Handle, 1, NULL)
+    });
 }
 
 /// A context for graphics.

@@ -1,6 +1,9 @@
 //! What programs find, and that calls arrive as they were made.
 
-use crate::setup::{Lab, interposer};
+use crate::assigner::Assigner;
+use crate::setup::{Lab, interposer, wait_until};
+use acb_wire::v1::Granted;
+use acb_wire::v1::assigner_message::Kind as Say;
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -47,6 +50,43 @@ fn arguments_arrive_unchanged() {
     assert_eq!(ended.stderr().matches("first use of cuTexRefSetMipmapLevelClamp").count(), 1);
     let expected = ["cuLinkAddData 1 2 3 4 5 6 7 8", "cuTexRefSetMipmapLevelClamp 9 0.5 1.25"];
     assert_eq!(lab.driver_calls(), [expected, expected].concat());
+}
+
+/// Also in a client, and without its turn; but a signal is work for the GPU.
+#[test]
+fn ways_out_arrive_unchanged_and_are_not_gated() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let mut client = lab.start("ways-out");
+    let mut peer = assigner.accept_client();
+    client.tell("on");
+    peer.hears_nothing();
+    wait_until("all of them have come", || lab.count("cuDestroyExternalMemory") == 1);
+    let calls = lab.driver_calls();
+    let expected = [
+        "cuGetExportTable 7 22",
+        "cuImportExternalMemory 1 2 3",
+        "cuExternalMemoryGetMappedBuffer 41 1 2",
+        "cuImportExternalSemaphore 1 2",
+        "cuMemHostRegister 11 12 13",
+        "cuMemHostGetDevicePointer 11 14",
+        "cuGraphicsMapResources 1 21 22",
+        "cuGraphicsMapResources_ptsz 1 21 0",
+        "cuMemHostUnregister 11",
+        "cuDestroyExternalMemory 41",
+    ];
+    let came = calls.iter().skip_while(|call| !call.starts_with("cuGetExportTable"));
+    assert_eq!(came.collect::<Vec<_>>(), expected);
+    client.tell("on");
+    peer.acquire();
+    assert_eq!(lab.count("cuSignalExternalSemaphoresAsync"), 0);
+    peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
+    client
+        .end()
+        .succeeded()
+        .prints("[0, 0, 0, 0, 0, 0, 0, 0, 0, 0] 3 41 42 43 44")
+        .prints("signalled=0");
+    assert_eq!(lab.count("cuSignalExternalSemaphoresAsync 43 31 1 0"), 1);
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod paging_client;
 mod paging_contexts;
 mod paging_faults;
 mod paging_hashes;
+mod paging_nodes;
 mod paging_shared;
 mod process_client;
 mod rooms;

@@ -100,6 +100,18 @@ fn a_programs_own_mappings_stay_open_to_peers_over_swaps() {
     assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
 }
 
+/// As NCCL makes its buffers: descriptors may be asked for, and peers reach them.
+#[test]
+fn memory_that_could_be_exported_stays_open_to_peers_over_swaps() {
+    let mut play = on_two("h16 @1 g0:1 k0:5 v0:5 . k0:6 v0:6 .");
+    play.claim_on(0, 16 * MIB);
+    turn(&mut play, 1, [16 * MIB, 0]);
+    play.swap_out_on(1, 0, 16 * MIB);
+    turn(&mut play, 2, [16 * MIB, 0]);
+    let ended = play.end();
+    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+}
+
 #[test]
 fn copies_between_contexts_wait_for_the_memory_of_both_gpus() {
     for word in ["M0:1", "Z0:1"] {

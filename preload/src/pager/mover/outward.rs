@@ -273,7 +273,7 @@ impl Outbound {
         let (extents, compare) = match &outward.way {
             Way::Copy(extents) => (extents.clone(), None),
             Way::Compare(copy) => {
-                let scratch = PAGER.books().table.places.take(outward.bytes);
+                let scratch = PAGER.books().table.take(outward.bytes, outward.id);
                 match scratch {
                     Some(scratch) => (scratch.clone(), Some((copy.clone(), scratch))),
                     // No place to compare in: it is copied, which is right in any case.

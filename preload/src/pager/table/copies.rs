@@ -8,7 +8,7 @@ use crate::pager::places::Extent;
 impl Table {
     /// A place for a copy. Where there is none, copies of chunks that are on the GPU and have changed make way.
     pub(super) fn place(&mut self, bytes: u64, but: ChunkId) -> Option<Vec<Extent>> {
-        if let Some(extents) = self.places.take(bytes) {
+        if let Some(extents) = self.take(bytes, but) {
             return Some(extents);
         }
         let stale: Vec<ChunkId> = self
@@ -20,11 +20,18 @@ impl Table {
             .collect();
         for id in stale {
             self.drop_copy(id);
-            if let Some(extents) = self.places.take(bytes) {
+            if let Some(extents) = self.take(bytes, but) {
                 return Some(extents);
             }
         }
         None
+    }
+
+    /// Free places near a chunk's GPU, if there are some.
+    pub(crate) fn take(&mut self, bytes: u64, id: ChunkId) -> Option<Vec<Extent>> {
+        let device = self.chunks.get(&id).map(|chunk| chunk.device as usize);
+        let node = device.and_then(|device| self.nodes.get(device)).copied().unwrap_or(0);
+        self.places.take(bytes, node)
     }
 
     /// Chunks that are on the GPU and have a copy on the host.
