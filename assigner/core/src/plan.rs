@@ -28,7 +28,7 @@ use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::{Excess, Given, LaneKey, Next, Walk};
 use crate::recall::{Back, Claim, Claimant, NEVER, Outlook};
-use crate::scheduler::{Client, Lease, Reservation, Scheduler, Ticket, Tickets, Waiter};
+use crate::scheduler::{Bypass, Client, Lease, Reservation, Scheduler, Ticket, Tickets, Waiter};
 use crate::span::Span;
 
 /// So many clients are tried on GPUs that are kept for earlier ones; beyond it stand those who would hardly fit.
@@ -81,7 +81,8 @@ impl Lease {
             ends: NEVER,
             yields: NEVER,
             passed: Tickets::default(),
-            promised: None,
+            promised: NEVER,
+            bypass: Bypass::default(),
             is_told: true,
             is_again: false,
             is_due: false,
@@ -334,7 +335,7 @@ impl Scheduler {
         }
         backfills
             && passed.bypassed < self.config.max_bypass
-            && self.now < reservation.since.after(self.config.max_bypass_time)
+            && self.now < passed.kept_since.after(self.config.max_bypass_time)
             && waiter
                 .estimate
                 .is_some_and(|estimate| self.now.after(estimate) <= reservation.expected)
@@ -350,9 +351,10 @@ impl Scheduler {
         lease.lacked = self.memory.lack(client, &lease.gpus);
         lease.ticket = Some(ticket);
         lease.spent = waiter.spent;
-        lease.made_way = waiter.made_way;
         lease.ends = waiter.estimate.map_or(NEVER, |estimate| self.now.after(estimate));
-        lease.promised = waiter.reservation.and_then(|reservation| reservation.promised);
+        lease.promised = waiter.reservation.and_then(|it| it.promised).unwrap_or(NEVER);
+        lease.bypass = waiter.bypass();
+        lease.made_way = waiter.made_way;
         for earlier in &start.passes {
             let passed = self.queue.get_mut(earlier).expect("GPUs are kept for waiting clients");
             if self.clients[&passed.client].member.as_deref().is_some_and(Member::keeps) {
@@ -419,12 +421,12 @@ impl Scheduler {
         let promised = (first_in_line && outlook.recalled < NEVER)
             .then(|| before.map_or(outlook.recalled, |before| before.min(outlook.recalled)));
         let reservation = Reservation {
-            since: earlier.map_or(self.now, |reservation| reservation.since),
             expected: promised.map_or(outlook.expected, |at| outlook.expected.min(at)),
             promised,
         };
         let waiter = self.queue.get_mut(&ticket).expect("it was just walked over");
         waiter.reservation = Some(reservation);
+        waiter.kept_since = waiter.kept_since.min(self.now);
         waiter.entitled = who.entitled;
         let kept: Vec<Gpu> = kept.into_iter().map(|(gpu, _)| gpu).collect();
         for gpu in &kept {

@@ -27,13 +27,14 @@ use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::memory::{Memory, Patience};
 use crate::order::{Level, Line, Place};
 use crate::queue::Queues;
+use crate::recall::NEVER;
 use crate::sorted::Sorted;
 use crate::span::Span;
 use crate::table::Table;
 use crate::tenant::{Shares, Tenants, Used};
 
 pub(crate) use crate::state::{
-    Client, Dirty, GaveWay, GpuState, Lease, Reservation, Ticket, Tickets, Waiter,
+    Bypass, Client, Dirty, GaveWay, GpuState, Lease, Reservation, Ticket, Tickets, Waiter,
 };
 
 /// The scheduler of one node. See the crate's documentation for how to drive it.
@@ -339,6 +340,7 @@ impl Scheduler {
         if let Some(ticket) = waiting {
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
             waiter.reservation = None; // it was for other GPUs
+            waiter.kept_since = NEVER;
             waiter.place.unpromised = true;
             self.step_in(id);
             self.dirty.all = true;
@@ -392,7 +394,8 @@ impl Scheduler {
         };
         if let (true, Some(ticket)) = (is_early, lease.ticket) {
             let made_way = lease.made_way.clone();
-            let request = GaveWay { ticket, at: self.now, spent, made_way };
+            let bypass = lease.bypass;
+            let request = GaveWay { ticket, at: self.now, spent, made_way, bypass };
             client.gave_way = Some(Box::new(request));
         }
         client.held += span;

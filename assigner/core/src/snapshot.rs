@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use crate::config::{Expected, Policy};
 use crate::event::{Cause, Held, Recalls, Room};
-use crate::gang::GangSpec;
+use crate::gang::{GangSpec, Member};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
+use crate::recall::NEVER;
 use crate::scheduler::{Client, Scheduler, Ticket, Waiter};
+use crate::table::Number;
 
 /// The state at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +185,21 @@ impl Scheduler {
     /// When the lease that a client holds was to be granted at the latest, if that had been promised.
     #[must_use]
     pub fn promised_start(&self, client: ClientId) -> Option<Time> {
-        self.clients.get(&client)?.lease.as_ref()?.promised
+        let promised = self.clients.get(&client)?.lease.as_ref()?.promised;
+        (promised < NEVER).then_some(promised)
+    }
+
+    /// The waiting clients that a holder was let go before (backfill), each with the number of its request: that stays the same
+    /// when the client gives way and asks again. Without members of gangs for which GPUs are only being collected.
+    #[must_use]
+    pub fn passed_by(&self, holder: ClientId) -> Vec<(ClientId, u64)> {
+        let lease = self.clients.get(&holder).and_then(|client| client.lease.as_ref());
+        let passed = lease.into_iter().flat_map(|lease| lease.passed.iter());
+        let waits = passed.filter_map(|ticket| self.queue.get(ticket));
+        let counts = |waiter: &&Waiter| {
+            !self.clients[&waiter.client].member.as_deref().is_some_and(Member::keeps)
+        };
+        waits.filter(counts).map(|it| (it.client, it.place.ticket.number())).collect()
     }
 
     /// What a client has of a GPU.

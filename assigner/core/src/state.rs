@@ -17,6 +17,7 @@ use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Time};
 use crate::order::{LaneKey, Level, Line, Place};
 use crate::queue::QueueId;
+use crate::recall::NEVER;
 use crate::sorted::Sorted;
 use crate::span::Span;
 use crate::table::{Number, Record};
@@ -67,10 +68,19 @@ pub(crate) struct Waiter {
     pub(crate) made_way: Tickets,
     /// What it has used already of its quantum: it gave way before that was over.
     pub(crate) spent: Span,
+    /// When GPUs were first kept for it; the end of time: never yet.
+    pub(crate) kept_since: Time,
     /// Later clients that started on GPUs kept for this one.
     pub(crate) bypassed: u32,
     /// Whether it was within its tenant's guarantee when GPUs were kept for it.
     pub(crate) entitled: bool,
+}
+
+impl Waiter {
+    /// How it has been passed.
+    pub(crate) fn bypass(&self) -> Bypass {
+        Bypass { since: self.kept_since, count: self.bypassed }
+    }
 }
 
 impl Record<Ticket> for Waiter {
@@ -83,7 +93,7 @@ impl Record<Ticket> for Waiter {
 pub(crate) type Tickets = Few<Ticket, 1>;
 
 /// A request whose lease was recalled at once, for a guarantee or a higher level. It goes on where it was.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct GaveWay {
     pub(crate) ticket: Ticket,
     pub(crate) at: Time,
@@ -91,13 +101,27 @@ pub(crate) struct GaveWay {
     pub(crate) spent: Span,
     /// The requests that had made way for it.
     pub(crate) made_way: Tickets,
+    pub(crate) bypass: Bypass,
+}
+
+/// How a request has been passed; it counts on when that gave way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bypass {
+    /// When GPUs were first kept for it; the end of time: never yet.
+    pub(crate) since: Time,
+    /// Later clients that started on GPUs kept for it.
+    pub(crate) count: u32,
+}
+
+impl Default for Bypass {
+    fn default() -> Bypass {
+        Bypass { since: NEVER, count: 0 }
+    }
 }
 
 /// What a waiting client has been promised.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reservation {
-    /// When GPUs were first kept for it.
-    pub(crate) since: Time,
     /// When it will start if the estimates are right.
     pub(crate) expected: Time,
     /// When the last holder in its way is recalled, however wrong the estimates are. Only for the
@@ -145,14 +169,15 @@ pub(crate) struct Lease {
     // … and now and then.
     /// The request that it was granted for.
     pub(crate) ticket: Option<Ticket>,
-    /// What the client had been promised when it waited.
-    pub(crate) promised: Option<Time>,
+    /// What the client had been promised when it waited; the end of time: nothing.
+    pub(crate) promised: Time,
     /// When the holder last got room for its memory.
     pub(crate) progress: Time,
     /// What of its memory was not there when it was granted.
     pub(crate) lacked: u64,
     /// The requests that made way for the one that it was granted for.
     pub(crate) made_way: Tickets,
+    pub(crate) bypass: Bypass,
 }
 
 #[derive(Clone, Debug)]

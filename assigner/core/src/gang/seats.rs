@@ -461,9 +461,12 @@ impl Scheduler {
         self.hold_back(id);
         if !asks && client_waits(self, id) {
             let ticket = self.clients[&id].waiting.expect("it was just looked at");
-            let Waiter { spent, made_way, .. } = self.unqueue(id);
+            let waiter = self.unqueue(id);
+            let bypass = waiter.bypass();
+            let Waiter { spent, made_way, .. } = waiter;
             let client = self.clients.get_mut(&id).expect("a member is known");
-            client.gave_way = Some(Box::new(GaveWay { ticket, at: now, spent, made_way }));
+            let request = GaveWay { ticket, at: now, spent, made_way, bypass };
+            client.gave_way = Some(Box::new(request));
         }
         self.inherit(id, own);
     }

@@ -14,15 +14,15 @@ impl Scheduler {
         let quantum = self.config.quantum;
         let gave_way = client.gave_way.take();
         let gave_way = gave_way.filter(|request| self.now.since(request.at) < quantum);
-        let (ticket, spent, made_way) = match (gave_way, earlier) {
-            (Some(request), _) => (request.ticket, request.spent, request.made_way),
-            (None, Some(earlier)) => (earlier, Span::default(), Tickets::default()),
-            (None, None) => {
+        let request = gave_way.map(|request| *request).unwrap_or_else(|| {
+            let ticket = earlier.unwrap_or_else(|| {
                 let ticket = self.next_ticket;
                 self.next_ticket = ticket.next();
-                (ticket, Span::default(), Tickets::default())
-            }
-        };
+                ticket
+            });
+            GaveWay { ticket, ..GaveWay::default() }
+        });
+        let GaveWay { ticket, spent, made_way, bypass, .. } = request;
         let used = self.come_back(id);
         let client = self.clients.get_mut(&id).expect("it was just there");
         client.used = used;
@@ -34,7 +34,8 @@ impl Scheduler {
         let waiter = Waiter {
             client: id,
             estimate,
-            bypassed: 0,
+            kept_since: bypass.since,
+            bypassed: bypass.count,
             reservation: None,
             asks_at: None,
             place,
@@ -142,6 +143,7 @@ impl Scheduler {
             self.step_out(id);
             let waiter = self.queue.get_mut(&ticket).expect("a waiting client is in the queue");
             waiter.reservation = None;
+            waiter.kept_since = NEVER;
             waiter.place.unpromised = true;
         }
         let client = self.clients.get_mut(&id).expect("it was just there");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use acb_core::{Event, Gpu, Time};
 
 pub(super) use self::due::Due;
+pub(super) use self::grant::Passed;
 use super::World;
 use super::node::index;
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use acb_core::{Action, ClientSpec, Epoch, Event, Gpu, Held, Room, Time};
 
-use super::check::Due;
+use super::check::{Due, Passed};
 use super::memory::Paged;
 use super::{Doing, Done, Happening, Lease, Span, World};
 use crate::random::Random;
@@ -77,6 +77,8 @@ pub(super) struct Client {
     pub(super) gave_way: bool,
     /// How many of lower levels have started since where it could have.
     pub(super) outrun: u32,
+    /// How others were let go before its latest request.
+    pub(super) passed: Passed,
     /// What was promised of the lease that it has, until its memory is there.
     pub(super) due: Option<Due>,
     /// Counts what it ran and when it was idle: what was planned for an earlier one is void.
@@ -126,6 +128,7 @@ impl Client {
             leaves: false,
             gave_way: false,
             outrun: 0,
+            passed: Passed::default(),
             due: None,
             number: 0,
             idle_since: Time(0),

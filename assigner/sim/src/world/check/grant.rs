@@ -1,10 +1,19 @@
 //! Exclusion and epochs: who is granted what, and who computes where.
 
-use acb_core::{Eligible, Epoch, Gpu};
+use acb_core::{Eligible, Epoch, Gpu, Time};
 
 use super::Due;
-use crate::world::node::number;
+use crate::world::node::{index, number};
 use crate::world::{Lease, World};
+
+/// How often others were let go before a request, and since when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::world) struct Passed {
+    /// The life of the assigner, and the request there. It is the same one when its client gave way and asks again.
+    request: (u32, u64),
+    times: u32,
+    since: Time,
+}
 
 impl World<'_, '_> {
     /// A lease was granted: its epoch is new, and it is no later than promised.
@@ -41,10 +50,35 @@ impl World<'_, '_> {
         let promised = scheduler.and_then(|s| s.promised_start(number(client)));
         self.outcome.promises += u64::from(promised.is_some());
         self.check_outrun(node, client, gpus);
+        self.check_passed(node, client);
         let (asked, guaranteed) = self.check_wait(client);
         self.clients[client].due = Some(Due { asked, promised, guaranteed });
         if self.scenario.clients[client].memory == 0 {
             self.check_ready(client);
+        }
+    }
+
+    /// Nobody is passed too often, nor for too long: from the first time on, which is no earlier than GPUs are kept for it.
+    fn check_passed(&mut self, node: usize, granted: usize) {
+        let Some(scheduler) = &self.nodes[node].scheduler else { return };
+        let life = self.nodes[node].life;
+        for (passed, request) in scheduler.passed_by(number(granted)) {
+            let at = index(passed);
+            let config = &self.scenario.nodes[node].config;
+            if self.scenario.clients[at].gang.is_some() {
+                continue; // its patience begins with each round of its gang
+            }
+            let before = &mut self.clients[at].passed;
+            if before.request != (life, request) {
+                *before = Passed { request: (life, request), times: 0, since: self.now };
+            }
+            before.times += 1;
+            let Passed { times, since, .. } = *before;
+            let is_late = times > 1 && self.now >= since.after(config.max_bypass_time);
+            if self.watch.check && (times > config.max_bypass || is_late) {
+                let (one, two) = (self.name(granted), self.name(at));
+                self.violated(format!("{one} passes {two}, which has been passed {times} times"));
+            }
         }
     }
 
