@@ -9,7 +9,7 @@
 //!   is expected back as one that *may* hold its GPUs. Who comes back with a lease proves that
 //!   the others' are over, for its epoch is the highest; but for who slept when it was waited for: this is written before
 //!   anybody else is granted.
-//! - Memory is written as the most that a client can have until the file is written again (`Room::at_most`): who does not
+//! - Memory is written as the most that a client can have until the file is written again (`ClientSnapshot::expected_back`): who does not
 //!   come back (stopped, most likely) says nothing of what it has, and its memory must not be given to others.
 
 use std::fs;
@@ -22,9 +22,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::inventory::Device;
 use crate::process::ProcessId;
-
-/// Epochs that may be granted before the file is written again.
-pub const EPOCHS_AHEAD: u64 = 1_000_000;
 
 /// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,27 +38,6 @@ pub struct Room {
     pub resident: u64,
 }
 
-impl Room {
-    /// What is to be written down of it for a restart ([`Expected`](crate::Expected)), so that it is no less than what the
-    /// client will have until that is written again. One that holds or is being credited can come to have all of its claims
-    /// on the GPU, and some more of them.
-    #[must_use]
-    pub fn at_most(self, is_credited: bool) -> Room {
-        if !is_credited {
-            return self;
-        }
-        let claimed = self.claimed.saturating_add(self.claimed / 8);
-        Room { claimed, resident: claimed.max(self.resident), ..self }
-    }
-
-    /// True if what was written down is no less than what the client has now. If it is not, that is to be written before the
-    /// client hears of its memory.
-    #[must_use]
-    pub fn covers(self, now: Room) -> bool {
-        self.fixed >= now.fixed && self.resident >= now.resident
-    }
-}
-
 /// The GPUs that a client may be placed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Eligible {

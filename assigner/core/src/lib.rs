@@ -47,6 +47,7 @@ mod table;
 mod tenant;
 mod topology;
 mod warm;
+mod written;
 
 pub mod gang;
 

@@ -130,6 +130,8 @@ pub struct ClientSnapshot {
     pub wanted: bool,
     /// Why its lease has been asked back.
     pub recalled_for: Option<Cause>,
+    /// True if it holds a lease or its page-in may be under way: more of its claims may become resident.
+    pub is_credited: bool,
     /// Its room on each GPU that it is bound to, in the order of `gpus`.
     pub room: Vec<(Gpu, Room)>,
     /// Its place in the queue, from 1.
@@ -344,6 +346,7 @@ impl Scheduler {
             epoch: lease.map(|lease| lease.epoch),
             wanted: lease.is_some_and(|lease| lease.wanted),
             recalled_for: lease.and_then(|lease| lease.cause),
+            is_credited: lease.is_some() || self.memory.is_paging(id, &client.bound),
             room: client.bound.iter().map(|gpu| (*gpu, self.memory.of(id, *gpu))).collect(),
             position: None,
             grants: client.grants,

@@ -169,7 +169,7 @@ impl Broker {
         let Some(scheduler) = &self.scheduler else { return };
         let now = scheduler.room(client, gpu);
         if !self.written.get(&(client, gpu)).copied().unwrap_or_default().covers(now) {
-            self.save_crediting(Some(client));
+            self.save();
         }
     }
 

@@ -11,7 +11,7 @@ use super::members::epoch_ns;
 use super::{Broker, Client, Port};
 use crate::commands::Shown;
 use crate::gangs::wire;
-use crate::state::{Departed as DepartedMembers, EPOCHS_AHEAD, Gang, Place, Remembered, State};
+use crate::state::{Departed as DepartedMembers, Gang, Place, Remembered, State};
 
 /// Sums over the clients that have left.
 #[derive(Clone, Copy, Debug, Default)]
@@ -238,11 +238,6 @@ impl Broker {
 
     /// Writes down what the next life must know.
     pub(super) fn save(&mut self) {
-        self.save_crediting(None);
-    }
-
-    /// Writes it down before a client is told of memory that it can have.
-    pub(super) fn save_crediting(&mut self, credited: Option<ClientId>) {
         self.dirty = false;
         let Some(snapshot) = self.snapshot() else { return };
         let states: BTreeMap<ClientId, &ClientSnapshot> =
@@ -250,15 +245,7 @@ impl Broker {
         let mut written = BTreeMap::new();
         let remembered = self.clients.iter().filter_map(|(client, member)| {
             let state = states.get(client)?;
-            let is_manual = matches!(member.port, Port::Manual(_));
-            let is_credited = state.epoch.is_some() || credited == Some(*client);
-            let bound: Vec<(Gpu, Room)> = match is_manual {
-                true => state.gpus.iter().map(|gpu| (*gpu, Room::default())).collect(),
-                false => {
-                    let most = |(gpu, room): &(Gpu, Room)| (*gpu, room.at_most(is_credited));
-                    state.room.iter().map(most).collect()
-                }
-            };
+            let bound = state.expected_back().held.bound;
             written.extend(bound.iter().map(|(gpu, room)| ((*client, *gpu), *room)));
             let place = |(gpu, room): &(Gpu, Room)| Place {
                 gpu: self.gpu(*gpu).uuid.clone(),
@@ -273,7 +260,7 @@ impl Broker {
                 bound: bound.iter().map(place).collect(),
                 epoch: state.epoch.map_or(0, |epoch| epoch.0),
                 lapsed: false,
-                manual: is_manual,
+                manual: matches!(member.port, Port::Manual(_)),
                 gang: state.gang.as_ref().map(Gang::of),
                 priority: member.priority.number(),
                 tenant: member.tenant.clone(),
@@ -281,7 +268,7 @@ impl Broker {
             })
         });
         let state = State {
-            epoch_limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
+            epoch_limit: snapshot.epoch_limit(),
             next_client: self.next_client,
             clients: remembered.chain(self.not_yet_back(&snapshot.expected)).collect(),
             departed: snapshot

@@ -276,6 +276,11 @@ impl Memory {
         self.gpus[gpu.index()].paging.remove(&client);
     }
 
+    /// Whether a client's page-in may be under way on one of `gpus`.
+    pub(crate) fn is_paging(&self, client: ClientId, gpus: &[Gpu]) -> bool {
+        gpus.iter().any(|gpu| self.ledger(*gpu).paging.contains(&client))
+    }
+
     /// Says whether a client's memory can be moved, as far as `anchor` goes.
     fn anchor(&mut self, client: ClientId, gpu: Gpu, anchor: Anchor, holds: Holds) {
         self.gpus[gpu.index()].change(client, |account| {

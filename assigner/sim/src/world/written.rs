@@ -3,17 +3,14 @@
 //! It is written when a client comes, is bound, or goes, when one that nothing binds is granted or gives back, before one has
 //! more memory than it says, and once a second for the rest. So leases and what has left the GPUs are as old as that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use acb_core::gang::GangSpec;
 use acb_core::{ClientId, ClientSnapshot, Epoch, Event, Expected, Gpu, Held, Room, Snapshot, Time};
 
 use super::World;
 use super::node::{Node, index};
-use crate::scenario::{FaultKind, Scenario};
-
-/// Epochs that the next life leaves out: so many may have been granted since this was written.
-const EPOCHS_AHEAD: u64 = 1_000_000;
+use crate::scenario::FaultKind;
 
 /// What is on disk.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +39,6 @@ pub(super) struct Writer {
     settles: Time,
     /// It did so when its scheduler was last asked.
     waits: bool,
-    /// Clients that have been told of memory beyond what is written, so that it cannot wait.
-    credited: BTreeSet<ClientId>,
 }
 
 impl World<'_, '_> {
@@ -80,7 +75,6 @@ impl World<'_, '_> {
         let gpus = (0..).map(Gpu).take(node.gpus.len());
         if !gpus.into_iter().all(covers) {
             node.writer.is_urgent = true;
-            node.writer.credited.insert(client);
         }
     }
 
@@ -149,38 +143,22 @@ impl World<'_, '_> {
             return;
         };
         let writer = &mut state.writer;
-        writer.written = Written::of(self.scenario, &snapshot, writer);
-        writer.credited.clear();
+        writer.written = Written::of(&snapshot, writer);
     }
 }
 
 impl Written {
-    fn of(scenario: &Scenario, snapshot: &Snapshot, writer: &Writer) -> Written {
+    fn of(snapshot: &Snapshot, writer: &Writer) -> Written {
         let earlier = writer.earlier.iter().filter_map(|it| {
             let awaited = snapshot.expected.iter().find(|other| other.client == it.client)?;
             let lease = it.held.lease.filter(|_| awaited.held.lease.is_some());
             Some(Expected { held: Held { lease, ..it.held.clone() }, ..it.clone() })
         });
-        let here = snapshot.clients.iter().map(|client| {
-            let is_credited = client.epoch.is_some() || writer.credited.contains(&client.client);
-            remembered(scenario, client, is_credited)
-        });
+        let here = snapshot.clients.iter().map(ClientSnapshot::expected_back);
         Written {
-            epoch_limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
+            epoch_limit: snapshot.epoch_limit(),
             clients: here.chain(earlier).collect(),
             departed: snapshot.departed.clone(),
         }
     }
-}
-
-/// How a client is expected back. What a bound one holds may have changed since: it may hold its GPUs in any case.
-fn remembered(scenario: &Scenario, client: &ClientSnapshot, is_credited: bool) -> Expected {
-    let is_bound = scenario.clients[index(client.client)].bound;
-    let bound = match is_bound {
-        true => client.room.iter().map(|(gpu, room)| (*gpu, room.at_most(is_credited))).collect(),
-        false => client.gpus.iter().map(|gpu| (*gpu, Room::default())).collect::<Vec<_>>(),
-    };
-    let may_hold = is_bound && !bound.is_empty();
-    let lease = client.epoch.or(may_hold.then_some(Epoch(0)));
-    Expected { client: client.client, held: Held { bound, lease }, gang: client.gang.clone() }
 }
