@@ -212,7 +212,7 @@ pub enum Event {
 pub enum Rest {
     /// It comes later, or this was all.
     Comes,
-    /// It stays where it is until the client's next lease, or until the client says that some has left after all.
+    /// It stays where it is until the client's next lease, or the end of the one that it has, or until the client says that some has left after all.
     Stays,
 }
 

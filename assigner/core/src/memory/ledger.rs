@@ -14,7 +14,7 @@ use crate::ids::{ClientId, Time};
 pub(crate) enum Anchor {
     /// The client says that its memory must stay where it is.
     Pinned,
-    /// It could not move what it was asked for; asked again after its next lease, or once it has moved some by itself.
+    /// It could not move what it was asked for; asked again after a lease, or once it has moved some by itself.
     Failed,
     /// It was asked, and made no progress for too long; until it makes some.
     Late,

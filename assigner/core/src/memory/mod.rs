@@ -261,13 +261,16 @@ impl Memory {
         self.ledger(gpu).sums().anchored < before
     }
 
-    /// A client's lease is over.
+    /// A client's lease is over. What it could not move before can have been said after that was granted; it is asked anew.
     pub(crate) fn end(&mut self, client: ClientId, gpu: Gpu) {
         if !self.in_use.contains(gpu) {
             return; // the order of use matters among those who have memory
         }
         let used = self.next_use();
-        self.gpus[gpu.index()].change(client, |account| account.used = used);
+        self.gpus[gpu.index()].change(client, |account| {
+            account.used = used;
+            account.anchors.remove(Anchor::Failed);
+        });
         self.note_turns([gpu]);
     }
 

@@ -1,6 +1,5 @@
 //! An assigner: the real scheduler, and what it writes down for its next life (the daemon's `state.json`).
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use acb_core::{
@@ -84,7 +83,7 @@ impl Assigner {
         self.scheduler = Some(Scheduler::new(config).expect("it makes sense"));
         self.earlier.clone_from(&self.written.clients);
         self.waits = true;
-        self.write(&BTreeSet::new());
+        self.write();
     }
 
     /// What it says to that.
@@ -96,9 +95,8 @@ impl Assigner {
         let actions: Vec<Action> = std::iter::from_fn(|| scheduler.poll_action()).collect();
         let waits = scheduler.is_settling();
         let is_settled = std::mem::replace(&mut self.waits, waits) && !waits;
-        let more = self.more_than_written();
-        if matters || is_settled || !more.is_empty() {
-            self.write(&more);
+        if matters || is_settled || self.is_more_than_written() {
+            self.write();
         }
         actions
     }
@@ -116,40 +114,32 @@ impl Assigner {
 
     /// The second in which something has changed is over.
     pub(crate) fn write_all(&mut self) {
-        self.write(&BTreeSet::new());
+        self.write();
     }
 
-    /// Clients that have more memory than is written.
-    fn more_than_written(&self) -> BTreeSet<ClientId> {
-        let Some(scheduler) = &self.scheduler else { return BTreeSet::new() };
-        let known = self.written.clients.iter();
-        let less = known.filter(|known| {
+    /// Whether a client has more memory than is written.
+    fn is_more_than_written(&self) -> bool {
+        let Some(scheduler) = &self.scheduler else { return false };
+        self.written.clients.iter().any(|known| {
             let (claimed, resident) = known.room;
             let room = scheduler.room(ClientId(known.client), GPU);
             !Room { fixed: 0, claimed, resident }.covers(room)
-        });
-        less.map(|known| ClientId(known.client)).collect()
+        })
     }
 
-    fn write(&mut self, credited: &BTreeSet<ClientId>) {
+    fn write(&mut self) {
         let Some(snapshot) = self.scheduler.as_ref().map(Scheduler::snapshot) else { return };
-        self.written = Written {
-            limit: snapshot.next_epoch.0 + EPOCHS_AHEAD,
-            clients: self.known(&snapshot, credited),
-        };
+        self.written =
+            Written { limit: snapshot.next_epoch.0 + EPOCHS_AHEAD, clients: self.known(&snapshot) };
     }
 
-    fn known(&self, snapshot: &Snapshot, credited: &BTreeSet<ClientId>) -> Vec<Known> {
+    fn known(&self, snapshot: &Snapshot) -> Vec<Known> {
         let bound = snapshot.clients.iter().filter(|client| client.bound);
         let here = bound.map(|client| {
-            let (_, room) = client.room[0];
-            let room = room.at_most(client.epoch.is_some() || credited.contains(&client.client));
-            Known {
-                client: client.client.0,
-                room: (room.claimed, room.resident),
-                // What it holds may have changed since this was written.
-                lease: client.epoch.or(Some(Epoch(0))),
-            }
+            let Expected { held, .. } = client.expected_back();
+            let (_, room) = held.bound[0];
+            let room = (room.claimed, room.resident);
+            Known { client: client.client.0, room, lease: held.lease }
         });
         let earlier = self.earlier.iter().filter_map(|known| {
             let mut expected = snapshot.expected.iter();

@@ -251,6 +251,9 @@ impl World {
     fn release(&mut self, slot: usize) {
         if let Some(lease) = self.clients[slot].lease.take() {
             self.use_gpus(slot);
+            for paged in self.clients[slot].memory.gpus.values_mut() {
+                paged.failed = false; // it is asked anew
+            }
             let client = self.name(self.clients[slot].id);
             self.tell(Event::Release { client, epoch: lease.epoch, busy: None });
         }
