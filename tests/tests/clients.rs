@@ -27,7 +27,7 @@ const MOST_BYTES: u64 = 24 << 20;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// When nothing is expected to come any more.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A program and what comes before the options of all of them.
 #[derive(Clone)]
@@ -92,8 +92,9 @@ impl Client {
     /// Alone, and then two at a time.
     fn proves_itself(&self) -> Result<()> {
         let prefix = Prefix::from_env()?;
-        // A pause inside a GPU phase, on a crowded machine, is not to end the lease.
-        let outside = Outside::start(&prefix, GPU, &["--idle-us", "100000"])?;
+        // A pause inside a GPU phase, on a crowded machine, is not to end the lease; nor is the quantum.
+        let options = ["--idle-us", "1000000", "--quantum-ms", "3600000"];
+        let outside = Outside::start(&prefix, GPU, &options)?;
         self.run(outside.plain(&self.program), "alone", FEW_BYTES)
             .context("without the interposer")?;
         let names = ["a", "bb"];

@@ -19,7 +19,7 @@ use acb_tests::lab::{Prefix, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const ONE_GPU: &str = "[[gpu]]\nname = \"Simulated GPU\"\nmemory = \"16GiB\"\n";
 

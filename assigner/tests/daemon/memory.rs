@@ -1,5 +1,6 @@
 //! Paged memory: claims, credits and evictions between clients that speak the wire by hand.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use acb_wire::v1::{self, RoomKind, RoomVerdict, assigner_message::Kind, client_message};
@@ -11,6 +12,7 @@ const MIB: u64 = 1 << 20;
 
 /// A client on the one GPU, which has 1 GiB.
 struct Program {
+    socket: PathBuf,
     client: Client,
     number: u64,
     bound: Vec<String>,
@@ -23,7 +25,8 @@ impl Program {
     }
 
     fn limited(home: &Home, memory_limit: u64) -> Program {
-        let mut client = Client::connect(&home.socket());
+        let socket = home.socket();
+        let mut client = Client::connect(&socket);
         client.send(client_message::Kind::Hello(v1::Hello {
             protocol: acb_wire::PROTOCOL,
             program: "test".to_owned(),
@@ -33,7 +36,7 @@ impl Program {
         }));
         let Kind::Welcome(welcome) = client.next() else { panic!("no Welcome") };
         let bound = client.bind();
-        Program { client, number: welcome.client, bound, seq: 0 }
+        Program { socket, client, number: welcome.client, bound, seq: 0 }
     }
 
     /// Asks for memory; the verdict, and why.
@@ -49,8 +52,8 @@ impl Program {
         })
     }
 
-    /// Connects again and says what it has.
-    fn come_back(&mut self, home: &Home, epoch: u64, claimed: u64, resident: u64) {
+    /// Connects again, at once, and says what it has.
+    fn come_back(&mut self, epoch: u64, claimed: u64, resident: u64) {
         let held = v1::Held {
             client: self.number,
             bound: self.bound.clone(),
@@ -59,7 +62,7 @@ impl Program {
             claimed: vec![claimed * MIB],
             resident: vec![resident * MIB],
         };
-        let (client, number) = Client::join(&home.socket(), Some(held));
+        let (client, number) = Client::join(&self.socket, Some(held));
         assert_eq!(number, self.number);
         self.client = client;
     }
@@ -184,8 +187,10 @@ fn a_lease_lasts_by_what_its_memory_took() {
     let granted = Instant::now();
     assert_eq!(one.evict(), 276);
     one.client.acquire();
-    // Something that takes a while: the assigner is asked for its status.
-    home.status();
+    // Something that takes a while, though not so long that nobody would wait for fifty times as much.
+    for _ in 0..20 {
+        Client::join(&one.socket, None);
+    }
     one.evicted(276);
     other.credited(276);
     // The assigner's own figure is a little larger.
@@ -220,8 +225,8 @@ fn a_restart_in_the_middle_of_a_switch_loses_nothing() {
     kill_worker(&home);
     assert!(one.client.try_next().is_none() && other.client.try_next().is_none());
     // The one moves more while nobody listens; the other has what it was credited.
-    one.come_back(&home, 0, 900, 500);
-    other.come_back(&home, epoch, 900, 424);
+    one.come_back(0, 900, 500);
+    other.come_back(epoch, 900, 424);
     // 100 are free now, and what was asked for before is asked for anew.
     other.credited(100);
     assert_eq!(one.evict(), 376);
@@ -242,7 +247,7 @@ fn memory_of_who_sleeps_through_a_restart_stays_counted() {
     one.ready(epoch);
     // As soon as a client has its memory, the next life knows of it.
     kill_worker(&home);
-    other.come_back(&home, 0, 600, 0);
+    other.come_back(0, 600, 0);
     other.client.acquire();
     let shown = eventually("who is asleep is not waited for any more", || {
         let node = home.status()["nodes"][0].clone();
@@ -251,7 +256,7 @@ fn memory_of_who_sleeps_through_a_restart_stays_counted() {
     });
     assert!(shown["gpus"][0]["room"].as_u64().unwrap() >= 900 * MIB);
     assert_eq!(status(&home, &other)["state"], "waiting");
-    one.come_back(&home, epoch, 900, 900);
+    one.come_back(epoch, 900, 900);
     other.credited(124);
     one.client.release(epoch);
     assert_eq!(one.evict(), 476);
@@ -343,7 +348,7 @@ fn a_limit_below_a_context_is_refused_and_others_are_what_the_client_sees() {
 #[test]
 fn eighty_clients_have_a_slice_each() {
     let home = Home::new();
-    std::fs::write(home.path("sim.toml"), "gpus = 1\nmemory = \"80GiB\"\n").unwrap();
+    home.configure("gpus = 1\nmemory = \"80GiB\"\n");
     home.start(&[]);
     let mut programs: Vec<Program> = (0..80).map(|_| Program::limited(&home, 1024 * MIB)).collect();
     for program in &mut programs {

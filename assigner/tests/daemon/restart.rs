@@ -1,5 +1,8 @@
 //! The worker dies: clients come back with what they hold, and nobody else gets it meanwhile.
+//!
+//! Who is to come back before the settle time is over asks nobody for the way: a command can take that long on a busy machine.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use acb_wire::v1::{Held, assigner_message::Kind};
@@ -23,25 +26,24 @@ struct Orphan {
     client: Client,
     number: u64,
     held: Held,
+    socket: PathBuf,
 }
 
 fn orphan(home: &Home) -> Orphan {
     home.start(&["--gpu-list", "0"]);
-    let (mut client, number) = Client::join(&home.socket(), None);
+    let socket = home.socket();
+    let (mut client, number) = Client::join(&socket, None);
     let bound = client.bind();
     client.acquire();
     let epoch = client.granted();
     kill_worker(home);
-    Orphan {
-        client,
-        number,
-        held: Held { client: number, bound, epoch, room: vec![0], ..Held::default() },
-    }
+    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
+    Orphan { client, number, held, socket }
 }
 
 /// Another one that asks for it.
-fn rival(home: &Home) -> (Client, u64) {
-    let (mut rival, number) = Client::join(&home.socket(), None);
+fn rival(socket: &Path) -> (Client, u64) {
+    let (mut rival, number) = Client::join(socket, None);
     rival.bind();
     rival.acquire();
     (rival, number)
@@ -57,14 +59,14 @@ fn state_of(home: &Home, number: u64) -> String {
 #[test]
 fn a_holder_comes_back_with_its_lease() {
     let home = Home::new();
-    let Orphan { mut client, number, held } = orphan(&home);
+    let Orphan { mut client, number, held, socket } = orphan(&home);
     let epoch = held.epoch;
     assert!(client.try_next().is_none());
 
     // Another one is faster than the holder: it must not get the GPU.
-    let (mut other, other_number) = rival(&home);
+    let (mut other, other_number) = rival(&socket);
     assert_ne!(other_number, number);
-    let (mut holder, again) = Client::join(&home.socket(), Some(held));
+    let (mut holder, again) = Client::join(&socket, Some(held));
     assert_eq!(again, number);
     let states = (state_of(&home, number), state_of(&home, other_number));
     assert_eq!(states, ("holding".into(), "waiting".into()));
@@ -79,20 +81,20 @@ fn epochs_grow_over_restarts_and_a_silent_holder_loses_its_lease_in_the_end() {
     let home = Home::new();
     let orphan = orphan(&home);
     // This process is alive, but does not come back within the settle time.
-    assert!(rival(&home).0.granted() > orphan.held.epoch);
+    assert!(rival(&orphan.socket).0.granted() > orphan.held.epoch);
 }
 
 #[test]
 fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
     let home = Home::new();
-    let Orphan { number, held, client: _silent } = orphan(&home);
+    let Orphan { number, held, socket, client: _silent } = orphan(&home);
     let epoch = held.epoch;
-    let (mut other, _) = rival(&home);
+    let (mut other, _) = rival(&socket);
     let later = other.granted();
     let notes = home.status()["nodes"][0]["notes"].to_string();
     assert!(notes.contains("1 clients from before the restart are not back"), "{notes}");
 
-    let (mut holder, again) = Client::join(&home.socket(), Some(held));
+    let (mut holder, again) = Client::join(&socket, Some(held));
     assert_eq!(again, number);
     match holder.next() {
         Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
@@ -108,8 +110,8 @@ fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
 #[test]
 fn who_lost_its_lease_in_its_sleep_does_not_have_it_after_a_further_restart() {
     let home = Home::new();
-    let Orphan { held, client: _silent, .. } = orphan(&home);
-    let (mut other, other_number) = Client::join(&home.socket(), None);
+    let Orphan { held, socket, client: _silent, .. } = orphan(&home);
+    let (mut other, other_number) = Client::join(&socket, None);
     other.bind();
     eventually("the sleeper is given up", || {
         let notes = home.status()["nodes"][0]["notes"].to_string();
@@ -120,12 +122,12 @@ fn who_lost_its_lease_in_its_sleep_does_not_have_it_after_a_further_restart() {
     kill_worker(&home);
     let theirs = Held { client: other_number, epoch: later, ..held.clone() };
     let epoch = held.epoch;
-    let (mut sleeper, _) = Client::join(&home.socket(), Some(held));
+    let (mut sleeper, _) = Client::join(&socket, Some(held));
     match sleeper.next() {
         Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
         other => panic!("no Recall, but {other:?}"),
     }
-    let (_other, _) = Client::join(&home.socket(), Some(theirs));
+    let (_other, _) = Client::join(&socket, Some(theirs));
     assert_eq!(state_of(&home, other_number), "holding");
 }
 

@@ -13,7 +13,7 @@ use acb_wire::v1::{self, assigner_message, client_message};
 use tempfile::TempDir;
 
 /// How long anything may take before a test has failed.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// A home folder with a port, and the daemon in it, if one was started.
 pub(crate) struct Home {
@@ -31,11 +31,19 @@ impl Home {
         // Free now; nobody else takes ports from this range in between.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("acb").tempdir_in("/tmp").unwrap();
-        // The GPUs' shared state has the folder's name, and goes with it.
-        let state = folder.path().file_name().unwrap().to_string_lossy().into_owned();
-        let text = format!("state = \"{state}\"\nmemory = \"1GiB\"\nreserved = \"70MiB\"\n{gpus}");
-        std::fs::write(folder.path().join("sim.toml"), text).unwrap();
-        Home { folder, port }
+        let home = Home { folder, port };
+        home.configure(&format!("memory = \"1GiB\"\nreserved = \"70MiB\"\n{gpus}"));
+        home
+    }
+
+    /// Lays down what the GPUs are like; their shared state has the folder's name, and goes with it.
+    pub(crate) fn configure(&self, text: &str) {
+        let text = format!("state = \"{}\"\n{text}", self.state());
+        std::fs::write(self.path("sim.toml"), text).unwrap();
+    }
+
+    fn state(&self) -> String {
+        self.folder.path().file_name().unwrap().to_string_lossy().into_owned()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -85,7 +93,7 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         let _ = self.assigner(&["stop"]);
-        let state = self.folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        let state = self.state();
         for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with("simcuda-") && name.ends_with(&format!("-{state}")) {

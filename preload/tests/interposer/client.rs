@@ -5,7 +5,9 @@
 #![allow(unsafe_code)] // FFI: CUDA programs call C functions.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::io::BufRead;
+use std::fs::OpenOptions;
+use std::io::{BufRead, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 pub(crate) type Handle = *mut c_void;
@@ -51,9 +53,13 @@ pub(crate) fn play(scenario: &str) {
     }
 }
 
-/// Waits for the test.
+/// Waits for the test, which can count that among the driver's calls.
 pub(crate) fn pause() {
     println!("paused");
+    if let Some(path) = std::env::var_os("DUMMY_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(path).expect("the log");
+        log.write_all(b"paused\n").expect("the log is written");
+    }
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).expect("a line");
 }
@@ -309,10 +315,10 @@ fn literal() {
     println!("cuInit={}", Cuda::load().init());
 }
 
-/// Streams are made, used and destroyed while the link asks about them.
+/// Streams are made, used and destroyed while the link asks about them, until it is enough.
 fn streams() {
     let cuda = Cuda::start();
-    let end = Instant::now() + std::time::Duration::from_millis(1500);
+    let enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -328,7 +334,7 @@ fn streams() {
                         0
                     );
                 }
-                while Instant::now() < end {
+                while !enough.load(Ordering::Relaxed) {
                     let stream = cuda.stream();
                     assert_eq!(cuda.launch(0, stream), 0);
                     std::thread::sleep(std::time::Duration::from_micros(300));
@@ -341,6 +347,8 @@ fn streams() {
                 assert_eq!(unsafe { function!(cuda, "cuCtxDestroy_v2", fn(Handle))(context) }, 0);
             });
         }
+        pause();
+        enough.store(true, Ordering::Relaxed);
     });
     println!("done");
 }

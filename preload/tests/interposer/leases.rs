@@ -80,7 +80,8 @@ fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
 /// It may come unannounced, where the link thread sleeps for too long.
 #[test]
 fn a_release_for_idleness_is_announced_at_most_once() {
-    const LEASES: usize = 100;
+    // On a busy machine the link thread may sleep for too long many times.
+    const LEASES: usize = 3000;
     let lab = Lab::new();
     let assigner = Assigner::listen(&lab.socket());
     let mut client = lab.start(&format!("launch{}", " 0".repeat(LEASES)));
@@ -147,17 +148,14 @@ fn the_work_ends_when_the_program_sees_its_end() {
     let assigner = Assigner::listen(&lab.socket());
     let mut client = lab.start("launch 50");
     let mut peer = assigner.accept_client();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     peer.grant(1);
-    wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
+    wait_until("the program has seen the end", || lab.count("paused") == 1);
+    let seen = began.elapsed();
     peer.hears_nothing();
     peer.want(1);
-    let busy = std::time::Duration::from_nanos(peer.release().busy_ns);
-    let held = began.elapsed();
-    assert!(
-        busy.as_millis() >= 50 && busy + crate::assigner::SILENCE / 2 < held,
-        "{busy:?} {held:?}"
-    );
+    let busy = Duration::from_nanos(peer.release().busy_ns);
+    assert!(busy.as_millis() >= 50 && busy <= seen, "{busy:?} {seen:?}");
     client.tell("on");
     client.end().succeeded();
 }
@@ -166,12 +164,13 @@ fn the_work_ends_when_the_program_sees_its_end() {
 fn a_busy_stream_keeps_a_wanted_lease() {
     let lab = Lab::new();
     let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 1000");
+    let mut client = lab.start("endless");
     let mut peer = assigner.accept_client();
     peer.grant(1);
     peer.want(1);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     peer.hears_nothing();
+    client.tell("write the flag");
     peer.release();
     client.tell("on");
     client.end().succeeded();
@@ -302,17 +301,20 @@ fn a_context_destroyed_twice_is_not_asked_about() {
 fn no_destroyed_handle_is_asked_about() {
     let lab = Lab::new();
     let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("streams");
+    let mut client = lab.start("streams");
     let mut peer = assigner.accept_client();
-    let mut epoch = 0;
+    let (began, mut epoch, mut told) = (Instant::now(), 0, false);
     while let Some(heard) = peer.try_hear() {
-        if matches!(heard, acb_wire::v1::client_message::Kind::Acquire(_)) {
+        if matches!(heard, Hear::Acquire(_)) {
             epoch += 1;
             peer.stream.write_all(&grant_and_recall(epoch)).ok();
         }
+        if !told && epoch > 10 && began.elapsed() > Duration::from_millis(1500) {
+            client.tell("enough");
+            told = true;
+        }
     }
     client.end().succeeded().prints("done");
-    assert!(epoch > 10, "only {epoch} leases");
     assert_eq!(lab.count("FAULT"), 0);
 }
 
@@ -383,9 +385,11 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
         other => panic!("Stuck expected: {other:?}"),
     }
     peer.release();
+    // Said after the lease has gone back, by a thread that the program's end does not wait for.
+    wait_until("the end is told", || says("the GPU has finished"));
     client.tell("on");
     client.end().succeeded();
-    for what in ["a kernel that does not end", "launched last: kernel_10", "the GPU has finished"] {
+    for what in ["a kernel that does not end", "launched last: kernel_10"] {
         assert!(says(what), "{what}");
     }
 }

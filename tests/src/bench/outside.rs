@@ -20,10 +20,10 @@ use tempfile::TempDir;
 use super::status::Status;
 use crate::lab::{Prefix, wait_until};
 
-/// How long a daemon may take to come up, even on a crowded machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a request to a program may take: less than that is no hang.
-const ANSWERS: Duration = Duration::from_secs(90);
+/// How long a daemon may take to come up, or anything to become so, even on a crowded machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a request to a program may take, with the turns of many others before it: less than that is no hang.
+const ANSWERS: Duration = Duration::from_secs(300);
 
 /// A GPU that costs nothing: what remains is ours.
 pub const ZERO_COST_GPU: &str = r#"launch_ns = 0

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use acb_tests::bench::outside::OnRequest;
+use acb_tests::lab::wait_until;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::stage::{Stage, is_right};
@@ -28,10 +29,12 @@ const LESS: u64 = GPU - (264 << 20);
 /// How long the rival's turn is waited for at its first call, and at the later ones: while a kernel of the case runs it has none, and some
 /// cases look at what has not happened yet.
 const TURN: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(1)];
+/// The same for cases whose memory must have been moved: for as long as it takes, which in a capture is for ever.
+const MOVE: Duration = Duration::from_secs(10);
 /// Turns of the rival in one case: a case that makes thousands of calls is swapped often enough.
 const TURNS: usize = 60;
 /// How long a case may take, swaps and a busy machine included.
-const CASE: Duration = Duration::from_secs(60);
+const CASE: Duration = Duration::from_secs(180);
 
 /// Cases that want another answer than programs under the interposer get, and what they say then.
 const DIFFERENT: [(&str, &str); 5] = [
@@ -79,11 +82,13 @@ struct Rival {
     /// Its turn has been asked for and is not over.
     at_it: bool,
     turns: usize,
+    /// How long its turn is waited for at its first call.
+    patience: Duration,
 }
 
 impl Rival {
     fn turn(&mut self) -> Result<()> {
-        let patience = TURN[usize::from(self.at_it)];
+        let patience = if self.at_it { TURN[1] } else { self.patience };
         if !self.at_it {
             if self.turns >= TURNS {
                 return Ok(());
@@ -119,7 +124,7 @@ fn run(stage: &Stage, bytes: u64, cases: &[&str]) -> Result<BTreeMap<String, Ver
     program.ask("sync")?;
     let (go, asked) = mpsc::channel();
     let (finished, done) = mpsc::channel();
-    let rival = Mutex::new(Rival { go, done, at_it: false, turns: 0 });
+    let rival = Mutex::new(Rival { go, done, at_it: false, turns: 0, patience: TURN[0] });
     let over = AtomicBool::new(false);
     let mut verdicts = BTreeMap::new();
     thread::scope(|scope| -> Result<()> {
@@ -143,7 +148,11 @@ fn run(stage: &Stage, bytes: u64, cases: &[&str]) -> Result<BTreeMap<String, Ver
             }
         });
         let ran = cases.iter().try_for_each(|case| {
-            rival.lock().unwrap_or_else(PoisonError::into_inner).turns = 0;
+            {
+                let mut rival = rival.lock().unwrap_or_else(PoisonError::into_inner);
+                rival.turns = 0;
+                rival.patience = if MOVED.contains(case) { MOVE } else { TURN[0] };
+            }
             verdicts.insert((*case).to_owned(), one(stage, case, &socket)?);
             Ok(())
         });
@@ -180,12 +189,10 @@ fn one(stage: &Stage, case: &str, turns: &Path) -> Result<Verdict> {
     }
     command.env("ACB_LOG_FILE", stage.outside.folder().join("contract.log"));
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let (pid, begin) = (child.id(), Instant::now());
-    while child.try_wait()?.is_none() {
-        if begin.elapsed() > CASE {
-            child.kill()?;
-        }
-        thread::sleep(Duration::from_millis(1));
+    let pid = child.id();
+    if wait_until("the case is over", CASE, || Ok(child.try_wait()?.is_some())).is_err() {
+        // Its verdict is the signal.
+        child.kill()?;
     }
     let output = child.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();

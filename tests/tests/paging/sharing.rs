@@ -42,7 +42,7 @@ fn the_next_in_turn_has_its_memory_brought_in_once_the_link_is_free() -> Result<
     let before = came_back()?;
     let left = stage.status()?.client(next.pid()).map_or(0, |client| client.resident);
     ensure!(left < 8 << 20, "most of it has gone: {left}");
-    holder.request("spin 3000000000")?;
+    holder.request("endless")?;
     stage.wait_for("the holder has its turn", &holder, |client| client.state == "holding")?;
     next.request("check")?;
     stage.wait_until_waiting(&next)?;
@@ -55,6 +55,7 @@ fn the_next_in_turn_has_its_memory_brought_in_once_the_link_is_free() -> Result<
     })?;
     ensure!(!early.get(), "while the holder's was coming: {}", stage.outside.log());
     holder.answer()?;
+    holder.ask("end")?;
     next.answer()?;
     for program in [&mut holder, &mut next, &mut idle] {
         program.ask("check")?;

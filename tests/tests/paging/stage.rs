@@ -21,7 +21,7 @@ pub(crate) const MOST: &str = "alloc 4 12M";
 /// Bytes of [`MOST`].
 pub(crate) const MOST_BYTES: u64 = 48 << 20;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A running assigner.
 pub(crate) struct Stage {

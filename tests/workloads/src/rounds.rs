@@ -4,6 +4,7 @@
 //! round, or the distribution of lengths ([`timing`](crate::timing)).
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub struct Pace {
     /// Start no round after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub duration: Option<Duration>,
+    /// Start further rounds until this file is there
+    #[arg(long, value_name = "FILE")]
+    pub until: Option<PathBuf>,
     /// Mean length of a CPU phase
     #[arg(long, value_name = "MS", default_value = "50", value_parser = milliseconds)]
     pub cpu_ms: Duration,
@@ -70,6 +74,9 @@ impl Pace {
 
     /// Whether no round of this number is to begin, so long after the first one.
     pub fn is_over(&self, round: u64, elapsed: Duration) -> bool {
+        if self.until.as_ref().is_some_and(|file| !file.exists()) {
+            return false;
+        }
         match (self.rounds, self.duration) {
             (Some(rounds), _) if round >= rounds => true,
             (_, Some(duration)) => elapsed >= duration,

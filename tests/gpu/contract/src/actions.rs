@@ -55,12 +55,13 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             std::io::stdin().read_line(&mut line)?;
             // So that all kernels are there before the first one runs: then only the
             // GPU's time counts.
-            gpu.launch(0, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            let held = gpu.hold(0).map_err(call("hold"))?;
             gpu.record(start, 0).map_err(call("record"))?;
             for _ in 0..count {
                 gpu.launch(0, "acb_spin", &[length]).map_err(call("launch"))?;
             }
             gpu.record(end, 0).map_err(call("record"))?;
+            held.let_go();
             gpu.synchronize().map_err(call("synchronize"))?;
             println!("{}", gpu.elapsed(start, end).map_err(call("elapsed"))?);
             Ok(())
@@ -104,7 +105,7 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             let memory = gpu.alloc(8).map_err(call("allocate"))?;
             gpu.write(memory, &[4711]).map_err(call("write"))?;
             // So that all is there before the first one runs.
-            gpu.launch(0, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            let held = gpu.hold(0).map_err(call("hold"))?;
             gpu.record(start, 0).map_err(call("record"))?;
             for name in [c"stranger", c"stranger", c"another", c"stranger"] {
                 let mut kernel = 0;
@@ -114,6 +115,7 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
                 gpu.launch_shaped(kernel, 0, shape, &[memory]).map_err(call("launch"))?;
             }
             gpu.record(end, 0).map_err(call("record"))?;
+            held.let_go();
             let words = gpu.read(memory, 1).map_err(call("read"))?;
             println!("{} {}", words[0], gpu.elapsed(start, end).map_err(call("elapsed"))?);
             Ok(())
@@ -136,16 +138,17 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
                 |stream| check(gpu.driver.cuMemcpyHtoDAsync_v2(b, from.pointer(), bytes, stream));
             let (start, half, whole) = (event()?, event()?, event()?);
             // So that all is there before the first one runs.
-            gpu.launch(out, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            let held = gpu.hold(out).map_err(call("hold"))?;
             gpu.record(start, out).map_err(call("record"))?;
             go_out(out).map_err(call("copy"))?;
             gpu.record(half, out).map_err(call("record"))?;
             go_in(out).map_err(call("copy"))?;
             gpu.record(whole, out).map_err(call("record"))?;
+            held.let_go();
             gpu.synchronize().map_err(call("synchronize"))?;
             let (begin, end) = (event()?, event()?);
             // Both wait for a kernel, so that they begin together.
-            gpu.launch(out, "acb_spin", &[200_000_000]).map_err(call("launch"))?;
+            let held = gpu.hold(out).map_err(call("hold"))?;
             gpu.record(begin, out).map_err(call("record"))?;
             check(gpu.driver.cuStreamWaitEvent(back, begin, 0)).map_err(call("wait"))?;
             go_out(out).map_err(call("copy"))?;
@@ -154,6 +157,7 @@ pub(crate) fn play(driver: &Path, part: &str, rest: &[String]) -> anyhow::Result
             gpu.record(joined, back).map_err(call("record"))?;
             check(gpu.driver.cuStreamWaitEvent(out, joined, 0)).map_err(call("wait"))?;
             gpu.record(end, out).map_err(call("record"))?;
+            held.let_go();
             gpu.synchronize().map_err(call("synchronize"))?;
             let elapsed = |from, to| gpu.elapsed(from, to).map_err(call("elapsed"));
             println!(

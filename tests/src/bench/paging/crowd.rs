@@ -17,7 +17,7 @@ use crate::bench::interrupt;
 use crate::bench::record::Round;
 
 /// No client says anything for that long: something hangs.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Exit code of a workload that found wrong data.
 const WRONG_DATA: i32 = 3;
 

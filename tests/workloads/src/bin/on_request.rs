@@ -20,7 +20,7 @@
 //! | `held` | checks all such pieces |
 //! | `info`, `nvml [PATH]` | asks how much memory there is: the driver, or NVML, opened by its name or by a path |
 //! | `fork` | calls the driver in a forked child, which must fail |
-//! | `endless` | launches a kernel that never ends |
+//! | `endless`, `end` | launches a kernel that does not end; ends the last of them |
 //! | `reset` | resets the device, which ends the context with all memory in it, and begins anew |
 //! | `exit`, `exit in thread` | ends in the midst of it, by exit on this thread or on another |
 //! | `exec` | becomes another program, which does nothing for long |
@@ -31,6 +31,7 @@ use std::process::{self, Command, ExitCode};
 use std::thread;
 
 use acb_workloads::driver::nvml::Told;
+use acb_workloads::driver::pinned::Pinned;
 use acb_workloads::driver::staying::{Kind, Staying};
 use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
@@ -125,6 +126,7 @@ enum Request {
     Nvml(String),
     Fork,
     Endless,
+    End,
     Reset,
     Exit,
     ExitInThread,
@@ -164,6 +166,7 @@ impl Request {
             ["nvml", path] => Self::Nvml(path.into()),
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
+            ["end"] => Self::End,
             ["reset"] => Self::Reset,
             ["exit"] => Self::Exit,
             ["exit", "in", "thread"] => Self::ExitInThread,
@@ -181,6 +184,8 @@ struct Client<'a> {
     nop: Kernel,
     spin: Kernel,
     endless: Kernel,
+    /// What the last endless kernel waits for.
+    flag: Option<Pinned<'a>>,
     memory: Memory<'a>,
     unfilled: Vec<RegionId>,
     replay: Option<Replay<'a>>,
@@ -199,6 +204,7 @@ impl<'a> Client<'a> {
             nop: driver.kernel(&module, kernels::NOP)?,
             spin: driver.kernel(&module, kernels::SPIN)?,
             endless: driver.kernel(&module, kernels::ENDLESS)?,
+            flag: None,
             memory: Memory::new(driver, context, seed)?,
             unfilled: vec![],
             replay: None,
@@ -265,10 +271,13 @@ impl<'a> Client<'a> {
                 return Ok(Outcome { error, ..Outcome::default() });
             }
             Request::Endless => {
-                let flag = self.driver.alloc(8)?;
-                self.driver.copy_in(flag, &[0])?;
-                self.driver.launch(&self.endless, 1, 1, &[flag])?;
+                let flag = Pinned::alloc(self.driver, 8)?;
+                flag.write(0);
+                self.driver.launch(&self.endless, 1, 1, &[flag.address()])?;
+                self.flag = Some(flag);
             }
+            // No call of the driver's: it may come when no call passes.
+            Request::End => self.flag.iter().for_each(|flag| flag.write(1)),
             Request::Reset => {
                 self.driver.reset_primary(&self.context)?;
                 *self = Client::new(self.driver, self.resets + 1)?;

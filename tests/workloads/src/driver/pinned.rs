@@ -38,6 +38,18 @@ impl<'a> Pinned<'a> {
         self.driver.error(call, code)
     }
 
+    /// Where kernels find it.
+    pub fn address(&self) -> DevicePtr {
+        self.memory as DevicePtr
+    }
+
+    /// Writes its first word.
+    pub fn write(&self, word: u64) {
+        assert!(self.bytes >= size_of::<u64>());
+        // SAFETY: it is that large, aligned to a page, and there until `free` takes it.
+        unsafe { self.memory.cast::<u64>().write_volatile(word) }
+    }
+
     /// All of it to the GPU, in copies of `piece` bytes, in the stream's order.
     pub fn copy_in(&self, to: DevicePtr, piece: usize, stream: Stream) -> Result<(), DriverError> {
         self.pieces(piece).try_for_each(|(at, bytes)| {

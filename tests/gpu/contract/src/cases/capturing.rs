@@ -226,7 +226,7 @@ pub(super) fn events_from_outside_are_refused(path: &Path) -> Result<(), String>
     let stream = gpu.stream(NON_BLOCKING).map_err(why("stream"))?;
     let other = gpu.stream(NON_BLOCKING).map_err(why("stream"))?;
     let event = gpu.event().map_err(why("event"))?;
-    gpu.launch(other, "acb_spin", &[200_000_000]).map_err(why("launch"))?;
+    let _held = gpu.hold(other).map_err(why("hold"))?;
     gpu.record(event, other).map_err(why("record"))?;
     gpu.begin(stream, RELAXED).map_err(why("begin"))?;
     same("wait", gpu.wait_event(stream, event), Err(code::CAPTURE_ISOLATION))?;
