@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
-use crate::event::{Cause, Held, Recalls, Room};
+use crate::event::{Cause, Recalls, Room};
 use crate::gang::{GangSpec, Member};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
@@ -41,28 +41,6 @@ pub struct Snapshot {
     pub queues: Vec<QueueSnapshot>,
     /// Leases that have been asked back.
     pub recalls: Recalls,
-}
-
-impl Snapshot {
-    /// What to write down, so that [`Settle::expected`](crate::Settle::expected) can be made of it
-    /// after a restart: every client that is bound, holds a lease, or is a member of a gang. One that holds without being
-    /// bound counts as bound to what it holds.
-    #[must_use]
-    pub fn survivors(&self) -> Vec<Expected> {
-        let survives = |client: &&ClientSnapshot| {
-            client.bound || client.epoch.is_some() || client.gang.is_some()
-        };
-        let known = self.clients.iter().filter(survives).map(|client| {
-            let room = |gpu: &Gpu| {
-                let found = client.room.iter().find(|(on, _)| on == gpu);
-                found.map_or(Room::default(), |(_, room)| *room)
-            };
-            let bound = client.gpus.iter().map(|gpu| (*gpu, room(gpu))).collect();
-            let held = Held { bound, lease: client.epoch };
-            Expected { client: client.client, held, gang: client.gang.clone() }
-        });
-        known.chain(self.expected.iter().cloned()).collect()
-    }
 }
 
 /// One GPU.

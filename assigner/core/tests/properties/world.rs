@@ -2,6 +2,7 @@
 //! of every action against it.
 
 mod recalls;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use acb_core::*;
 
 use crate::history::{Deed, SLOTS, Setup, Step, What, Who};
 use crate::memory::{Memory, Paged};
+use written::Writer;
 
 /// How clients are numbered: the order of numbers must not matter.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +78,8 @@ pub(crate) struct World {
     gave_way: [bool; SLOTS],
     /// What the latest event had asked back.
     recalls: Vec<(usize, ClientId)>,
+    /// What the assigner would begin its next life with.
+    written: Writer,
     /// All actions, with clients named by their slots.
     pub(crate) log: Vec<String>,
 }
@@ -97,6 +101,7 @@ impl World {
             settled: Time(0),
             gave_way: [false; SLOTS],
             recalls: Vec::new(),
+            written: Writer::default(),
             log: Vec::new(),
         }
     }
@@ -282,8 +287,8 @@ impl World {
     fn restart(&mut self) {
         let names = self.names;
         let mut config = self.setup.config(|tenant| tenant_name(names, tenant));
-        let snapshot = self.scheduler.snapshot();
-        config.first_epoch = snapshot.next_epoch;
+        self.write_in_time();
+        config.first_epoch = Epoch(self.written.epoch_limit.max(1));
         let settled = std::mem::replace(&mut self.settled, self.now.after(Duration::from_secs(2)));
         config.settle.until = self.settled;
         for client in &mut self.clients {
@@ -306,7 +311,7 @@ impl World {
                 (lease.wanted, lease.recalled) = (false, false); // the new life says it again
             }
         }
-        config.settle.expected = snapshot.survivors();
+        config.settle.expected.clone_from(&self.written.clients);
         // Those that were late already are not expected a second time.
         for slot in 0..SLOTS {
             let id = self.name(self.clients[slot].id);
@@ -315,12 +320,19 @@ impl World {
             }
         }
         self.scheduler = Scheduler::new(config).expect("the configuration is valid");
+        self.write_first();
         self.tell(Event::Timer);
     }
 
     pub(crate) fn tell(&mut self, event: Event) {
+        self.write_in_time();
         self.scheduler.handle(event.clone(), self.now);
-        while let Some(action) = self.scheduler.poll_action() {
+        let actions: Vec<Action> = std::iter::from_fn(|| self.scheduler.poll_action()).collect();
+        for action in &actions {
+            self.write_before(action);
+        }
+        self.write_after(&event);
+        for action in actions {
             self.obey(action);
         }
         self.judge_recalls();
@@ -473,6 +485,20 @@ impl World {
         for gpu in &snapshot.gpus {
             assert!(gpu.room <= gpu.memory, "no room is promised twice");
             assert!(gpu.room >= room.get(&gpu.gpu).copied().unwrap_or(0));
+        }
+        // In truth, too, whoever has lost its assigner.
+        let mut here: BTreeMap<Gpu, u64> = BTreeMap::new();
+        for client in self.clients.iter().filter(|client| client.present) {
+            for (gpu, bytes) in &client.room {
+                *here.entry(*gpu).or_insert(0) += bytes;
+            }
+            for (gpu, paged) in &client.memory.gpus {
+                *here.entry(*gpu).or_insert(0) += paged.resident;
+            }
+        }
+        for gpu in &snapshot.gpus {
+            let here = here.get(&gpu.gpu).copied().unwrap_or(0);
+            assert!(here <= gpu.memory, "{here} bytes are on {}", gpu.gpu);
         }
         for kept in &snapshot.reservations {
             assert!(kept.bypassed <= self.setup.max_bypass, "nobody is passed too often");
