@@ -1,6 +1,6 @@
 //! The GPUs of this node, as NVML shows them, and which of them are handed out.
 //!
-//! Owns the choice and its messages. Reads NVML once and lets go of it: the daemon touches no GPU.
+//! Owns the choice and its messages. Reads NVML once and lets go of it.
 
 use std::path::{Path, PathBuf};
 

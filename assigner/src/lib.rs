@@ -46,6 +46,7 @@ pub mod sockets;
 pub mod start;
 pub mod state;
 pub mod statistics;
+pub mod strangers;
 pub mod supervise;
 pub mod sys;
 pub mod table;

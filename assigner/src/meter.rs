@@ -7,6 +7,16 @@ use std::sync::OnceLock;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+
+/// A process on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// As NVML numbers it.
+    pub pid: u32,
+    /// What it has there; 0 where nobody can tell.
+    pub bytes: u64,
+}
 
 /// Asks NVML about processes.
 pub struct Meter {
@@ -23,14 +33,27 @@ impl Meter {
     /// Bytes that a process has of a GPU. `None`: NVML does not tell, or does not know the process, as from inside of
     /// some containers. This can take milliseconds.
     pub fn bytes_of(&self, pid: u32, uuid: &str) -> Option<u64> {
-        let path = self.library.as_deref().unwrap_or(Path::new("libnvidia-ml.so.1"));
-        let open = || Nvml::builder().lib_path(path.as_os_str()).init().ok();
-        let gpu = self.nvml.get_or_init(open).as_ref()?.device_by_uuid(uuid).ok()?;
-        let processes = gpu.running_compute_processes().ok()?;
-        let process = processes.into_iter().find(|process| process.pid == pid)?;
+        let process = self.processes(uuid)?.into_iter().find(|process| process.pid == pid)?;
         match process.used_gpu_memory {
             UsedGpuMemory::Used(bytes) => Some(bytes),
             UsedGpuMemory::Unavailable => None,
         }
+    }
+
+    /// Everybody who computes on a GPU; nobody where NVML does not tell.
+    pub fn users_of(&self, uuid: &str) -> Vec<User> {
+        let bytes = |used| match used {
+            UsedGpuMemory::Used(bytes) => bytes,
+            UsedGpuMemory::Unavailable => 0,
+        };
+        let processes = self.processes(uuid).unwrap_or_default().into_iter();
+        processes.map(|it| User { pid: it.pid, bytes: bytes(it.used_gpu_memory) }).collect()
+    }
+
+    fn processes(&self, uuid: &str) -> Option<Vec<ProcessInfo>> {
+        let path = self.library.as_deref().unwrap_or(Path::new("libnvidia-ml.so.1"));
+        let open = || Nvml::builder().lib_path(path.as_os_str()).init().ok();
+        let gpu = self.nvml.get_or_init(open).as_ref()?.device_by_uuid(uuid).ok()?;
+        gpu.running_compute_processes().ok()
     }
 }

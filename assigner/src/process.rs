@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use crate::sys::watch_readable;
 
 /// A process, named for ever: pids come again, a pid with the same start time does not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The pid in this process's pid namespace.
     pub pid: u32,
@@ -67,6 +67,12 @@ fn stat_field(stat: &str, number: usize) -> Option<&str> {
 /// The short name of a process, as `pkill` compares it.
 pub fn name_of(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// The process that has started it, or has taken it over.
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_field(&stat, 4)?.parse().ok().filter(|parent| *parent != 0)
 }
 
 /// The user that a process runs as.

@@ -27,7 +27,7 @@ use crate::process::ProcessId;
 use crate::settings::Settings;
 use crate::sockets::{self, Sockets};
 use crate::state::State;
-use crate::{clients, commands, outside, pidfile};
+use crate::{clients, commands, outside, pidfile, strangers};
 
 /// Exit code of a worker that could not start.
 const FAILED: i32 = 1;
@@ -129,6 +129,7 @@ fn serve(
         let vigil = broker.borrow().vigil();
         spawn_local(async move { vigil.keep().await });
         spawn_local(keep_house(Rc::clone(&broker)));
+        spawn_local(strangers::watch(Rc::clone(&broker)));
         for (client, process) in survivors {
             spawn_local(clients::watch(Rc::clone(&broker), client, process));
         }

@@ -175,6 +175,45 @@ fn a_driver_opened_later_is_told_before_the_program_ends() -> Result<()> {
     outcome.with_context(said)
 }
 
+/// A program that never comes to the interposer, and lives on: the assigner hears of it from NVML.
+#[test]
+fn a_process_past_the_interposer_is_told_by_the_assigner() -> Result<()> {
+    let bench = Bench::start()?;
+    let client = bench.outside.on_request()?;
+    // The second one is told of after another look, at which the first one was still there.
+    let mut strangers = Vec::new();
+    for _ in 0..2 {
+        let mut command = bench.outside.plain(bench.program("on_request"));
+        let program = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let told = format!("process {} (on_request) uses ", program.id());
+        strangers.push((Killed(program), told.clone()));
+        wait_until("the assigner tells of it", PATIENCE, || {
+            Ok(bench.outside.log().contains(&told))
+        })
+        .with_context(|| bench.outside.log())?;
+    }
+    let log = bench.outside.log();
+    for (_, told) in &strangers {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(told.as_str())).collect();
+        ensure!(lines.len() == 1, "{lines:?}");
+        let driver = format!("the CUDA driver that it has opened is {}", bench.driver());
+        ensure!(lines[0].contains(&driver) && lines[0].contains("agarun --audit"), "{lines:?}");
+    }
+    ensure!(!log.contains(&format!("process {} ", client.pid())), "{log}");
+    Ok(())
+}
+
+/// Ends with the test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn with_the_audit_library_the_interposer_answers_paths_too() -> Result<()> {
     let bench = Bench::start()?;

@@ -10,6 +10,7 @@ use acb_wire::v1::{self, RefusedCode, assigner_message::Kind};
 use super::{Broker, Client, HISTORY, Port};
 use crate::outbox::Outbox;
 use crate::process::ProcessId;
+use crate::strangers::Clients;
 
 /// Somebody on a new connection, with its first message.
 pub struct Newcomer {
@@ -42,6 +43,20 @@ impl Refused {
 }
 
 impl Broker {
+    /// The processes of all clients, and of those who have yet to come back.
+    pub fn processes(&self) -> Clients {
+        let mut all = Clients::default();
+        for member in self.clients.values() {
+            let Some(process) = member.process else { continue };
+            match member.port {
+                Port::Manual(_) => all.families.insert(process.pid),
+                Port::Socket(_) | Port::Lost => all.processes.insert(process.pid),
+            };
+        }
+        all.processes.extend(self.expected.values().map(|process| process.pid));
+        all
+    }
+
     /// A client says Hello. It is welcomed before anything else is sent to it.
     pub fn join(&mut self, newcomer: Newcomer) -> Result<ClientId, Refused> {
         let hello = &newcomer.hello;

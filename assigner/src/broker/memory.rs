@@ -64,6 +64,11 @@ impl Broker {
         Some((Arc::clone(&self.meter), pid, self.gpus[gpu.0 as usize].uuid.clone()))
     }
 
+    /// Whom to ask about which GPUs, to see who else is there.
+    pub fn gpus_to_watch(&self) -> (Arc<Meter>, Vec<String>) {
+        (Arc::clone(&self.meter), self.gpus.iter().map(|gpu| gpu.uuid.clone()).collect())
+    }
+
     /// The answer; what a context takes is for clients to come, too.
     pub fn measured(&mut self, client: ClientId, request: &v1::RoomRequest, bytes: u64) {
         let seq = request.seq;

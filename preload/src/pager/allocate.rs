@@ -141,7 +141,8 @@ impl Pager {
         if !TOLD.swap(true, Ordering::Relaxed) {
             warning!(
                 "memory that this program allocates stays on the GPU (rdma), as libibverbs is loaded, through which network \
-                 cards may reach it: what other programs need is not taken from there"
+                 cards may reach it: what other programs need is not taken from there. Give it less of the GPU (`--acb=…,mem=`, \
+                 `agarun --mem`); or, if it needs no network card, keep libibverbs out of it (for NCCL: NCCL_IB_DISABLE=1)"
             );
         }
         Some(stays)

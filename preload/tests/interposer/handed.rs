@@ -79,7 +79,8 @@ fn all_memory_of_a_program_with_network_cards_is_one_piece_each_and_stays() {
     play.client.tell("on");
     // A descriptor is of one piece alone.
     let ended = play.client.end().succeeded().prints("descriptor=0").prints("same=true");
-    ended.prints("read=0 wrong=0").says("libibverbs");
+    let ended = ended.prints("read=0 wrong=0").says("NCCL_IB_DISABLE=1");
+    assert_eq!(ended.stderr().matches("as libibverbs is loaded").count(), 1, "{}", ended.text());
 }
 
 /// So say libraries that have it reached by others than the GPU.
