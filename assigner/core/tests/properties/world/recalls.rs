@@ -69,6 +69,46 @@ impl World {
         (queue.map_or(0, |(priority, ..)| *priority), client.who.priority)
     }
 
+    /// While a client waits for a GPU, no more than one of a lower level starts where it could. Not counted: who may be entitled,
+    /// who is let go before another and gives back in time, and for whom memory may be in the way.
+    pub(super) fn judge_outrun(&mut self, granted: usize, gpus: &[Gpu]) {
+        let (who, id) = (&self.clients[granted].who, self.id(granted));
+        let guarantee = self.setup.quota(who.tenant).0;
+        let passes = !self.scheduler.passed_by(id).is_empty();
+        if guarantee > 0 || passes || !self.setup.policy.is_exclusive() {
+            return;
+        }
+        let level = self.level(&self.clients[granted]);
+        for slot in 0..SLOTS {
+            let client = &self.clients[slot];
+            let limited = self.setup.quota(client.who.tenant).1.is_some()
+                || self.setup.queues.get(client.who.queue).is_some_and(|it| it.1.is_some());
+            let has_memory = client.memory.deaf
+                || !client.memory.gpus.is_empty()
+                || !client.room.is_empty()
+                || !client.requests.is_empty();
+            let could = |gpu: &Gpu| match &client.who.eligible {
+                _ if !client.bound.is_empty() => client.bound.contains(gpu),
+                Some(eligible) => eligible.contains(gpu),
+                None => true,
+            };
+            if client.waiting
+                && !client.away
+                && client.who.gpus == 1
+                && self.level(client) > level
+                && !limited
+                && !has_memory
+                && gpus.iter().any(could)
+            {
+                self.outrun[slot] += 1;
+                assert!(
+                    self.outrun[slot] <= 1,
+                    "{granted} starts, the second of a lower level than {slot}, which waits"
+                );
+            }
+        }
+    }
+
     /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.
     ///
     /// While no time passes no quantum ends: each recall is for a higher or an entitled request, and each

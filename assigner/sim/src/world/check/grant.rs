@@ -82,46 +82,38 @@ impl World<'_, '_> {
         }
     }
 
-    /// While a client waits, no more than one of a lower level starts where it could.
+    /// While a client waits for a GPU, no more than one of a lower level starts where it could.
     fn check_outrun(&mut self, node: usize, granted: usize, gpus: &[usize]) {
-        // Gangs start as a whole, and before they are told.
+        // Gangs start as a whole, and before they are told. Nor is in the way who shares a GPU with others.
         if !self.watch.check
             || !self.gangs.members.is_empty()
             || self.now < self.nodes[node].excused
+            || !self.is_alone(granted)
         {
             return;
         }
-        // Nor is in the way who shares a GPU with others.
-        if !self.is_alone(granted) {
+        // Who is entitled goes before all levels. Who is let go before others gives back in time, and how often is counted for
+        // these (`check_passed`).
+        let scheduler = self.nodes[node].scheduler.as_ref();
+        let passes = scheduler.is_some_and(|it| !it.passed_by(number(granted)).is_empty());
+        if passes || self.has_guarantee(granted) {
             return;
         }
         let level = self.level(granted);
-        let waits = |at: &usize| {
-            self.scenario.clients[*at].node == node
-                && self.clients[*at].waits.is_some()
-                && self.could_use(*at, gpus)
-        };
-        let waiting: Vec<usize> = (0..self.clients.len()).filter(waits).collect();
-        // Who is entitled goes before all levels; and who waits for several GPUs lends those that are there to whoever gives
-        // them back in time.
-        let is_plain = |at: &usize| {
-            let config = &self.scenario.nodes[node].config;
-            let spec = &self.scenario.clients[*at];
-            let tenant = config.tenants.iter().find(|tenant| tenant.name == spec.tenant);
-            tenant.is_none_or(|tenant| tenant.guarantee == 0) && spec.gpus == 1
-        };
-        if !is_plain(&granted) || !waiting.iter().all(is_plain) {
-            return;
-        }
-        for at in waiting {
-            if self.level(at) > level && !self.is_limited(at) {
-                self.clients[at].outrun += 1;
-                if self.clients[at].outrun > 1 {
-                    let (one, two) = (self.name(at), self.name(granted));
-                    self.violated(format!(
-                        "{two} starts, the second of a lower level than {one}, which waits"
-                    ));
-                }
+        for at in 0..self.clients.len() {
+            let (client, spec) = (&self.clients[at], &self.scenario.clients[at]);
+            // For several GPUs nothing is kept while one of them does not come back.
+            let waits = client.waits.is_some() && spec.node == node && spec.gpus == 1;
+            let is_above = self.level(at) > level && !self.is_limited(at);
+            if !waits || !is_above || !self.could_use(at, gpus) {
+                continue;
+            }
+            self.clients[at].outrun += 1;
+            if self.clients[at].outrun > 1 {
+                let (one, two) = (self.name(at), self.name(granted));
+                self.violated(format!(
+                    "{two} starts, the second of a lower level than {one}, which waits"
+                ));
             }
         }
     }

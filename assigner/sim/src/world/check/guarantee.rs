@@ -75,7 +75,7 @@ impl World<'_, '_> {
     }
 
     /// Whether a client's tenant has a guarantee.
-    fn has_guarantee(&self, client: usize) -> bool {
+    pub(super) fn has_guarantee(&self, client: usize) -> bool {
         let spec = &self.scenario.clients[client];
         let mut tenants = self.scenario.nodes[spec.node].config.tenants.iter();
         tenants.any(|tenant| tenant.name == spec.tenant && tenant.guarantee > 0)
