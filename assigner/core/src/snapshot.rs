@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::{Expected, Policy};
-use crate::event::{Cause, Recalls, Room};
+use crate::event::{Cause, Eligible, Recalls, Room};
 use crate::gang::{GangSpec, Member};
 use crate::ids::{ClientId, Epoch, Gpu, Time};
 use crate::order::Given;
@@ -180,6 +180,16 @@ impl Scheduler {
             !self.clients[&waiter.client].member.as_deref().is_some_and(Member::keeps)
         };
         waits.filter(counts).map(|it| (it.client, it.place.ticket.number())).collect()
+    }
+
+    /// Whether a client's next lease may cover a GPU: the client is bound to it, or to none and may have this one.
+    #[must_use]
+    pub fn may_use(&self, client: ClientId, gpu: Gpu) -> bool {
+        self.clients.get(&client).is_some_and(|client| match &client.eligible {
+            _ if !client.bound.is_empty() => client.bound.contains(&gpu),
+            Eligible::All => true,
+            Eligible::Only(gpus) => gpus.contains(&gpu),
+        })
     }
 
     /// What a client has of a GPU.

@@ -13,7 +13,8 @@
 //!
 //! A holder is never asked, and what it was asked for before its turn came it may keep (`Stay`). A client is never asked in
 //! favour of one behind it in the queue. Who neither holds the GPU nor is next has its credit withdrawn as soon as somebody
-//! else's page-in needs the link: how late a promise can be depends on that.
+//! else's page-in needs the link: how late a promise can be depends on that. A holder that is ready and claims more has nothing
+//! to copy in, for what is new has no content: nobody's credit is withdrawn for that, nor for what it left unused of it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;

@@ -239,6 +239,9 @@ impl Memory {
             account.claimed = room.claimed;
             account.resident = room.resident;
         });
+        if room.resident > 0 && room.resident < room.claimed {
+            ledger.paging.insert(client); // what of that is credit, nobody has written down
+        }
         self.note(gpu);
     }
 
