@@ -4,6 +4,7 @@
 //! deadline stays due. When the faults stop, every client gets its turn.
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use crate::world::{Setup, World};
 
@@ -35,10 +36,15 @@ proptest! {
     }
 }
 
-/// `PROPTEST_CASES` may ask for more.
+/// The same cases every time; with `PROPTEST_CASES` or `PROPTEST_RNG_SEED` others (`scripts/soak --properties`).
 fn at_least(cases: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
-    ProptestConfig { cases: config.cases.max(cases), ..config }
+    let explores = ["PROPTEST_CASES", "PROPTEST_RNG_SEED"].map(std::env::var_os);
+    let rng_seed = match explores {
+        [None, None] => RngSeed::Fixed(1),
+        _ => config.rng_seed,
+    };
+    ProptestConfig { cases: config.cases.max(cases), rng_seed, ..config }
 }
 
 /// One to three nodes of one to three GPUs; gangs with members on different GPUs.

@@ -1,5 +1,5 @@
 //! Properties of whole runs, under random clients with any estimates. Failing scenarios are kept in
-//! `properties.proptest-regressions`, beside this file.
+//! `proptest-regressions/main.txt`, and played first from then on.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -76,7 +76,8 @@ fn limits(scenario: &Scenario, outcome: &Outcome) -> (f64, f64) {
     (least, most)
 }
 
-/// The same cases every time; `PROPTEST_CASES` and `PROPTEST_RNG_SEED` look for others.
+/// The same cases every time, so that a test does not fail for what somebody else has changed; with `PROPTEST_CASES` or
+/// `PROPTEST_RNG_SEED` others (`scripts/soak --properties`).
 fn cases() -> ProptestConfig {
     let config = ProptestConfig::default();
     let explores = ["PROPTEST_CASES", "PROPTEST_RNG_SEED"].map(std::env::var_os);
