@@ -1,7 +1,7 @@
 //! Every row that a full run has, with what it says and what the design took for granted before any
 //! GPU was seen. The page of results is laid out by it, cell by cell. Pure.
 
-use crate::groups::{frameworks, paths, sharing};
+use crate::groups::{contract, frameworks, paths, sharing};
 use crate::table::{Position, position};
 
 /// A plain row, or a column of a matrix whose lines are sizes, programs or flavours.
@@ -29,7 +29,7 @@ const CHUNKS: [&str; 6] = ["2MiB", "8MiB", "32MiB", "64MiB", "256MiB", "1GiB"];
 const CASES: &str = include_str!("../../contract/cases.txt");
 
 /// What a run on a GPU is made for, by row.
-const ASKED: [&str; 19] = [
+const ASKED: [&str; 20] = [
     "context_mib",
     "duplex_out_gb_per_s",
     "duplex_in_gb_per_s",
@@ -43,6 +43,7 @@ const ASKED: [&str; 19] = [
     "swap.data",
     "swap_most.share_of_copy",
     "contract.case",
+    "interposed.result",
     "load_paths.without_audit",
     "nvml.agrees",
     "sharing.shared_over_serial",
@@ -65,6 +66,11 @@ impl Entry {
             "swap_most" => vec!["64MiB"],
             "driver_checkpoint" => vec!["1GiB", "8GiB", "32GiB"],
             "contract" => CASES.lines().collect(),
+            "interposed" => contract::INTERPOSED
+                .iter()
+                .filter(|(_, has_memory)| *has_memory || self.name == "interposed.result")
+                .map(|(case, _)| *case)
+                .collect(),
             "load_paths" => paths::WAYS.iter().map(|(way, ..)| *way).collect(),
             "nvml" => paths::ASKERS.iter().map(|(asker, _)| *asker).collect(),
             "frameworks" => frameworks::PROGRAMS.iter().map(|(name, ..)| *name).collect(),
@@ -322,6 +328,14 @@ pub(crate) const ROWS: &[Entry] = &[
     ),
     entry("contract", "contract_failed", "that do not", "0"),
     entry("contract", "contract.case", "each of them", "ok"),
+    entry(
+        "contract",
+        "interposed.result",
+        "fork, and the export of memory that was moved out: the case under the interposer, with a neighbour that needs all of the \
+         memory before each of its calls",
+        "ok",
+    ),
+    entry("contract", "interposed.moved_gib", "moved out of the case's memory", "above 0"),
     entry("swap", "swap_plain_out_gb_per_s", "a plain pinned copy out", ""),
     entry("swap", "swap_plain_in_gb_per_s", "a plain pinned copy in", ""),
     entry(

@@ -211,8 +211,8 @@ fn grid(out: &mut String, matrix: &str, rows: &[&Row], source: Source) -> std::f
     for line in lines {
         let of = |entry: &Entry| rows.iter().find(|row| entry.has(Some(line), &row.name));
         // With the size that it came to.
-        let found = columns.iter().find_map(|entry| of(entry));
-        let shown = found.and_then(|row| row.name.split_once('@')).map_or(line, |(_, shown)| shown);
+        let found = columns.iter().filter_map(|entry| of(entry)?.name.split_once('@'));
+        let shown = found.map(|(_, shown)| shown).max_by_key(|shown| shown.len()).unwrap_or(line);
         write!(out, "| {shown} |")?;
         for entry in &columns {
             let text = match of(entry) {

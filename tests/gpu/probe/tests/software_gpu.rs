@@ -144,6 +144,8 @@ fn the_whole_script_runs_on_the_software_gpu() {
         "sharing.swapped_gib@driver-api-95-64MiB",
         "sharing.swapped_gib@driver-api-95-most-128MiB",
         "contract.case@memory::pitched_copies",
+        "interposed.result@starting::a_forked_child_has_no_driver",
+        "interposed.moved_gib@virtual_memory::memory_is_exported_with_its_content",
         "load_paths.with_audit@path",
         "load_paths.without_audit@rpath",
         "nvml.agrees@linked",

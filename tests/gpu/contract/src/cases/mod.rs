@@ -81,7 +81,8 @@ cases! {
         data_moves_with_its_handle
         sizes_are_checked
         ranges_in_use_are_kept
-        exported_memory_is_the_same_memory;
+        exported_memory_is_the_same_memory
+        memory_is_exported_with_its_content;
     arrays:
         rows_and_layers_are_found_again
         arrays_tell_what_they_are

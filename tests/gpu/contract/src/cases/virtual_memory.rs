@@ -116,3 +116,33 @@ pub(super) fn exported_memory_is_the_same_memory(path: &Path) -> Result<(), Stri
     same("release", gpu.driver.cuMemRelease(handle), 0)?;
     same("release the import", gpu.driver.cuMemRelease(imported), 0)
 }
+
+/// Larger than what programs beside it leave free, and filled before anybody is told of it.
+pub(super) fn memory_is_exported_with_its_content(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let bytes = (64usize << 20).next_multiple_of(unit);
+    let handle = gpu.create_shareable(bytes).map_err(why("create"))?;
+    let range = gpu.reserve(2 * bytes).map_err(why("reserve"))?;
+    gpu.map(range, bytes, handle).map_err(why("map"))?;
+    gpu.open_up(range, bytes).map_err(why("access"))?;
+    let last = bytes as u64 - 8;
+    gpu.write(range, &[4711]).map_err(why("write the first"))?;
+    gpu.write(range + last, &[4712]).map_err(why("write the last"))?;
+    let mut number = -1;
+    let to = std::ptr::from_mut(&mut number).cast();
+    same("export", gpu.driver.cuMemExportToShareableHandle(to, handle, 1, 0), 0)?;
+    let mut imported = 0;
+    let from = std::ptr::without_provenance_mut(number as usize);
+    let result = gpu.driver.cuMemImportFromShareableHandle(&raw mut imported, from, 1);
+    same("import", result, 0)?;
+    let second = range + bytes as u64;
+    gpu.map(second, bytes, imported).map_err(why("map the import"))?;
+    gpu.open_up(second, bytes).map_err(why("access to the import"))?;
+    same("first", gpu.read(second, 1).map_err(why("read the first"))?, vec![4711])?;
+    same("last", gpu.read(second + last, 1).map_err(why("read the last"))?, vec![4712])?;
+    gpu.write(second, &[4713]).map_err(why("write the import"))?;
+    same("as one", gpu.read(range, 1).map_err(why("read"))?, vec![4713])?;
+    same("release", gpu.driver.cuMemRelease(handle), 0)?;
+    same("release the import", gpu.driver.cuMemRelease(imported), 0)
+}

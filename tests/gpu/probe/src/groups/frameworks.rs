@@ -263,6 +263,8 @@ impl<L: Fn() -> f64> Runner<'_, L> {
             })
         });
         let out = moved.but(pid);
+        // The size that they fought for is part of the line's name.
+        let name = &format!("{name}-{}", about(crowd.rest));
         let ran = match ran {
             Ok(ran) => ran,
             Err(error) => {
