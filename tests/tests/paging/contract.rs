@@ -62,7 +62,7 @@ const IMPATIENT: [&str; 8] = [
 ];
 
 /// Cases in which memory must have been moved: streams, events, rows and layers, graphs, mapped memory.
-const MOVED: [&str; 8] = [
+const MOVED: [&str; 7] = [
     "order::a_stream_keeps_its_order",
     "order::a_full_queue_loses_nothing",
     "order::other_streams_wait_for_events",
@@ -70,7 +70,6 @@ const MOVED: [&str; 8] = [
     "graphs::a_thousand_runs_lose_nothing",
     "graphs::graphs_lie_in_graphs",
     "virtual_memory::exported_memory_is_the_same_memory",
-    "virtual_memory::memory_is_exported_with_its_content",
 ];
 
 /// Cases with memory that stays on the GPU: it waits as long as the rival could not be there in full.

@@ -63,6 +63,8 @@ pub(crate) fn run(bench: &Bench, parts: &Parts) -> anyhow::Result<()> {
             let load = Load { handled: load.handled + START.handled, ..load };
             let least = (2 * chunk).max((64 * MIB).min(most) / chunk * chunk);
             anyhow::ensure!(least <= most, "too large for {}", label(most));
+            // A slow machine measures less often before it measures less.
+            let repeats = if pace.fitting(limit, load) < least { 1 } else { bench.pick(1, 3) };
             let bytes = pace.within(limit, load, least, most)?;
             let unit = if bytes >= 512 * MIB { 256 * MIB } else { chunk };
             let bytes = bytes / unit * unit;
@@ -73,7 +75,7 @@ pub(crate) fn run(bench: &Bench, parts: &Parts) -> anyhow::Result<()> {
             }
             let pair = pair.as_mut().context("it was started above")?;
             let (mut switch, mut one_way, mut ratio, mut right) = (vec![], vec![], vec![], true);
-            for repeat in 0..=bench.pick(1, 3) {
+            for repeat in 0..=repeats {
                 let round = pair.round(chunk)?;
                 right &= round.right;
                 if repeat > 0 {
