@@ -114,13 +114,9 @@ impl Play {
 
     #[track_caller]
     pub(crate) fn ready(&mut self, epoch: u64) -> Ready {
-        match self.peer.hear_moves() {
-            Hear::Ready(ready) => {
-                assert_eq!(ready.epoch, epoch);
-                ready
-            }
-            other => panic!("Ready expected: {other:?}"),
-        }
+        let ready = self.peer.ready();
+        assert_eq!(ready.epoch, epoch);
+        ready
     }
 
     #[track_caller]
