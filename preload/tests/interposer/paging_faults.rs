@@ -1,7 +1,7 @@
 //! Calls of the pager's that fail: what it tries instead, what people are told, and that no byte is wrong.
 
 use crate::paging::{MIB, Play, paged_welcome, start_in, start_with};
-use crate::setup::{Ended, Lab};
+use crate::setup::{Ended, Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{Arena, MemoryReport, Welcome};
@@ -110,6 +110,7 @@ fn breaks_in(way: &str, at: u32) -> Ended {
     play.turn(1, 64 * MIB);
     play.claim(64 * MIB);
     play.credit(64 * MIB);
+    wait_until("its work is done", || play.lab.count("paused") == 1);
     play.swap_out(1, 128 * MIB);
     play.turn(2, 128 * MIB);
     let ended = play.end();

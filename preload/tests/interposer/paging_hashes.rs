@@ -1,7 +1,7 @@
 //! What is not copied, as a hash of it says: what the host has already, and zeros.
 
 use crate::paging::{MIB, paged_welcome, start_with};
-use crate::setup::Lab;
+use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::{Arena, MemoryReport, Welcome};
 
@@ -51,6 +51,7 @@ fn memory_that_is_all_zeros_is_not_copied() {
         let scratch = if compare { 4 * 16 * MIB } else { 0 };
         play.peer.wait_for_moves(|moves| moves.arena == 64 * MIB + scratch);
         for epoch in 1..4 {
+            wait_until("its work is done", || play.lab.count("paused") as u64 == epoch);
             play.take_back(epoch);
             play.evict(64 * MIB);
             play.evicted(64 * MIB);
