@@ -361,7 +361,6 @@ impl Client {
     }
 }
 
-/// The gang that a client names; one of a single client is none.
 /// The priority that a client says.
 pub(super) fn priority(number: i32) -> Result<Priority, Refused> {
     Priority::new(number).ok_or_else(|| {
