@@ -57,7 +57,7 @@ impl Broker {
         let snapshot = scheduler.snapshot();
         let waits = |other: &&acb_core::ClientSnapshot| {
             other.state == acb_core::ClientState::Waiting
-                && other.gpus.iter().any(|gpu| leased.contains(gpu))
+                && leased.iter().any(|gpu| scheduler.may_use(other.client, *gpu))
         };
         let waiting = snapshot.clients.iter().filter(waits).map(|other| other.client);
         let waiting: Vec<ClientId> = waiting.filter(|other| told.insert(*other)).collect();

@@ -164,6 +164,49 @@ fn the_lease_of_a_program_that_runs_another_in_its_place_goes_to_the_next() {
     assert!(log.contains("runs another program now") && !log.contains("lives on"), "{log}");
 }
 
+/// Whether it is bound to that GPU or could have any.
+#[test]
+fn who_waits_hears_of_a_kernel_that_does_not_end() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0"]);
+    let socket = home.socket();
+    let (mut holder, _) = Client::join(&socket, None);
+    holder.bind();
+    holder.acquire();
+    let epoch = holder.granted();
+    let (mut bound, _) = Client::join(&socket, None);
+    bound.bind();
+    let (mut floating, _) = Client::join(&socket, None);
+    for waiting in [&mut bound, &mut floating] {
+        waiting.acquire();
+    }
+    eventually("both wait", || {
+        let status = home.status();
+        let clients = status["nodes"][0]["clients"].as_array().unwrap();
+        let waiting = clients.iter().filter(|client| client["state"] == "waiting").count();
+        (waiting == 2).then_some(())
+    });
+    let kernel = "acb_endless".to_owned();
+    holder.send(client_message::Kind::Stuck(v1::Stuck { epoch, seconds: 5, kernel }));
+    holder.release(epoch);
+    // The first of the two that wait is granted after that, the other one hears of it all the same.
+    for waiting in [&mut bound, &mut floating] {
+        loop {
+            match waiting.next() {
+                Kind::Notice(notice) => {
+                    assert!(notice.text.contains("acb_endless"), "{}", notice.text);
+                    break;
+                }
+                Kind::Granted(granted) => panic!("{granted:?} before the notice"),
+                _ => {}
+            }
+        }
+        if let Kind::Granted(granted) = waiting.next() {
+            waiting.release(granted.epoch);
+        }
+    }
+}
+
 /// Says Hello, Bind and Acquire, and runs another program once its input ends.
 const REPLACED: &str = "
 import os, socket, sys
