@@ -140,10 +140,12 @@ macro_rules! export {
                 hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
                 // SAFETY: parameters of a submission are what the driver's header says they are.
                 $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
-                hooks::submit::pass($text, asynchronous, || {
-                    // SAFETY: the program's own arguments, unchanged.
-                    unsafe { crate::table::real::$symbol($($parameter),*) }
-                })
+                // SAFETY: the program's own arguments, unchanged.
+                let call = || unsafe { crate::table::real::$symbol($($parameter),*) };
+                match const { hooks::unasked::grows($text) } {
+                    true => hooks::submit::pass_growing($text, asynchronous, call),
+                    false => hooks::submit::pass($text, asynchronous, call),
+                }
             })
         }
     };

@@ -12,6 +12,7 @@
 
 mod contexts;
 mod measuring;
+mod unasked;
 
 use crate::link::LINK;
 use crate::log::warning;
@@ -62,6 +63,8 @@ pub(crate) enum Key {
     Pool(u64),
     /// What a graph allocates when it runs, by its number here and the device.
     Graph(u64, u32),
+    /// What the driver takes for itself on a device.
+    Driver(u32),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +140,10 @@ pub(crate) struct Promise {
 }
 
 impl Promise {
+    pub(crate) fn bytes(self) -> u64 {
+        self.bytes
+    }
+
     /// The same for memory that is not called by the call that asks for it.
     pub(crate) fn of_kind(self, kind: MemoryKind) -> Promise {
         Promise { kind, ..self }

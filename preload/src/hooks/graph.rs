@@ -250,7 +250,7 @@ macro_rules! instantiate {
             $(, $parameter: $kind)*
         ) -> CuResult {
             submit::note_form(StreamForm::$form);
-            let result = submit::pass(stringify!($symbol), false, || {
+            let result = submit::pass_growing(stringify!($symbol), false, || {
                 // SAFETY: the program's own arguments.
                 unsafe { real::$symbol(phGraphExec, hGraph $(, $parameter)*) }
             });

@@ -15,4 +15,5 @@ pub(crate) mod resolve;
 pub(crate) mod share;
 pub(crate) mod stream;
 pub(crate) mod submit;
+pub(crate) mod unasked;
 pub(crate) mod wait;

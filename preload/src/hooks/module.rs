@@ -6,13 +6,14 @@
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments)] // Each is called by its export, with the program's arguments.
 
 use super::memory::{current_device, rounded};
-use super::submit;
+use super::{submit, unasked};
 use crate::image::{self, Capability, Variables};
 use crate::log::{info, warning};
 use crate::memory::{Key, LEDGER, Promise, Taken, size};
 use crate::table::real;
 use crate::work::{WORK, current_context};
 use acb_cuda_abi::{CuResult, sys};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::*;
 use std::os::unix::ffi::OsStrExt;
@@ -102,19 +103,19 @@ unsafe fn load_module(
     symbol: &'static str,
     variables: Variables,
     place: *mut sys::CUmodule,
-    call: impl FnOnce() -> CuResult,
+    call: impl Fn() -> CuResult,
 ) -> CuResult {
     let Some(device) = current_device() else { return call() };
     // SAFETY: read after the call has succeeded.
     let key = || Key::Module(unsafe { place.read() } as usize);
     let promise = match variables {
-        Variables::Bytes(0) => return call(),
+        Variables::Bytes(0) => return unasked::again(symbol, call),
         Variables::Bytes(bytes) => match LEDGER.reserve_exactly(symbol, device, rounded(bytes)) {
             Some(promise) => promise,
             None => return CuResult::OUT_OF_MEMORY,
         },
         Variables::Unknown => {
-            let (result, bytes) = measured(symbol, device, call);
+            let (result, bytes) = measured(symbol, device, &call);
             if !result.is_success() || bytes == 0 {
                 return result;
             }
@@ -131,7 +132,7 @@ unsafe fn load_module(
             }
         }
     };
-    let result = call();
+    let result = unasked::again(symbol, call);
     match result.is_success() {
         true => LEDGER.allocated(promise, key(), current_context()),
         false => LEDGER.forget(promise),
@@ -140,20 +141,16 @@ unsafe fn load_module(
 }
 
 /// Loads code of which nobody knows what it takes, and by how much that was more than nothing.
-fn measured(
-    symbol: &'static str,
-    device: c_int,
-    call: impl FnOnce() -> CuResult,
-) -> (CuResult, u64) {
-    let mut taken = None;
-    let result = submit::pass(symbol, false, || {
+fn measured(symbol: &'static str, device: c_int, call: impl Fn() -> CuResult) -> (CuResult, u64) {
+    let taken = Cell::new(None);
+    let result = submit::pass_growing(symbol, false, || {
         let before = LEDGER.uncounted(device);
         let result = call();
         let after = before.filter(|_| result.is_success()).and_then(|_| LEDGER.uncounted(device));
-        taken = before.zip(after).map(|(before, after)| after.since(before));
+        taken.set(before.zip(after).map(|(before, after)| after.since(before)));
         result
     });
-    match taken {
+    match taken.get() {
         Some(bytes) if bytes >= image::LEAST => {
             info!("{symbol}: the code takes {} of GPU {device}, as measured", size(bytes));
             return (result, rounded(bytes));
@@ -176,18 +173,18 @@ unsafe fn load_library(
     symbol: &'static str,
     variables: Variables,
     place: *mut sys::CUlibrary,
-    call: impl FnOnce() -> CuResult,
+    call: impl Fn() -> CuResult,
 ) -> CuResult {
     // SAFETY: read after the call has succeeded.
     let library = || unsafe { place.read() };
     match variables {
-        Variables::Bytes(0) => call(),
+        Variables::Bytes(0) => unasked::again(symbol, call),
         Variables::Bytes(bytes) => {
             let bytes = rounded(bytes);
             let Some(promises) = Promises::of(symbol, bytes) else {
                 return CuResult::OUT_OF_MEMORY;
             };
-            let result = call();
+            let result = unasked::again(symbol, call);
             match result.is_success() {
                 true => promises.count(library(), bytes),
                 false => promises.forget(),
@@ -249,6 +246,30 @@ impl Promises {
     fn forget(self) {
         self.0.into_iter().for_each(|(_, promise)| LEDGER.forget(promise));
     }
+}
+
+pub(crate) unsafe fn cuModuleGetFunction(
+    hfunc: *mut sys::CUfunction,
+    hmod: sys::CUmodule,
+    name: *const c_char,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unasked::again("cuModuleGetFunction", || unsafe {
+        real::cuModuleGetFunction(hfunc, hmod, name)
+    })
+}
+
+pub(crate) unsafe fn cuKernelGetFunction(
+    pFunc: *mut sys::CUfunction,
+    kernel: sys::CUkernel,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    unasked::again("cuKernelGetFunction", || unsafe { real::cuKernelGetFunction(pFunc, kernel) })
+}
+
+pub(crate) unsafe fn cuFuncLoad(function: sys::CUfunction) -> CuResult {
+    // SAFETY: the program's own argument.
+    unasked::again("cuFuncLoad", || unsafe { real::cuFuncLoad(function) })
 }
 
 pub(crate) unsafe fn cuModuleLoad(module: *mut sys::CUmodule, fname: *const c_char) -> CuResult {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
+use super::unasked;
 use crate::greens::GREENS;
 use crate::pager::PAGER;
 use crate::table::real;
@@ -11,7 +12,7 @@ use std::ffi::{c_int, c_uint};
 
 pub(crate) unsafe fn cuStreamCreate(phStream: *mut sys::CUstream, Flags: c_uint) -> CuResult {
     // SAFETY: the program's own arguments.
-    unsafe { created(real::cuStreamCreate(phStream, Flags), phStream) }
+    unsafe { created("cuStreamCreate", phStream, || real::cuStreamCreate(phStream, Flags)) }
 }
 
 pub(crate) unsafe fn cuStreamCreateWithPriority(
@@ -20,7 +21,11 @@ pub(crate) unsafe fn cuStreamCreateWithPriority(
     priority: c_int,
 ) -> CuResult {
     // SAFETY: the program's own arguments.
-    unsafe { created(real::cuStreamCreateWithPriority(phStream, flags, priority), phStream) }
+    unsafe {
+        created("cuStreamCreateWithPriority", phStream, || {
+            real::cuStreamCreateWithPriority(phStream, flags, priority)
+        })
+    }
 }
 
 pub(crate) unsafe fn cuGreenCtxStreamCreate(
@@ -30,12 +35,21 @@ pub(crate) unsafe fn cuGreenCtxStreamCreate(
     priority: c_int,
 ) -> CuResult {
     // SAFETY: the program's own arguments.
-    unsafe { created(real::cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority), phStream) }
+    unsafe {
+        created("cuGreenCtxStreamCreate", phStream, || {
+            real::cuGreenCtxStreamCreate(phStream, greenCtx, flags, priority)
+        })
+    }
 }
 
 /// # Safety
-/// `place` holds a stream if `result` says so.
-unsafe fn created(result: CuResult, place: *mut sys::CUstream) -> CuResult {
+/// `place` holds a stream if `call` says so.
+unsafe fn created(
+    symbol: &'static str,
+    place: *mut sys::CUstream,
+    call: impl Fn() -> CuResult,
+) -> CuResult {
+    let result = unasked::again(symbol, call);
     if result.is_success() {
         // SAFETY: the driver has just written there.
         let stream = unsafe { place.read() };

@@ -4,6 +4,7 @@
 //! Does not own: the gate, or waiting for a lease (`link`).
 #![allow(unsafe_code)] // FFI: looks at parameters by their C types.
 
+use super::unasked;
 use crate::environment;
 use crate::link::LINK;
 use crate::pager::SYNCHRONOUS;
@@ -36,6 +37,16 @@ pub(crate) fn pass(
     }
     LINK.gate.leave();
     result
+}
+
+/// The same for what may need memory of the driver's own.
+#[inline(always)]
+pub(crate) fn pass_growing(
+    symbol: &'static str,
+    asynchronous: bool,
+    call: impl Fn() -> CuResult,
+) -> CuResult {
+    unasked::again(symbol, || pass(symbol, asynchronous, &call))
 }
 
 /// Copies and fills without a stream are done when this returns.

@@ -70,6 +70,7 @@ impl Ledger {
         let mut returns = Vec::new();
         if let Some((device, bytes)) = books.contexts.remove(&context) {
             returns.push((device, bytes, Portion::Exact));
+            self.driver_gone(&mut books, device);
         }
         books.holdings.retain(|_, holding| {
             let goes = holding.context == context;

@@ -18,6 +18,16 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) struct Uncounted(i64);
 
 impl Uncounted {
+    /// What is there and not counted.
+    pub(crate) fn bytes(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(0)
+    }
+
+    /// What is counted and not there.
+    pub(crate) fn unused(self) -> u64 {
+        u64::try_from(-self.0).unwrap_or(0)
+    }
+
     /// How much more it is than at an earlier moment.
     pub(crate) fn since(self, earlier: Uncounted) -> u64 {
         u64::try_from(self.0 - earlier.0).unwrap_or(0)

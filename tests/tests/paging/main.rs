@@ -15,3 +15,4 @@ mod kinds;
 mod limits;
 mod sharing;
 mod stage;
+mod unasked;

@@ -153,7 +153,7 @@ macro_rules! driver_functions {
             [pass] cuFuncGetParamCount "cuFuncGetParamCount" "cuFuncGetParamCount" 13020 Legacy (func: sys::CUfunction, paramCount: *mut usize);
             [pass] cuFuncGetParamInfo "cuFuncGetParamInfo" "cuFuncGetParamInfo" 12040 Legacy (func: sys::CUfunction, paramIndex: usize, paramOffset: *mut usize, paramSize: *mut usize);
             [pass] cuFuncIsLoaded "cuFuncIsLoaded" "cuFuncIsLoaded" 12040 Legacy (state: *mut c_uint, function: sys::CUfunction);
-            [pass] cuFuncLoad "cuFuncLoad" "cuFuncLoad" 12040 Legacy (function: sys::CUfunction);
+            [module] cuFuncLoad "cuFuncLoad" "cuFuncLoad" 12040 Legacy (function: sys::CUfunction);
             [pass] cuFuncSetAttribute "cuFuncSetAttribute" "cuFuncSetAttribute" 9000 Legacy (hfunc: sys::CUfunction, attrib: c_uint, value: c_int);
             [pass] cuFuncSetBlockShape "cuFuncSetBlockShape" "cuFuncSetBlockShape" 2000 Legacy (hfunc: sys::CUfunction, x: c_int, y: c_int, z: c_int);
             [pass] cuFuncSetCacheConfig "cuFuncSetCacheConfig" "cuFuncSetCacheConfig" 3000 Legacy (hfunc: sys::CUfunction, config: c_uint);
@@ -314,7 +314,7 @@ macro_rules! driver_functions {
             [pass] cuIpcOpenMemHandle "cuIpcOpenMemHandle" "cuIpcOpenMemHandle" 4010 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
             [pass] cuIpcOpenMemHandle_v2 "cuIpcOpenMemHandle_v2" "cuIpcOpenMemHandle" 11000 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
             [pass] cuKernelGetAttribute "cuKernelGetAttribute" "cuKernelGetAttribute" 12000 Legacy (pi: *mut c_int, attrib: c_uint, kernel: sys::CUkernel, dev: c_int);
-            [pass] cuKernelGetFunction "cuKernelGetFunction" "cuKernelGetFunction" 12000 Legacy (pFunc: *mut sys::CUfunction, kernel: sys::CUkernel);
+            [module] cuKernelGetFunction "cuKernelGetFunction" "cuKernelGetFunction" 12000 Legacy (pFunc: *mut sys::CUfunction, kernel: sys::CUkernel);
             [pass] cuKernelGetLibrary "cuKernelGetLibrary" "cuKernelGetLibrary" 12050 Legacy (pLib: *mut sys::CUlibrary, kernel: sys::CUkernel);
             [pass] cuKernelGetName "cuKernelGetName" "cuKernelGetName" 12030 Legacy (name: *const *mut c_char, hfunc: sys::CUkernel);
             [pass] cuKernelGetParamCount "cuKernelGetParamCount" "cuKernelGetParamCount" 13020 Legacy (kernel: sys::CUkernel, paramCount: *mut usize);
@@ -558,7 +558,7 @@ macro_rules! driver_functions {
             [pass] cuMipmappedArrayGetMemoryRequirements "cuMipmappedArrayGetMemoryRequirements" "cuMipmappedArrayGetMemoryRequirements" 11060 Legacy (memoryRequirements: *mut sys::CUDA_ARRAY_MEMORY_REQUIREMENTS, mipmap: sys::CUmipmappedArray, device: c_int);
             [pass] cuMipmappedArrayGetSparseProperties "cuMipmappedArrayGetSparseProperties" "cuMipmappedArrayGetSparseProperties" 11010 Legacy (sparseProperties: *mut sys::CUDA_ARRAY_SPARSE_PROPERTIES, mipmap: sys::CUmipmappedArray);
             [pass] cuModuleEnumerateFunctions "cuModuleEnumerateFunctions" "cuModuleEnumerateFunctions" 12040 Legacy (functions: *mut sys::CUfunction, numFunctions: c_uint, mod_: sys::CUmodule);
-            [pass] cuModuleGetFunction "cuModuleGetFunction" "cuModuleGetFunction" 2000 Legacy (hfunc: *mut sys::CUfunction, hmod: sys::CUmodule, name: *const c_char);
+            [module] cuModuleGetFunction "cuModuleGetFunction" "cuModuleGetFunction" 2000 Legacy (hfunc: *mut sys::CUfunction, hmod: sys::CUmodule, name: *const c_char);
             [pass] cuModuleGetFunctionCount "cuModuleGetFunctionCount" "cuModuleGetFunctionCount" 12040 Legacy (count: *mut c_uint, mod_: sys::CUmodule);
             [pass] cuModuleGetGlobal "cuModuleGetGlobal" "cuModuleGetGlobal" 2000 Legacy (dptr: *mut c_uint, bytes: *mut c_uint, hmod: sys::CUmodule, name: *const c_char);
             [pass] cuModuleGetGlobal_v2 "cuModuleGetGlobal_v2" "cuModuleGetGlobal" 3020 Legacy (dptr: *mut u64, bytes: *mut usize, hmod: sys::CUmodule, name: *const c_char);
