@@ -16,9 +16,10 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use acb_core::ClientId;
+use acb_core::{ClientId, Gpu};
 use acb_wire::frame::{Decoder, FrameError};
 use acb_wire::v1::{
     ClientMessage, Hello, RefusedCode, RoomKind, RoomRequest, client_message::Kind,
@@ -28,6 +29,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::broker::{Broker, Newcomer, Refused};
 use crate::channel::Channel;
+use crate::meter::Meter;
 use crate::outbox::{End, Outbox};
 use crate::process::{ProcessId, ProcessWatch, Program};
 
@@ -37,6 +39,8 @@ const COME_BACK: Duration = Duration::from_secs(2);
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// How long a refused peer may take to read why.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+/// How often NVML is asked about a GPU on which memory is missing.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: descriptors may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -229,7 +233,17 @@ impl Peer {
                 tokio::task::spawn_local(measure(Rc::clone(broker), client, *request));
                 continue;
             }
+            let short = match &message {
+                Kind::Short(short) => Some(short.device),
+                _ => None,
+            };
             let answer = broker.borrow_mut().message(client, message);
+            if let Some(device) = short {
+                let found = broker.borrow_mut().look_after(client, device);
+                if let Some((meter, gpu, uuid)) = found {
+                    tokio::task::spawn_local(look_after(Rc::clone(broker), meter, gpu, uuid));
+                }
+            }
             if let Err(refused) = answer {
                 return self.refuse(refused);
             }
@@ -295,6 +309,18 @@ async fn measure(broker: Rc<RefCell<Broker>>, client: ClientId, request: RoomReq
         None => None,
     };
     broker.borrow_mut().measured(client, &request, bytes.unwrap_or(0));
+}
+
+/// Asks NVML how much of a GPU is in use while page-ins find less there than they should.
+async fn look_after(broker: Rc<RefCell<Broker>>, meter: Arc<Meter>, gpu: Gpu, uuid: String) {
+    loop {
+        let (meter, uuid) = (Arc::clone(&meter), uuid.clone());
+        let used = tokio::task::spawn_blocking(move || meter.used(&uuid)).await.ok().flatten();
+        if !broker.borrow_mut().in_use(gpu, used) {
+            return;
+        }
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn gone(watch: Option<&ProcessWatch>) {

@@ -30,6 +30,18 @@ impl Meter {
         Meter { library: library.map(Path::to_owned), nvml: OnceLock::new() }
     }
 
+    /// Bytes of a GPU that are in use, by whomever; what no program can have is not. `None`: NVML does not tell.
+    pub fn used(&self, uuid: &str) -> Option<u64> {
+        let memory = self.nvml()?.device_by_uuid(uuid).ok()?.memory_info().ok()?;
+        Some(memory.used)
+    }
+
+    fn nvml(&self) -> Option<&Nvml> {
+        let path = self.library.as_deref().unwrap_or(Path::new("libnvidia-ml.so.1"));
+        let open = || Nvml::builder().lib_path(path.as_os_str()).init().ok();
+        self.nvml.get_or_init(open).as_ref()
+    }
+
     /// Bytes that a process has of a GPU. `None`: NVML does not tell, or does not know the process, as from inside of
     /// some containers. This can take milliseconds.
     pub fn bytes_of(&self, pid: u32, uuid: &str) -> Option<u64> {
@@ -51,9 +63,7 @@ impl Meter {
     }
 
     fn processes(&self, uuid: &str) -> Option<Vec<ProcessInfo>> {
-        let path = self.library.as_deref().unwrap_or(Path::new("libnvidia-ml.so.1"));
-        let open = || Nvml::builder().lib_path(path.as_os_str()).init().ok();
-        let gpu = self.nvml.get_or_init(open).as_ref()?.device_by_uuid(uuid).ok()?;
+        let gpu = self.nvml()?.device_by_uuid(uuid).ok()?;
         gpu.running_compute_processes().ok()
     }
 }

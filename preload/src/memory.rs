@@ -11,8 +11,11 @@
 //! Memory that can be moved is the pager's (`pager`), and counted there.
 
 mod contexts;
+mod growth;
 mod measuring;
 mod unasked;
+
+pub(crate) use growth::Growth;
 
 use crate::link::LINK;
 use crate::log::warning;
@@ -24,6 +27,7 @@ use acb_wire::v1::{
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Numbers of questions, the pager's too: an answer says no more than the number.
 static LAST_SEQ: AtomicU64 = AtomicU64::new(0);
@@ -115,6 +119,8 @@ struct Books {
     context_bytes: u64,
     /// What the pager has for itself in each.
     overhead: u64,
+    /// How often at most the process is measured; zero: never.
+    measure: Duration,
     holdings: BTreeMap<Key, Holding>,
     /// Where the program has mapped its physical memory: the handle behind each address.
     mappings: BTreeMap<u64, u64>,
@@ -183,6 +189,7 @@ impl Ledger {
                 devices: Vec::new(),
                 context_bytes: 0,
                 overhead: 0,
+                measure: Duration::ZERO,
                 holdings: BTreeMap::new(),
                 mappings: BTreeMap::new(),
                 contexts: BTreeMap::new(),
@@ -198,13 +205,14 @@ impl Ledger {
     }
 
     /// Counting begins: these are the GPUs, and what a context takes on each.
-    pub(crate) fn start(&self, capacities: Vec<u64>, context_bytes: u64) {
+    pub(crate) fn start(&self, capacities: Vec<u64>, context_bytes: u64, measure: Duration) {
         let mut books = self.books();
         books.devices = capacities
             .into_iter()
             .map(|capacity| Device { capacity, ..Device::default() })
             .collect();
         books.context_bytes = context_bytes;
+        books.measure = measure;
     }
 
     /// Each context takes so much more than the assigner knows of; before the first one is made.

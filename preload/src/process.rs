@@ -190,7 +190,8 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     info!("client {} of {}: GPUs {visible}", terms.client, settings.socket.display());
 
     LINK.start(&connection.socket);
-    LEDGER.start(gpus.iter().map(|gpu| gpu.memory).collect(), terms.context_bytes);
+    let capacities = gpus.iter().map(|gpu| gpu.memory).collect();
+    LEDGER.start(capacities, terms.context_bytes, terms.measure);
     // SAFETY: the program's own argument.
     let result = unsafe { real::cuInit(flags) };
     if !result.is_success() {

@@ -184,6 +184,22 @@ pub enum Event {
         /// Its lease.
         epoch: Epoch,
     },
+    /// A page-in has found less on a GPU than was credited: that credit comes back, and nobody knows who has the memory.
+    Short {
+        /// The client.
+        client: ClientId,
+        /// Where.
+        gpu: Gpu,
+        /// Credit that it cannot use.
+        bytes: u64,
+    },
+    /// What is in use on a GPU in truth, whoever has it: no more than that is missing there.
+    Used {
+        /// Where.
+        gpu: Gpu,
+        /// By all programs and the driver.
+        bytes: u64,
+    },
     /// Whether a client's memory on a GPU can be moved at all.
     Pinned {
         /// The client.

@@ -211,6 +211,12 @@ impl Scheduler {
         self.queue.get(&ticket).map(|waiter| waiter.client)
     }
 
+    /// Bytes that page-ins did not find on a GPU, and that nobody has who is known.
+    #[must_use]
+    pub fn missing(&self, gpu: Gpu) -> u64 {
+        self.memory.missing(gpu)
+    }
+
     /// The state at the moment of the last event.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

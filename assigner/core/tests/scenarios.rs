@@ -315,6 +315,8 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             Event::Evicted { client, gpu: gpu(3)?, bytes: number(4)?, rest }
         }
         "ready" => Event::Ready { client, epoch: Epoch(number(3)?) },
+        "used" => Event::Used { gpu: gpu(2)?, bytes: number(3)? },
+        "short" => Event::Short { client, gpu: gpu(3)?, bytes: number(4)? },
         "pinned" => Event::Pinned { client, gpu: gpu(3)?, movable: false },
         "unpinned" => Event::Pinned { client, gpu: gpu(3)?, movable: true },
         "away" => Event::Away { client },

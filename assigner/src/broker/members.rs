@@ -42,6 +42,9 @@ impl Refused {
     }
 }
 
+/// How often clients may ask what the driver has taken for them: NVML takes its time.
+const MEASURE_MS: u32 = 3000;
+
 impl Broker {
     /// The processes of all clients, and of those who have yet to come back.
     pub fn processes(&self) -> Clients {
@@ -172,6 +175,7 @@ impl Broker {
             },
             chunk_bytes: self.settings.memory.chunk,
             compare: self.settings.memory.compare,
+            measure_ms: MEASURE_MS,
         }));
     }
 

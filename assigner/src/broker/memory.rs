@@ -108,6 +108,60 @@ impl Broker {
         self.apply(Event::Evicted { client, gpu, bytes: evicted.bytes, rest });
     }
 
+    pub(super) fn short(&mut self, client: ClientId, short: &v1::Short) {
+        let Some(gpu) = self.gpu_of(client, short.device) else { return };
+        let who = self.who(client);
+        if self.missing(gpu) == 0 {
+            tracing::warn!(
+                "{} has less free memory than it should, {} did not find {}: programs outside of slurm-acb, or the driver, hold it. \
+                 Others make room; end programs that are none of the job's (nvidia-smi shows them)",
+                self.name_of(gpu),
+                who,
+                size(short.bytes)
+            );
+        }
+        self.apply(Event::Short { client, gpu, bytes: short.bytes });
+    }
+
+    fn missing(&self, gpu: Gpu) -> u64 {
+        self.scheduler.as_ref().map_or(0, |scheduler| scheduler.missing(gpu))
+    }
+
+    /// The device behind a client's, if memory is missing there and nobody looks after it yet: whoever asks does from now on.
+    pub fn look_after(
+        &mut self,
+        client: ClientId,
+        device: u32,
+    ) -> Option<(Arc<Meter>, Gpu, String)> {
+        let gpu = self.gpu_of(client, device)?;
+        let new = self.missing(gpu) > 0 && self.looked_after.insert(gpu);
+        new.then(|| (Arc::clone(&self.meter), gpu, self.gpus[gpu.0 as usize].uuid.clone()))
+    }
+
+    /// So much of a GPU is in use in truth, as NVML says. False: nothing is missing there any more, and nobody looks after it.
+    pub fn in_use(&mut self, gpu: Gpu, used: Option<u64>) -> bool {
+        // Where nobody can tell it is found out anew.
+        self.apply(Event::Used { gpu, bytes: used.unwrap_or(0) });
+        let is_missing = self.missing(gpu) > 0;
+        if !is_missing {
+            self.looked_after.remove(&gpu);
+        }
+        is_missing
+    }
+
+    /// What status says of memory that nobody has who is known.
+    pub(super) fn missing_notes(&self) -> impl Iterator<Item = String> {
+        let gpus = (0..self.gpus.len() as u32).map(Gpu);
+        let missing = gpus.map(|gpu| (gpu, self.missing(gpu))).filter(|(_, bytes)| *bytes > 0);
+        missing.map(|(gpu, bytes)| {
+            format!(
+                "{} of {} are held by programs outside of slurm-acb, or by the driver: page-ins did not find them (nvidia-smi shows who)",
+                size(bytes),
+                self.name_of(gpu)
+            )
+        })
+    }
+
     pub(super) fn ready(&mut self, client: ClientId, ready: &v1::Ready) {
         let switch = Duration::from_nanos(ready.switch_ns);
         tracing::debug!("{client} ready after {switch:?}, {} copied in", size(ready.bytes_in));

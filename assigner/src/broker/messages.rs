@@ -36,6 +36,7 @@ impl Broker {
             client_message::Kind::RoomRequest(request) => self.room_request(client, &request),
             client_message::Kind::RoomReturn(back) => self.room_return(client, &back),
             client_message::Kind::Evicted(evicted) => self.evicted(client, &evicted),
+            client_message::Kind::Short(short) => self.short(client, &short),
             client_message::Kind::Ready(ready) => self.ready(client, &ready),
             client_message::Kind::MemoryReport(report) => self.memory_report(client, report),
             // The scheduler's own counts are shown; the client's are for later use.

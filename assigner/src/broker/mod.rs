@@ -84,6 +84,8 @@ pub struct Broker {
     settles: bool,
     /// What memory it says that each client may have.
     written: BTreeMap<(ClientId, Gpu), Room>,
+    /// GPUs on which memory is missing, and NVML is asked for it.
+    looked_after: BTreeSet<Gpu>,
 }
 
 /// One client, as far as the scheduler does not know it.
@@ -192,6 +194,7 @@ impl Broker {
             dirty: true,
             settles: true,
             written: BTreeMap::new(),
+            looked_after: BTreeSet::new(),
             settings,
         };
         for survivor in manual {

@@ -118,6 +118,7 @@ impl Broker {
                 "{count} clients from before the restart are not back (stopped?); their memory stays on the GPUs"
             )),
         }
+        notes.extend(self.missing_notes());
         let (gpus, clients) = (gpus.collect(), clients.collect());
         Shown { gpus, clients, gangs: self.gang_status(), notes }
     }

@@ -35,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) chunk_bytes: u64,
     /// Compare what hashes say is alike.
     pub(crate) compare: bool,
+    /// How often at most the process is measured; zero: never.
+    pub(crate) measure: Duration,
 }
 
 /// Why there is no contact.
@@ -135,6 +137,7 @@ impl Connection {
                     context_bytes: welcome.context_bytes,
                     chunk_bytes: welcome.chunk_bytes,
                     compare: welcome.compare,
+                    measure: Duration::from_millis(welcome.measure_ms.into()),
                 };
                 return Ok((connection, terms));
             }

@@ -8,7 +8,7 @@ use super::{Books, Key, LEDGER, Ledger, MemoryKind, Portion, Promise};
 use acb_wire::v1::RoomKind;
 
 /// Such memory, as status calls it.
-const DRIVER: MemoryKind = "driver";
+pub(super) const DRIVER: MemoryKind = "driver";
 
 /// Nobody knows how much a call needs: such a part of the GPU is asked for, within these bounds, and less where that is denied.
 const PART: u64 = 16;

@@ -88,6 +88,13 @@ impl Account {
         self.withdrawn = true;
     }
 
+    /// So much of the credit cannot be used, for the GPU has less than the assigner knows; how much goes back.
+    pub(crate) fn give_up(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes.min(self.credit());
+        self.counted -= bytes;
+        bytes
+    }
+
     /// Nothing more can or need be given for what was asked.
     pub(crate) fn forgive(&mut self) {
         (self.owed, self.withdrawn) = (0, false);
@@ -224,6 +231,17 @@ mod tests {
         account.add_credit(40 * MIB);
         assert_eq!(account.poll_word(), None, "what comes later is for the next turn");
         assert!(account.take(40 * MIB));
+    }
+
+    #[test]
+    fn credit_that_the_gpu_cannot_keep_goes_back_at_once() {
+        let mut account = claimed(64 * MIB);
+        account.add_credit(64 * MIB);
+        assert!(account.take(32 * MIB));
+        assert_eq!(account.give_up(8 * MIB), 8 * MIB);
+        assert_eq!(account.give_up(64 * MIB), 24 * MIB, "no more than is unused");
+        assert_eq!(account.stated(), (64 * MIB, 32 * MIB));
+        assert_eq!(account.poll_word(), None, "it is still claimed");
     }
 
     #[test]

@@ -354,6 +354,14 @@ pub(crate) fn allocate(bytes: u64) -> Answer<u64> {
     answer(unsafe { real::cuMemAlloc_v2(&raw mut address, bytes as usize) }, address)
 }
 
+/// What is free on the current context's device, as the driver says.
+pub(crate) fn free_memory() -> Option<u64> {
+    let (mut free, mut total) = (0_usize, 0_usize);
+    // SAFETY: places on this stack.
+    let result = unsafe { real::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+    result.is_success().then_some(free as u64)
+}
+
 pub(crate) fn free(address: u64) {
     // SAFETY: memory of `allocate` that nothing uses.
     let _ = unsafe { real::cuMemFree_v2(address) };

@@ -49,7 +49,7 @@ use crate::gate::Gate;
 use crate::link::LINK;
 use crate::log::{debug, warning};
 use acb_cuda_abi::CuResult;
-use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
+use acb_wire::v1::{Evicted, RoomKind, RoomReturn, Short, client_message::Kind};
 use account::Word;
 use arena::ArenaState;
 use claims::Claims;
@@ -276,6 +276,22 @@ impl Pager {
         if std::mem::take(&mut books.arena.exhausted) {
             self.changed.notify_all();
         }
+    }
+
+    /// A page-in of `bytes` met OUT_OF_MEMORY, and `free` are there: credit for more goes back, and the assigner has others make room.
+    /// False: there is no assigner.
+    fn short(&self, device: u32, bytes: u64, free: Option<u64>) -> bool {
+        let mut books = self.books();
+        if !books.metered || !LINK.is_connected() {
+            return false;
+        }
+        let account = books.table.account(device);
+        let excess = free.map_or(0, |free| account.credit().saturating_sub(free));
+        let bytes = account.give_up(excess.max(bytes));
+        if bytes > 0 {
+            LINK.send(Kind::Short(Short { device, bytes }));
+        }
+        bytes > 0
     }
 
     /// Credit that no page-in has taken goes back.

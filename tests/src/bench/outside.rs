@@ -304,7 +304,11 @@ impl Answer {
 }
 
 impl OnRequest {
-    fn start(mut command: Command) -> Result<Self> {
+    /// Starts a command that runs `on_request`, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn start(mut command: Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

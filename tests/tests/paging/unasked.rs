@@ -37,3 +37,51 @@ fn a_graph_that_needs_memory_of_a_full_gpu_finds_room() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_the_driver_takes_is_measured_again() -> Result<()> {
+    const FUNCTION: u64 = 4 << 20;
+    let stage = Stage::with(&format!("function_bytes = {FUNCTION}"), &[])?;
+    let mut program = stage.filled_with("program", "alloc 1 2M")?;
+    is_right(&mut program)?;
+    // The kernels that fill, change and sum up, and one of no length; less what was set aside with the context.
+    let status = stage.wait_for("what the driver has taken is counted", &program, |client| {
+        of_driver(client) > 3 * FUNCTION
+    })?;
+    ensure!(of_driver(client(&status, &program)) <= 4 * FUNCTION, "{status:#?}");
+    // What others may claim is so much less.
+    let mut other = stage.program("other")?;
+    other.request("alloc 1 48M")?;
+    let refused = other.reply()?.error.unwrap_or_else(|| "it succeeded".into());
+    ensure!(refused.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{refused}");
+    is_right(&mut program)
+}
+
+#[test]
+fn others_move_where_a_program_outside_has_the_memory() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut program = stage.filled_with("program", "alloc 3 12M")?;
+    let mut victim = stage.filled_with("victim", "alloc 3 12M")?;
+    for request in ["alloc 1 10M", "fill", "step", "sync"] {
+        victim.ask(request)?;
+    }
+    // Most of the program's memory is on the host now; what becomes free here is another's.
+    victim.ask("free 1")?;
+    let mut stranger =
+        OnRequest::start(stage.outside.plain(stage.prefix.test_program("on_request")))?;
+    for request in ["alloc 1 8M", "fill"] {
+        stranger.ask(request)?;
+    }
+    program.ask("step")?;
+    stage.tells("program", "cuMemCreate", "CUDA_ERROR_OUT_OF_MEMORY", "outside of slurm-acb")?;
+    let log = stage.outside.log();
+    ensure!(log.contains("has less free memory than it should"), "{log}");
+    is_right(&mut program)?;
+    is_right(&mut stranger)?;
+    drop(stranger);
+    for program in [&mut victim, &mut program] {
+        program.ask("step")?;
+        is_right(program)?;
+    }
+    Ok(())
+}

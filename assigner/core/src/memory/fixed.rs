@@ -231,7 +231,8 @@ impl Memory {
 impl Ledger {
     /// True if so much more fixed memory leaves room for the largest claim.
     pub(crate) fn admits(&self, bytes: u64) -> bool {
-        let taken = self.sums().fixed.saturating_add(bytes).saturating_add(self.largest_claim());
+        let all = [self.sums().fixed, bytes, self.largest_claim(), self.missing];
+        let taken = all.into_iter().fold(0, u64::saturating_add);
         !self.settling && taken <= self.capacity
     }
 

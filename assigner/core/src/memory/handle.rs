@@ -28,6 +28,11 @@ impl Scheduler {
                 self.replan_memory(gpu);
             }
             Event::Evicted { client, gpu, bytes, rest } => self.evicted(client, gpu, bytes, rest),
+            Event::Short { client, gpu, bytes } if self.is_bound(client, gpu) => {
+                self.memory.miss(client, gpu, bytes);
+                self.dirty.gpus.insert(gpu);
+            }
+            Event::Used { gpu, bytes } => self.in_use(gpu, bytes),
             Event::Ready { client, epoch } => self.ready(client, epoch),
             Event::Pinned { client, gpu, movable } if self.is_bound(client, gpu) => {
                 let holds = if movable { Holds::No } else { Holds::Yes };
@@ -77,6 +82,12 @@ impl Scheduler {
             self.memory.anchor(id, gpu, Anchor::Failed, Holds::Yes);
             self.dirty.gpus.insert(gpu);
             self.tell_blocked(id, gpu, self.memory.of(id, gpu).resident);
+        }
+    }
+
+    fn in_use(&mut self, gpu: Gpu, bytes: u64) {
+        if self.memory.found(gpu, bytes) {
+            self.dirty.gpus.insert(gpu);
         }
     }
 

@@ -119,6 +119,8 @@ impl Sums {
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     pub(crate) capacity: u64,
+    /// What page-ins did not find: memory of programs outside, or of the driver's, that no account has.
+    pub(crate) missing: u64,
     /// In the order of the clients.
     accounts: Vec<(ClientId, Account)>,
     sums: Sums,
@@ -142,6 +144,7 @@ impl Ledger {
     pub(crate) fn new(capacity: u64) -> Ledger {
         Ledger {
             capacity,
+            missing: 0,
             accounts: Vec::new(),
             sums: Sums::default(),
             waiting: VecDeque::new(),
@@ -234,11 +237,12 @@ impl Ledger {
             && self.guessed.is_empty()
             && self.pressing.is_empty()
             && !self.oversubscribed
+            && self.missing == 0
     }
 
     /// What is promised to nobody.
     pub(crate) fn free(&self) -> u64 {
-        self.capacity - self.sums.fixed - self.sums.resident
+        (self.capacity - self.sums.fixed - self.sums.resident).saturating_sub(self.missing)
     }
 
     /// What `client` has and claims.
@@ -260,11 +264,11 @@ impl Ledger {
         clients.map(|client| self.room(client).claimed).max().unwrap_or(0)
     }
 
-    /// What stays on the GPU whatever `client` needs: everybody's fixed memory, and what of the
-    /// others' paged memory cannot be moved.
+    /// What stays on the GPU whatever `client` needs: everybody's fixed memory, what of the
+    /// others' paged memory cannot be moved, and what nobody knows of.
     pub(crate) fn immovable(&self, client: ClientId) -> u64 {
         let own = self.account(client).map_or(0, |account| account.sums().anchored);
-        self.sums.fixed + self.sums.anchored - own
+        self.sums.fixed + self.sums.anchored + self.missing - own
     }
 
     /// What others than `client` have on the GPU that will stay there: their fixed memory, and what they say

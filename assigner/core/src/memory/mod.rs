@@ -277,6 +277,35 @@ impl Memory {
         self.note_turns([gpu]);
     }
 
+    /// A client gives credit back that it could not use: there is that much less than is known.
+    fn miss(&mut self, client: ClientId, gpu: Gpu, bytes: u64) {
+        let ledger = &mut self.gpus[gpu.index()];
+        let bytes = ledger.change(client, |account| {
+            let bytes = bytes.min(account.resident);
+            account.resident -= bytes;
+            bytes
+        });
+        ledger.missing += bytes.unwrap_or(0);
+        self.note(gpu);
+    }
+
+    /// So many bytes of a GPU are in use in truth; whether more is free by that.
+    fn found(&mut self, gpu: Gpu, used: u64) -> bool {
+        let Some(ledger) = self.gpus.get_mut(gpu.index()) else { return false };
+        let known = ledger.sums().fixed + ledger.sums().resident;
+        let missing = ledger.missing.min(used.saturating_sub(known));
+        let is_less = std::mem::replace(&mut ledger.missing, missing) > missing;
+        if is_less {
+            self.note(gpu);
+        }
+        is_less
+    }
+
+    /// What page-ins did not find on `gpu`, and nobody has who is known.
+    pub(crate) fn missing(&self, gpu: Gpu) -> u64 {
+        self.ledger(gpu).missing
+    }
+
     /// All memory of a client is on a GPU.
     fn arrived(&mut self, client: ClientId, gpu: Gpu) {
         self.gpus[gpu.index()].paging.remove(&client);

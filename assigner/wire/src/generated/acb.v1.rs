@@ -3,7 +3,7 @@
 pub struct ClientMessage {
     #[prost(
         oneof = "client_message::Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub kind: ::core::option::Option<client_message::Kind>,
 }
@@ -35,6 +35,8 @@ pub mod client_message {
         ReleaseSoon(super::ReleaseSoon),
         #[prost(message, tag = "12")]
         Stuck(super::Stuck),
+        #[prost(message, tag = "13")]
+        Short(super::Short),
     }
 }
 /// First message on a connection.
@@ -188,6 +190,15 @@ pub struct Evicted {
     #[prost(string, tag = "3")]
     pub failed: ::prost::alloc::string::String,
 }
+/// The GPU has less memory than it was credited with: page-ins have met OUT_OF_MEMORY. So many bytes of unused credit go back with this,
+/// and others hold as many that no client has.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Short {
+    #[prost(uint32, tag = "1")]
+    pub device: u32,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
 /// All memory of the holder is on its GPUs, and its gate is open. Sent once for each lease; also when nothing had to be moved, unless
 /// Granted said so.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -313,6 +324,10 @@ pub struct Welcome {
     /// Compare pages byte by byte with their host copy where hashes say that they are alike.
     #[prost(bool, tag = "7")]
     pub compare: bool,
+    /// How often at most the client asks for the size of its process (ROOM_KIND_PROCESS_SIZE), for what the driver has taken by
+    /// itself, milliseconds; 0: not at all.
+    #[prost(uint32, tag = "8")]
+    pub measure_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BoundGpu {

@@ -109,6 +109,9 @@ impl Inbound {
             if let Err((made, (call, result))) = self.bring(device, &inward, station) {
                 let bereft = PAGER.failed_in(station.carrier, device, call, result);
                 settle(inward.id, made, bereft);
+                if result == CuResult::OUT_OF_MEMORY && !bereft {
+                    PAGER.short(device, inward.bytes, device::free_memory());
+                }
                 if !device::is_lost(result) {
                     tell(retry, device, (call, result), inward.bytes);
                     retry.failed();
@@ -240,8 +243,8 @@ fn tell(retry: &mut Retry, device: u32, (call, result): Failure, bytes: u64) {
     }
     let remedy = match result {
         CuResult::OUT_OF_MEMORY => {
-            "although the GPU assigner has given room: programs outside of slurm-acb may hold its memory; end them (nvidia-smi \
-             shows them)"
+            "although the GPU assigner has given room: programs outside of slurm-acb may hold its memory; others are asked to make room, \
+             but end such programs (nvidia-smi shows them)"
         }
         _ => {
             "and the program waits for its memory: look for Xid errors of this GPU (dmesg), and end the program if it goes on"

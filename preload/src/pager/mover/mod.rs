@@ -16,6 +16,7 @@ use super::allocate::Failure;
 use super::report::Reporter;
 use super::{PAGER, device};
 use crate::lease::Lease;
+use crate::memory::Growth;
 use crate::work;
 use acb_cuda_abi::CuResult;
 use inward::Inbound;
@@ -58,6 +59,7 @@ pub(crate) struct Mover {
     lanes: Vec<Lane>,
     pause: Duration,
     reporter: Reporter,
+    growth: Growth,
 }
 
 /// One GPU's moves.
@@ -96,12 +98,18 @@ impl Retry {
 
 impl Mover {
     pub(crate) fn new() -> Self {
-        Mover { lanes: Vec::new(), pause: SHORTEST, reporter: Reporter::default() }
+        Mover {
+            lanes: Vec::new(),
+            pause: SHORTEST,
+            reporter: Reporter::default(),
+            growth: Growth::default(),
+        }
     }
 
     /// Does what can be done now, and says when to look again; `None`: not before a message comes.
     pub(crate) fn look(&mut self, lease: Lease) -> Option<Duration> {
         if !PAGER.is_active() {
+            self.growth.look();
             self.reporter.report();
             return None;
         }
@@ -137,6 +145,7 @@ impl Mover {
             }
             Progress::Idle => {
                 self.pause = SHORTEST;
+                self.growth.look();
                 self.reporter.report();
                 again
             }
