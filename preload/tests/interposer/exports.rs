@@ -76,6 +76,8 @@ fn ways_out_arrive_unchanged_and_are_not_gated() {
         "cuDestroyExternalMemory 41",
     ];
     let came = calls.iter().skip_while(|call| !call.starts_with("cuGetExportTable"));
+    // The program's own word that it waits may come before this is read.
+    let came = came.filter(|call| *call != "paused");
     assert_eq!(came.collect::<Vec<_>>(), expected);
     client.tell("on");
     peer.acquire();
