@@ -1,9 +1,10 @@
 //! What the process is: its environment as C sees it, its name and start, its signals and forks.
 //!
 //! Owns: the calls into libc that need unsafe for it. Does not own: what follows from them.
-#![allow(unsafe_code)] // FFI: getenv, setenv, pthread_sigmask, pthread_atfork, atexit, clock_gettime.
+#![allow(unsafe_code)] // FFI: getenv, setenv, pthread_create, pthread_sigmask, pthread_atfork, atexit, clock_gettime.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
+use std::panic::AssertUnwindSafe;
 
 /// A clock that runs on while this process is stopped. Coarse, for every submitting call asks it.
 #[inline(always)]
@@ -75,10 +76,48 @@ fn start_time_in(stat: &str) -> Option<u64> {
     after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Runs `start` while this thread blocks every signal: a thread made in there never takes one.
-pub(crate) fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> T {
+/// Starts a thread of the interposer's, which takes no signal. A panic ends it alone.
+///
+/// Not by `std::thread`: what that keeps for a thread has a destructor, to register one takes the dynamic linker's great lock, and a
+/// thread that begins while another is in `dlopen` would wait for the end of that.
+pub(crate) fn start_thread(
+    name: &'static CStr,
+    stack: usize,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    struct Start {
+        name: &'static CStr,
+        run: Box<dyn FnOnce() + Send>,
+    }
+    extern "C" fn begin(start: *mut c_void) -> *mut c_void {
+        // SAFETY: the box that `start_thread` gave away, once.
+        let start = unsafe { Box::from_raw(start.cast::<Start>()) };
+        // SAFETY: this thread's own name, of at most 15 characters.
+        unsafe { libc::pthread_setname_np(libc::pthread_self(), start.name.as_ptr()) };
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(start.run));
+        std::ptr::null_mut()
+    }
     let _signals = signals_blocked();
-    start()
+    let start = Box::into_raw(Box::new(Start { name, run: Box::new(run) }));
+    // SAFETY: storage for pthread_attr_init to fill.
+    let mut attributes: libc::pthread_attr_t = unsafe { std::mem::zeroed() };
+    let mut thread: libc::pthread_t = 0;
+    // SAFETY: attributes that were initialised, and a start routine that takes the box.
+    let failed = unsafe {
+        libc::pthread_attr_init(&raw mut attributes);
+        libc::pthread_attr_setstacksize(&raw mut attributes, stack);
+        libc::pthread_attr_setdetachstate(&raw mut attributes, libc::PTHREAD_CREATE_DETACHED);
+        let failed =
+            libc::pthread_create(&raw mut thread, &raw const attributes, begin, start.cast());
+        libc::pthread_attr_destroy(&raw mut attributes);
+        failed
+    };
+    if failed == 0 {
+        return Ok(());
+    }
+    // SAFETY: no thread was started that could have taken it.
+    drop(unsafe { Box::from_raw(start) });
+    Err(std::io::Error::from_raw_os_error(failed))
 }
 
 /// As long as it lives, this thread takes no signal but while it waits: a handler may never return,

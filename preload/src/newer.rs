@@ -26,9 +26,13 @@ pub(crate) fn tell() {
     let is_newer = version > known && version != u32::MAX;
     let Some(handle) = driver::handle().filter(|_| is_newer) else { return };
     let listed: BTreeSet<&str> = FUNCTIONS.iter().map(|function| function.symbol).collect();
-    let exported = exported(Path::new(&handle.path)).unwrap_or_default();
-    let mut missing = exported.iter().filter(|name| is_of_cuda(name) && !listed.contains(&***name));
     let (path, is, knows) = (&handle.path, numbered(version), numbered(known));
+    let Some(exported) = exported(Path::new(path)) else {
+        return info!(
+            "the driver {path} is of CUDA {is}, newer than CUDA {knows}; what it exports cannot be read"
+        );
+    };
+    let mut missing = exported.iter().filter(|name| is_of_cuda(name) && !listed.contains(&***name));
     match missing.next() {
         Some(first) => warning!(
             "the driver {path} is of CUDA {is}, and this slurm-acb knows CUDA {knows}: {} of its functions are missing here, the \

@@ -2,6 +2,10 @@
 //!
 //! Owns: which copies of the driver this process has, seen from the dynamic linker and, where a
 //! program has opened namespaces of its own (`dlmopen`), from the kernel.
+//! The link thread looks, too, and must not wait there for a `dlopen` of the program's: its constructors may themselves wait for
+//! what the link thread reads. So what needs the dynamic linker's great lock (`dladdr`, `dlsym`) is asked in cuInit; walking
+//! the list of objects takes another lock, which is held for that alone.
+//!
 //! Does not own: preventing it. A program that opens the driver by its path is led here only by
 //! the audit library (`preload/audit`); without that it is told, when it ends at the latest.
 #![allow(unsafe_code)] // FFI: dladdr, dl_iterate_phdr, and the dynamic linker's state for debuggers.
@@ -11,16 +15,77 @@ use crate::log::{error, warning};
 use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Whether the audit library leads paths of the driver here: then the driver must be opened under
-/// another name.
+/// another name. Asked for the first time on a thread of the program, for it reads the environment.
 pub(crate) fn are_audited() -> bool {
-    std::env::var_os("LD_AUDIT").is_some_and(|list| {
-        list.as_bytes().split(|byte| *byte == b':').any(|entry| {
-            Path::new(OsStr::from_bytes(entry)).file_name() == Some(OsStr::new("libacb-audit.so"))
+    static AUDITED: OnceLock<bool> = OnceLock::new();
+    *AUDITED.get_or_init(|| {
+        std::env::var_os("LD_AUDIT").is_some_and(|list| {
+            list.as_bytes().split(|byte| *byte == b':').any(|entry| {
+                let name = Path::new(OsStr::from_bytes(entry)).file_name();
+                name == Some(OsStr::new("libacb-audit.so"))
+            })
         })
     })
+}
+
+/// The interposer's own file, the driver that it has opened, and the NVML that stands beside it.
+struct Ours {
+    own: PathBuf,
+    driver: PathBuf,
+    nvml: Option<PathBuf>,
+}
+
+impl Ours {
+    fn now() -> Ours {
+        let driver = driver::opened().map(PathBuf::from).unwrap_or_default();
+        let own = own();
+        let nvml = resolved(own.with_file_name("libnvidia-ml.so.1"));
+        Ours { own: resolved(own), driver: resolved(driver), nvml: nvml.exists().then_some(nvml) }
+    }
+
+    fn is_foreign(&self, path: &Path) -> bool {
+        is_driver(path) && {
+            let path = resolved(path.to_owned());
+            path != self.own && path != self.driver
+        }
+    }
+
+    /// Says once that this process has NVML past ours, which would show it its own memory.
+    fn tell_nvml(&self, loaded: &[PathBuf]) {
+        static TOLD: AtomicBool = AtomicBool::new(false);
+        // With the audit library ours is loaded under the other one's path.
+        let Some(ours) = self.nvml.as_ref().filter(|_| !are_audited()) else { return };
+        let all = || loaded.iter().filter(|path| names(path, b"libnvidia-ml.so"));
+        // Where ours is loaded, it has the other one opened itself.
+        let Some(path) = all().next() else { return };
+        if all().any(|path| resolved(path.clone()) == *ours) || TOLD.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        warning!(
+            "this program has opened NVML as {}, past slurm-acb: it is told there what all programs together use of a \
+             GPU, not what cuMemGetInfo says. Have it open libnvidia-ml.so.1 by that name, or start it with `agarun --audit` or `--acb=audit=on`",
+            path.display()
+        );
+    }
+}
+
+static OURS: OnceLock<Ours> = OnceLock::new();
+
+/// In cuInit, once the driver is open: what the link thread needs to know, and a first look.
+pub(crate) fn begin() {
+    OURS.get_or_init(Ours::now);
+    are_audited();
+    tell_bypass(bypass(When::Running), When::Running);
+}
+
+/// At the end of a process that has never called cuInit here.
+pub(crate) fn end_untouched() {
+    tell_bypass(bypass(When::Ending), When::Ending);
 }
 
 /// The interposer's own file.
@@ -37,9 +102,9 @@ pub(crate) fn own() -> PathBuf {
 }
 
 /// Says once which driver this process has opened past the interposer.
-pub(crate) fn tell_bypass(when: When) {
+fn tell_bypass(path: Option<PathBuf>, when: When) {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    let Some(path) = bypass(when) else { return };
+    let Some(path) = path else { return };
     if TOLD.swap(true, Ordering::Relaxed) {
         return;
     }
@@ -64,55 +129,54 @@ pub(crate) fn tell_bypass(when: When) {
 /// Looks again, if the dynamic linker has loaded something since; for the link thread, now and then.
 pub(crate) fn look_again() {
     static SEEN: AtomicU64 = AtomicU64::new(0);
-    // A fork at this moment would leave the dynamic linker's lock taken in the child.
-    if LOOKING.swap(true, Ordering::Acquire) {
+    let Some(ours) = OURS.get() else { return };
+    let Some(loaded) = between_forks(|| {
+        let loads = loads();
+        (SEEN.swap(loads, Ordering::Relaxed) != loads).then(loaded)
+    }) else {
         return;
-    }
-    let loads = loads();
-    if SEEN.swap(loads, Ordering::Relaxed) != loads {
-        tell_bypass(When::Running);
-        tell_nvml();
-    }
-    LOOKING.store(false, Ordering::Release);
+    };
+    let Some(loaded) = loaded else { return };
+    tell_bypass(loaded.iter().find(|path| ours.is_foreign(path)).cloned(), When::Running);
+    ours.tell_nvml(&loaded);
 }
 
+/// Somebody walks the dynamic linker's list: a fork at this moment would leave its lock taken in the child.
 static LOOKING: AtomicBool = AtomicBool::new(false);
+/// Forks under way.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+/// A walk takes microseconds, unless the machine has no processor for it; no fork waits longer.
+const WALK: Duration = Duration::from_millis(10);
 
-/// Says once that this process has NVML past ours, which would show it its own memory.
-fn tell_nvml() {
-    static TOLD: AtomicBool = AtomicBool::new(false);
-    // Then ours is loaded under the other one's path.
-    if are_audited() {
-        return;
+/// Calls `walk`, unless a fork is under way or somebody else is at it.
+fn between_forks<T>(walk: impl FnOnce() -> T) -> Option<T> {
+    if LOOKING.swap(true, Ordering::SeqCst) {
+        return None;
     }
-    let ours = resolved(own().with_file_name("libnvidia-ml.so.1"));
-    let all: Vec<PathBuf> =
-        loaded().into_iter().filter(|path| names(path, b"libnvidia-ml.so")).collect();
-    // Where ours is loaded, it has the other one opened itself.
-    let Some(path) = all.first() else { return };
-    if !ours.exists() || all.iter().any(|path| resolved(path.clone()) == ours) {
-        return;
-    }
-    if TOLD.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    warning!(
-        "this program has opened NVML as {}, past slurm-acb: it is told there what all programs together use of a \
-         GPU, not what cuMemGetInfo says. Have it open libnvidia-ml.so.1 by that name, or start it with `agarun --audit` or `--acb=audit=on`",
-        path.display()
-    );
+    // Either this sees the fork, or the fork sees this.
+    let walked = (FORKS.load(Ordering::SeqCst) == 0).then(walk);
+    LOOKING.store(false, Ordering::SeqCst);
+    walked
 }
 
-/// Before a fork: nobody looks.
+/// Before a fork: nobody begins a walk, and who is at it ends. Forks may lie in each other, through handlers of signals.
 pub(crate) extern "C" fn hold() {
-    while LOOKING.swap(true, Ordering::Acquire) {
-        std::thread::yield_now();
+    FORKS.fetch_add(1, Ordering::SeqCst);
+    let since = Instant::now();
+    while LOOKING.load(Ordering::SeqCst) && since.elapsed() < WALK {
+        std::thread::sleep(Duration::from_micros(20));
     }
 }
 
-/// After it, in both processes.
+/// After it, in the parent.
 pub(crate) extern "C" fn let_go() {
-    LOOKING.store(false, Ordering::Release);
+    FORKS.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// After it, in the child: whoever else forked or looked is not here.
+pub(crate) fn let_go_in_child() {
+    FORKS.store(0, Ordering::SeqCst);
+    LOOKING.store(false, Ordering::SeqCst);
 }
 
 /// How many objects have been loaded so far.
@@ -132,7 +196,7 @@ fn loads() -> u64 {
     loads
 }
 
-/// When [`tell_bypass`] looks.
+/// When it is looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     /// In cuInit, or later in a client.
@@ -142,9 +206,15 @@ pub(crate) enum When {
 }
 
 fn bypass(when: When) -> Option<PathBuf> {
-    let ours = [own(), driver::opened().map(PathBuf::from).unwrap_or_default()].map(resolved);
-    let is_foreign = |path: &Path| is_driver(path) && !ours.contains(&resolved(path.to_owned()));
-    let here = loaded().into_iter().find(|path| is_foreign(path));
+    let now;
+    let ours = match OURS.get() {
+        Some(ours) => ours,
+        None => {
+            now = Ours::now();
+            &now
+        }
+    };
+    let here = loaded().into_iter().find(|path| ours.is_foreign(path));
     // Only then are there objects that the dynamic linker does not show.
     if here.is_some() || when == When::Running || !has_namespaces() {
         return here;
@@ -152,9 +222,9 @@ fn bypass(when: When) -> Option<PathBuf> {
     let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
     let mapped = mapped(&maps);
     // A second copy of the interposer, in another namespace, has opened the driver there.
-    let copies = mapped.iter().filter(|(start, path)| *start && resolved(path.clone()) == ours[0]);
+    let copies = mapped.iter().filter(|(start, path)| *start && resolved(path.clone()) == ours.own);
     match copies.count() {
-        0 | 1 => mapped.into_iter().map(|(_, path)| path).find(|path| is_foreign(path)),
+        0 | 1 => mapped.into_iter().map(|(_, path)| path).find(|path| ours.is_foreign(path)),
         _ => None,
     }
 }
@@ -247,6 +317,22 @@ mod tests {
             7f20-7f30 r-xp 00001000 08:01 12 /a b/libcuda.so.1\n7f30-7f40 rw-p 00000000 00:00 0 [heap]\n";
         let path = PathBuf::from("/a b/libcuda.so.1");
         assert_eq!(mapped(maps), [(true, path.clone()), (false, path)]);
+    }
+
+    #[test]
+    fn nobody_walks_while_a_fork_is_under_way() {
+        assert_eq!(between_forks(|| between_forks(|| 1)), Some(None));
+        hold();
+        // One in a handler of a signal, in the midst of the other.
+        hold();
+        let_go();
+        assert_eq!(between_forks(|| 1), None);
+        let_go();
+        assert_eq!(between_forks(|| 1), Some(1));
+        // Bounded, whoever looks.
+        assert!(between_forks(|| hold()).is_some());
+        let_go_in_child();
+        assert_eq!(between_forks(|| 1), Some(1));
     }
 
     #[test]

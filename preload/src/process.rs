@@ -13,7 +13,7 @@ use crate::link::{self, Connection, ContactError, LINK, Terms};
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
 use crate::pager::{OVERHEAD, PAGER, Rules};
-use crate::paths::{self, When};
+use crate::paths;
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
 use crate::work::WORK;
@@ -71,7 +71,8 @@ pub(crate) fn init(flags: c_uint) -> CuResult {
     if driver::handle().is_none() {
         return CuResult::NO_DEVICE;
     }
-    paths::tell_bypass(When::Running);
+    paths::begin();
+    table::find_all();
     let mut phase = PHASE.lock().unwrap_or_else(PoisonError::into_inner);
     while *phase == Phase::Starting {
         phase = STARTED.wait(phase).unwrap_or_else(PoisonError::into_inner);
@@ -227,12 +228,9 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
     ONCE.call_once(|| environment::on_exit(exiting));
 
     let settings = settings.clone();
-    let thread = environment::with_signals_blocked(|| {
-        std::thread::Builder::new()
-            .name("acb-link".into())
-            // The driver's own calls run on it; what is not touched costs nothing.
-            .stack_size(2 << 20)
-            .spawn(move || link::run(settings, connection, terms, bound))
+    // The driver's own calls run on it; what is not touched of its stack costs nothing.
+    let thread = environment::start_thread(c"acb-link", 2 << 20, move || {
+        link::run(settings, connection, terms, bound);
     });
     match thread {
         Ok(_) => CuResult::SUCCESS,
@@ -251,7 +249,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
 /// Runs in the child of every fork after or during cuInit. The other threads are not here, so neither locks
 /// nor the link are of any use: everything is marked unusable, with plain stores.
 extern "C" fn forked() {
-    paths::let_go();
+    paths::let_go_in_child();
     if !CLIENT.load(Ordering::SeqCst) {
         return;
     }
@@ -268,7 +266,7 @@ extern "C" fn unloading() {
         && driver::opened().is_none()
         && std::env::var_os("ACB_SOCKET").is_some();
     if untouched {
-        let _ = std::panic::catch_unwind(|| paths::tell_bypass(When::Ending));
+        let _ = std::panic::catch_unwind(paths::end_untouched);
     }
 }
 
@@ -279,8 +277,10 @@ static ON_UNLOAD: extern "C" fn() = unloading;
 /// Runs when the process exits: the driver is about to take itself apart.
 extern "C" fn exiting() {
     if !DETACHED.load(Ordering::SeqCst) {
-        paths::look_again();
-        WORK.end();
-        PAGER.end();
+        let _ = std::panic::catch_unwind(|| {
+            paths::look_again();
+            WORK.end();
+            PAGER.end();
+        });
     }
 }

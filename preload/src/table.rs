@@ -10,6 +10,7 @@ use crate::driver;
 use crate::log::{debug, error, warning};
 use acb_cuda_abi::{CuResult, FUNCTIONS, driver_functions};
 use std::ffi::{CString, c_void};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -44,13 +45,32 @@ const OPTIONAL: [&str; 12] = [
     "cuThreadExchangeStreamCaptureMode",
 ];
 
+/// Where the driver has each symbol of [`FUNCTIONS`]; 0: it lacks it.
+static FOUND: OnceLock<Box<[usize]>> = OnceLock::new();
+
+/// Looks all symbols up, in cuInit: from then on no thread of the interposer's waits in `dlsym` for the end of a `dlopen` of the
+/// program's.
+pub(crate) fn find_all() {
+    if let Some(handle) = driver::handle() {
+        let find = |symbol| driver_symbol(handle, symbol).unwrap_or(0);
+        FOUND.get_or_init(|| FUNCTIONS.iter().map(|function| find(function.symbol)).collect());
+    }
+}
+
+fn found(handle: &driver::Handle, index: usize) -> Option<usize> {
+    match FOUND.get() {
+        Some(found) => Some(found[index]).filter(|address| *address != 0),
+        None => driver_symbol(handle, FUNCTIONS[index].symbol),
+    }
+}
+
 /// Fills a slot. Two threads may do so at once; they write the same.
 #[cold]
 #[inline(never)]
 pub(crate) extern "C" fn resolve(index: usize) -> usize {
     let function = &FUNCTIONS[index];
     let address = match driver::handle() {
-        Some(handle) => match driver_symbol(handle, function.symbol) {
+        Some(handle) => match found(handle, index) {
             Some(address) => {
                 debug!("first use of {}", function.symbol);
                 address
@@ -86,14 +106,13 @@ pub(crate) fn driver_symbol(handle: &driver::Handle, symbol: &str) -> Option<usi
 
 /// Remembers an address that the driver itself gave for a symbol that it does not export.
 pub(crate) fn learn(index: usize, address: *mut c_void) {
+    if driver::handle().is_none_or(|handle| found(handle, index).is_some()) {
+        return;
+    }
     let missing = not_supported as *const () as usize;
-    if target(index) == missing {
-        let _ = SLOTS[index].compare_exchange(
-            missing,
-            address as usize,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+    for empty in [0, missing] {
+        let (done, failed) = (Ordering::AcqRel, Ordering::Acquire);
+        let _ = SLOTS[index].compare_exchange(empty, address as usize, done, failed);
     }
 }
 

@@ -272,9 +272,7 @@ impl Broker {
         };
         let (who, gpu, bytes) = (self.who(by), self.name_of(gpu), size(bytes));
         let text = match why {
-            Some(why) => format!(
-                "{who} is in the way on {gpu}: its {bytes} there stay, {why}. It tries again now and then"
-            ),
+            Some(why) => format!("{who} is in the way on {gpu}: its {bytes} there stay, {why}"),
             None => format!(
                 "{who} is in the way on {gpu}: it was asked to move {bytes} to the host and does not (is it \
                  stopped?); others are asked instead"

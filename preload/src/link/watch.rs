@@ -50,6 +50,8 @@ pub(super) struct Watch {
     pause: Duration,
     /// When the gate was closed for a recall.
     closed_at: Option<Instant>,
+    /// When the assigner asked for this lease, whatever the gate has done since.
+    recalled_at: Option<Instant>,
     /// When to close it again after it was opened for a stuck program.
     close_again: Option<Instant>,
     told_stuck: Option<Instant>,
@@ -83,6 +85,7 @@ impl Watch {
             threads: Threads::default(),
             pause: SHORTEST,
             closed_at: None,
+            recalled_at: None,
             close_again: None,
             told_stuck: None,
             announced: false,
@@ -107,6 +110,7 @@ impl Watch {
     pub(super) fn recalled(&mut self) {
         debug!("the GPU is wanted back; no call passes the gate any more");
         self.closed_at = Some(Instant::now());
+        self.recalled_at = self.recalled_at.or(self.closed_at);
         self.close_again = None;
         self.pause = SHORTEST;
     }
@@ -214,16 +218,16 @@ impl Watch {
         }
         let closed = *self.closed_at.get_or_insert_with(Instant::now);
         if closed.elapsed() > STUCK {
-            self.stuck(closed);
+            self.stuck();
         }
         Some(self.longer_pause())
     }
 
     /// The lease is kept: taking it away would let two programs compute at once.
-    fn stuck(&mut self, closed: Instant) {
+    fn stuck(&mut self) {
         if self.told_stuck.is_none_or(|at| at.elapsed() > STUCK) {
             let kernel = WORK.kernel_name().map(|name| name.to_string()).unwrap_or_default();
-            let seconds = closed.elapsed().as_secs();
+            let seconds = self.recalled_at.map_or(0, |at| at.elapsed().as_secs());
             if self.told_stuck.is_none() {
                 let last = match kernel.as_str() {
                     "" => String::new(),
@@ -302,6 +306,7 @@ impl Watch {
         info!("gave the GPU back ({reason:?}) after {:.3} s", busy.as_secs_f64());
         self.counters.phase(&LINK, self.granted_at);
         self.closed_at = None;
+        self.recalled_at = None;
         self.told_stuck = None;
         self.granted_at = None;
     }

@@ -83,6 +83,11 @@ impl Account {
         self.owed += bytes;
     }
 
+    /// So much is not owed any more.
+    pub(crate) fn let_off(&mut self, bytes: u64) {
+        self.owed = self.owed.saturating_sub(bytes);
+    }
+
     /// Withdraw has come.
     pub(crate) fn withdraw(&mut self) {
         self.withdrawn = true;

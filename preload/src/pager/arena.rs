@@ -37,11 +37,20 @@ pub(super) struct ArenaState {
     /// No more can be had at present.
     pub(super) exhausted: bool,
     told: bool,
+    /// The same for host memory that could not be had at all, until some could.
+    short: bool,
 }
 
 impl ArenaState {
     pub(super) const fn new() -> Self {
-        ArenaState { wanted: 0, demanded: 0, started: false, exhausted: false, told: false }
+        ArenaState {
+            wanted: 0,
+            demanded: 0,
+            started: false,
+            exhausted: false,
+            told: false,
+            short: false,
+        }
     }
 }
 
@@ -101,12 +110,8 @@ impl Pager {
             return;
         }
         books.arena.started = true;
-        let thread = environment::with_signals_blocked(|| {
-            std::thread::Builder::new().name("acb-arena".into()).stack_size(STACK).spawn(|| {
-                // A panic ends this thread alone; page-outs then find no places and say so.
-                let _ = std::panic::catch_unwind(serve);
-            })
-        });
+        // A panic ends this thread alone; page-outs then find no places and say so.
+        let thread = environment::start_thread(c"acb-arena", STACK, serve);
         if let Err(cause) = thread {
             books.arena.exhausted = true;
             warning!(
@@ -238,15 +243,21 @@ fn repin(id: RegionId, address: usize, bytes: u64, carrier: Carrier) -> bool {
 
 fn grow(bytes: u64, carrier: Carrier, node: u32) -> bool {
     let Some(address) = host_memory(bytes, node) else {
+        let cause = std::io::Error::last_os_error();
         let mut books = PAGER.books();
         books.arena.exhausted = true;
+        let told = std::mem::replace(&mut books.arena.short, true);
+        drop(books);
         PAGER.changed.notify_all();
-        warning!(
-            "no {} of host memory for what is to be moved from the GPU: {}; give the job more memory, or lower [memory] in \
+        let why = format!(
+            "no {} of host memory for what is to be moved from the GPU: {cause}; give the job more memory, or lower [memory] in \
              the cluster file",
-            size(bytes),
-            std::io::Error::last_os_error()
+            size(bytes)
         );
+        match told {
+            false => warning!("{why}"),
+            true => info!("{why}"),
+        }
         return false;
     };
     let mut pinned = Err(CuResult::INVALID_CONTEXT);
@@ -256,6 +267,7 @@ fn grow(bytes: u64, carrier: Carrier, node: u32) -> bool {
     });
     let mut books = PAGER.books();
     let id = books.table.places.add(address, bytes, node, None);
+    books.arena.short = false;
     books.pinned(id, carrier, pinned);
     let total = books.table.places.total();
     PAGER.changed.notify_all();

@@ -294,6 +294,12 @@ impl Pager {
         bytes > 0
     }
 
+    /// So much of what was asked for need not go any more.
+    pub(crate) fn let_off(&self, device: u32, bytes: u64) {
+        self.books().table.account(device).let_off(bytes);
+        self.changed.notify_all();
+    }
+
     /// Credit that no page-in has taken goes back.
     pub(crate) fn withdraw(&self, device: u32) {
         if !self.is_active() {

@@ -25,6 +25,7 @@ pub(crate) fn play(scenario: &str) {
         "stuck-call" => crate::process_client::stuck_call(),
         "crowd" => crate::guests_client::crowd(argument),
         "reopen" => crate::guests_client::reopen(),
+        "open" => crate::guests_client::open(argument),
         "spawn" => crate::guests_client::spawn(),
         "capture" => capture(argument),
         "destroy-busy" => destroy_busy(argument),

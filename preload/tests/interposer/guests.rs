@@ -38,6 +38,34 @@ fn a_driver_that_is_opened_and_closed_often_stays_in_use() {
     client.end().succeeded().prints("launch=0");
 }
 
+/// The link thread goes on while a library is opened: its constructor may wait for what that thread reads.
+#[test]
+fn a_constructor_of_a_library_may_wait_for_the_gpu() {
+    let lab = Lab::new();
+    let assigner = Assigner::listen(&lab.socket());
+    let library = lab.library("constructor.so", include_str!("constructor.c"));
+    let mut client = lab.start(&format!("open {}", library.display()));
+    let mut peer = assigner.accept_client();
+    wait_until("the constructor", || lab.count("constructor") == 1);
+    // It looks at what has been loaded every few hundred milliseconds.
+    let begun = wakes(client.pid(), "acb-link");
+    wait_until("some rounds of the link thread", || wakes(client.pid(), "acb-link") > begun + 4);
+    client.tell("on");
+    peer.grant(1);
+    client.end().succeeded().prints("constructor: launch=0");
+}
+
+/// How often a thread of a process has gone to sleep.
+fn wakes(pid: u32, thread: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let read = |file: std::path::PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+    let mut tasks = tasks.filter_map(Result::ok).map(|task| task.path());
+    let task = tasks.find(|task| read(task.join("comm")).trim() == thread);
+    let status = read(task.expect("the thread is there").join("status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("the kernel counts")
+}
+
 #[test]
 fn programs_that_are_started_are_no_clients_and_disturb_none() {
     let lab = Lab::new();

@@ -47,6 +47,14 @@ pub(crate) fn reopen() {
     println!("launch={}", Cuda::load().launch(0, NULL));
 }
 
+/// Opens a library; what it does then, its constructor does.
+pub(crate) fn open(path: &str) {
+    let _cuda = Cuda::start();
+    let path = std::ffi::CString::new(path).expect("a path");
+    // SAFETY: a library built for this.
+    assert!(!unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) }.is_null());
+}
+
 /// Threads start other programs while one launches kernels.
 pub(crate) fn spawn() {
     let cuda = Cuda::start();

@@ -1,6 +1,6 @@
 //! What is not copied, as a hash of it says: what the host has already, and zeros.
 
-use crate::paging::{MIB, paged_welcome, start_with};
+use crate::paging::{MIB, paged_welcome, start_in, start_with};
 use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::{Arena, MemoryReport, Welcome};
@@ -34,6 +34,24 @@ fn what_has_the_hash_of_its_host_copy_is_not_copied() {
         let ended = play.client.end().succeeded();
         assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
     }
+}
+
+/// What nothing can be found out about is copied.
+#[test]
+fn memory_whose_hash_cannot_be_asked_for_is_copied() {
+    // The first launch of the kernel is its trial.
+    let fault = "[[fault]]\nkind = 'launch_refused'\nkernel = 'acb_hash128'\nat = 2\ntimes = 0";
+    let mut play = start_in(Lab::on_software_gpu(fault), "a48 w0:1 . c0:1");
+    play.claim(48 * MIB);
+    play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
+    play.turn(1, 48 * MIB);
+    play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB);
+    play.take_back(1);
+    play.evict(48 * MIB);
+    play.evicted(48 * MIB);
+    play.client.tell("on");
+    play.turn(2, 48 * MIB);
+    play.client.end().succeeded().prints("wrong=0");
 }
 
 /// Frameworks allocate most of a GPU in advance. What holds nothing but zeros needs neither the link nor a place on the host; whether

@@ -105,16 +105,23 @@ impl Lab {
         name.to_string_lossy().into_owned()
     }
 
-    /// With one more library in the client from its start: an empty one, of this name.
-    pub(crate) fn with_library(self, name: &str) -> Self {
+    /// A library of this name, built from C.
+    pub(crate) fn library(&self, name: &str, code: &str) -> PathBuf {
         let path = self.folder.path().join(name);
+        let source = path.with_extension("c");
+        std::fs::write(&source, code).expect("the folder is writable");
         let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-x", "c", "/dev/null", "-o"])
-            .arg(&path)
+            .args(["-shared", "-fPIC", "-o"])
+            .args([&path, &source])
             .arg(format!("-Wl,-soname,{name}"))
             .status();
         assert!(built.expect("a C compiler is installed").success(), "{name} does not build");
-        let all = format!("{}:{}", interposer().display(), path.display());
+        path
+    }
+
+    /// With one more library in the client from its start: an empty one, of this name.
+    pub(crate) fn with_library(self, name: &str) -> Self {
+        let all = format!("{}:{}", interposer().display(), self.library(name, "").display());
         self.with("LD_PRELOAD", all)
     }
 

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Chunks mapped before the socket is looked at again.
 const AT_ONCE: usize = 8;
 const COPY: &str = "cuMemcpyHtoDAsync";
+const CLEAR: &str = "cuMemsetD8Async";
 
 #[derive(Default)]
 pub(super) struct Inbound {
@@ -183,7 +184,8 @@ impl Inbound {
                 // Parts of it may be under way.
                 device::drain(station.inward());
                 window.close();
-                Err((handle, (COPY, result)))
+                let call = if inward.from == Origin::Zeros { CLEAR } else { COPY };
+                Err((handle, (call, result)))
             }
         }
     }

@@ -130,7 +130,12 @@ impl Mover {
             self.lanes = (0..devices).map(Lane::new).collect();
         }
         let again = PAGER.reap_between_moves();
-        let proofs = self.lanes.iter_mut().filter_map(|lane| lane.try_again(leave));
+        // What comes in for a lease does not go out for a trial.
+        let trial = match lease {
+            Lease::Filling { .. } => Leave::MustNot,
+            _ => leave,
+        };
+        let proofs = self.lanes.iter_mut().filter_map(|lane| lane.try_again(trial));
         let again = again.into_iter().chain(proofs).min();
         let progress = self.lanes.iter_mut().map(|lane| lane.look(leave)).max();
         match progress.unwrap_or(Progress::Idle) {

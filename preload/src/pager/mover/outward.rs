@@ -4,7 +4,7 @@
 //! in which order chunks go (`table`).
 
 use super::pass::Pass;
-use super::staying::{Say, Staying};
+use super::staying::Staying;
 use super::{Leave, Progress, Retry, Station, has_space, unmake};
 use crate::log::{error, info, warning};
 use crate::pager::allocate::Failure;
@@ -222,7 +222,7 @@ impl Outbound {
             } else {
                 // It will as long as it is shared.
                 let why = format!("the program shares its memory with others: {staying}");
-                books.refuse(device, &why, Say::Aloud);
+                self.staying.is_shared(&mut books, device, why);
             }
         } else {
             books.table.account(device).forgive();
@@ -387,8 +387,12 @@ impl Outbound {
             pass.cut(station);
             self.hashed = None;
         }
-        let known = pass.land();
+        let mut known = pass.land();
         let over = pass.is_over();
+        if over {
+            // Also those of which nothing could be found out: they are copied.
+            known = pass.all().to_vec();
+        }
         if let Some(plan) = &mut self.plan {
             let books = PAGER.books();
             for id in &known {
@@ -469,10 +473,12 @@ impl Outbound {
         retry.failed();
         self.failures += 1;
         let cause = device::name(result);
-        if self.failures == 1 {
-            warning!(
-                "{call} on GPU {device} failed ({cause}): the memory stays, and is tried again"
-            );
+        let told = format!(
+            "{call} on GPU {device} failed ({cause}): the memory stays, and is tried again"
+        );
+        match self.failures {
+            1 if !self.staying.is_told() => warning!("{told}"),
+            _ => info!("{told}"),
         }
         if self.failures >= TRIES {
             self.failures = 0;

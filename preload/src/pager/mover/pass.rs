@@ -37,6 +37,11 @@ impl Pass {
         }
     }
 
+    /// All chunks that it is about.
+    pub(super) fn all(&self) -> &[ChunkId] {
+        &self.chunks
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.landed == self.chunks.len()
     }

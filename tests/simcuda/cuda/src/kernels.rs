@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use acb_cuda_abi::hash;
-use simcuda_device::fault::{FaultKind, Faults};
+use simcuda_device::fault::{Call, FaultKind, Faults};
 use simcuda_device::{GpuConfig, Nanos, engine};
 
 use crate::code::{ILLEGAL_ADDRESS, LAUNCH_FAILED, MISALIGNED_ADDRESS, Outcome};
@@ -116,6 +116,11 @@ pub(crate) struct Need {
 }
 
 impl KernelCall {
+    /// As rules look at it.
+    pub(crate) fn as_call(&self) -> Call<'_> {
+        Call { kernel: Some(&self.name), ..Call::default() }
+    }
+
     /// What befalls it this time. People are told of kernels that are not known.
     pub(crate) fn meet_faults(&mut self, faults: &Faults) {
         if faults.strikes(FaultKind::LaunchFails, Some(&self.name)) {

@@ -15,6 +15,8 @@ pub enum FaultKind {
     CreateFails,
     /// A kernel fails while it runs, which breaks its context.
     LaunchFails,
+    /// A launch is refused when it is handed in; its context stays sound.
+    LaunchRefused,
     /// A kernel never ends.
     Endless,
     /// `cuMemMap` fails.

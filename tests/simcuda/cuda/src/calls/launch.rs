@@ -4,11 +4,12 @@
 use std::ffi::{c_uint, c_void};
 use std::sync::Arc;
 
-use acb_cuda_abi::sys;
+use acb_cuda_abi::{CuResult, sys};
+use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
 use super::function::LARGEST_SHARED;
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome};
+use crate::code::{INVALID_HANDLE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES, Outcome};
 use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::kernels::{Asked, KernelCall, LaunchFault};
@@ -120,6 +121,9 @@ unsafe fn launch(
     // SAFETY: the caller vouches for both lists.
     let mut submission = unsafe { prepare(driver, &tables, handle, &asked, keep) }?;
     if !captures && let Work::Kernel(call) = &mut submission.work {
+        if let Some(rule) = driver.faults.strike(FaultKind::LaunchRefused, call.as_call()) {
+            return Err(rule.error.map_or(LAUNCH_OUT_OF_RESOURCES, CuResult));
+        }
         call.meet_faults(&driver.faults);
         submission.length = call.length(&driver.config.gpus[submission.gpu]);
     }
