@@ -1,13 +1,12 @@
 //! `--set PATH=VALUE`: one value of a scenario file is another one.
 //!
-//! Owns: which place of the text a path means. The text is changed, and read as if the file had been written so: keys, rules and
-//! places in messages are those of the file. Does not own: what values mean ([`read`](super::read())).
-
-use std::ops::Range;
+//! Owns: which place of the text a path means. The text is changed, and read as if the file had been written so: keys and rules
+//! are those of the file, and so are places in messages, but that a value for a key that was not there takes a line of its own, at
+//! the end of its section. Does not own: what values mean ([`read`](super::read())).
 
 use acb_cluster_conf::nearest;
 use thiserror::Error;
-use toml::de::{DeTable, DeValue};
+use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 /// Why a value cannot be set; the texts say what to write instead.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -59,88 +58,78 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
     if path.is_empty() || value.is_empty() || path.split('.').any(str::is_empty) {
         return Err(nothing());
     }
-    let is_toml = DeTable::parse(&format!("v = {value}")).is_ok() && !value.contains('\n');
-    let value = match is_toml {
-        true => value.to_owned(),
-        false => toml::Value::String(value.to_owned()).to_string(),
-    };
-    let document = DeTable::parse(text).map_err(|_| SetError::Syntax)?;
-    let (place, new) = match place(text, document.get_ref(), path)? {
-        Place::Value(place) => (place, value),
-        Place::Line(at, key) => (at..at, format!("{key} = {value}\n")),
-        Place::Section(title, key) => {
-            (text.len()..text.len(), format!("\n[{title}]\n{key} = {value}\n"))
+    let value = value.parse::<Value>().unwrap_or_else(|_| Value::from(value));
+    let mut document: DocumentMut = text.parse().map_err(|_| SetError::Syntax)?;
+    match path.rsplit_once('.') {
+        Some((sections, key)) => {
+            replace(section(document.as_table_mut(), sections, key)?, key, value)
         }
-    };
-    Ok([&text[..place.start], &new, &text[place.end..]].concat())
-}
-
-/// Where a value is to stand.
-enum Place {
-    /// Instead of this one.
-    Value(Range<usize>),
-    /// On a line of its own, from this byte on, with its key.
-    Line(usize, String),
-    /// In a section that is still to be written, with its key.
-    Section(String, String),
-}
-
-fn place(text: &str, top: &DeTable<'_>, path: &str) -> Result<Place, SetError> {
-    let Some((mut walked, key)) = path.rsplit_once('.') else {
-        return Ok(value_or(top, path, || Place::Line(0, path.to_owned())));
-    };
-    let (first, name) = walked.split_once('.').map_or((walked, None), |(a, b)| (a, Some(b)));
-    if let Some(DeValue::Array(sections)) = top.get(first).map(|value| value.get_ref()) {
-        let section = one_of(sections.iter().map(|item| item.get_ref()), first, name, key)?;
-        let start = sections[section].span().start;
-        let DeValue::Table(table) = sections[section].get_ref() else {
-            return Err(SetError::NotASection(first.to_owned()));
-        };
-        return Ok(value_or(table, key, || Place::Line(next_line(text, start), key.to_owned())));
+        None => replace(document.as_table_mut(), path, value),
     }
-    let title = path[..path.len() - key.len()].trim_end_matches('.');
-    let (mut table, mut start) = (top, 0);
-    while !walked.is_empty() {
-        let (part, rest) = walked.split_once('.').unwrap_or((walked, ""));
-        let Some(value) = table.get(part) else {
-            return Ok(Place::Section(title.to_owned(), key.to_owned()));
-        };
-        let DeValue::Table(next) = value.get_ref() else {
-            return Err(SetError::NotASection(part.to_owned()));
-        };
-        (table, start, walked) = (next, value.span().start, rest);
+    Ok(document.to_string())
+}
+
+/// Gives a key of a section its value; what stands around an earlier one, comments for example, stays.
+fn replace(section: &mut dyn TableLike, key: &str, mut value: Value) {
+    let earlier = section.get(key).and_then(Item::as_value);
+    *value.decor_mut() = earlier.map(|value| value.decor().clone()).unwrap_or_default();
+    match section.get_mut(key) {
+        Some(item) => *item = Item::Value(value),
+        None => _ = section.insert(key, Item::Value(value)),
     }
-    Ok(value_or(table, key, || match text[start..].starts_with(&format!("[{title}]")) {
-        true => Place::Line(next_line(text, start), key.to_owned()),
-        // There are only sections below it.
-        false => Place::Section(title.to_owned(), key.to_owned()),
-    }))
 }
 
-/// The place of a key's value in a section, or where a new one goes.
-fn value_or(table: &DeTable<'_>, key: &str, new: impl FnOnce() -> Place) -> Place {
-    table.get(key).map_or_else(new, |value| Place::Value(value.span()))
-}
-
-fn next_line(text: &str, from: usize) -> usize {
-    text[from..].find('\n').map_or(text.len(), |end| from + end + 1)
+/// The section that a path names, for a key in it; made if it is not there.
+fn section<'d>(
+    top: &'d mut dyn TableLike,
+    path: &str,
+    key: &str,
+) -> Result<&'d mut dyn TableLike, SetError> {
+    let (first, name) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
+    let is_list = top.get(first).is_some_and(|item| item.is_array_of_tables() || item.is_array());
+    if !is_list {
+        let mut is_inline = false;
+        return path.split('.').try_fold(top, |table, part| {
+            if table.get(part).is_none() {
+                let new = match is_inline {
+                    true => Item::Value(InlineTable::new().into()),
+                    false => Item::Table(Table::new()),
+                };
+                table.insert(part, new);
+            }
+            let item = table.get_mut(part).expect("it is there, or was just made");
+            is_inline = item.is_inline_table();
+            item.as_table_like_mut().ok_or_else(|| SetError::NotASection(part.to_owned()))
+        });
+    }
+    let mut sections: Vec<&mut dyn TableLike> = match top.get_mut(first) {
+        Some(Item::ArrayOfTables(sections)) => {
+            sections.iter_mut().map(|section| section as &mut dyn TableLike).collect()
+        }
+        Some(Item::Value(Value::Array(sections))) => {
+            let sections = sections.iter_mut().map(|section| match section {
+                Value::InlineTable(section) => Ok(section as &mut dyn TableLike),
+                _ => Err(SetError::NotASection(first.to_owned())),
+            });
+            sections.collect::<Result<_, _>>()?
+        }
+        _ => unreachable!("it is a list"),
+    };
+    let at = one_of(&sections, first, name, key)?;
+    Ok(sections.swap_remove(at))
 }
 
 /// The number of the section that a name means.
-fn one_of<'v, 'i: 'v>(
-    sections: impl Iterator<Item = &'v DeValue<'i>>,
+fn one_of(
+    sections: &[&mut dyn TableLike],
     title: &str,
     name: Option<&str>,
     key: &str,
 ) -> Result<usize, SetError> {
-    let name_of = |section: &DeValue<'_>| match section {
-        DeValue::Table(table) => match table.get("name").map(|name| name.get_ref()) {
-            Some(DeValue::String(name)) => name.to_string(),
-            _ => String::new(),
-        },
-        _ => String::new(),
+    let name_of = |section: &&mut dyn TableLike| {
+        section.get("name").and_then(Item::as_str).unwrap_or_default().to_owned()
     };
-    let names: Vec<String> = sections.map(name_of).collect();
+    let names: Vec<String> = sections.iter().map(name_of).collect();
     match name {
         None if names.len() == 1 => Ok(0),
         None => Err(SetError::Which {
@@ -165,24 +154,56 @@ mod tests {
     #[test]
     fn values_are_replaced_or_added_where_they_belong() {
         let with = |assignment| set(FILE, assignment).unwrap();
-        assert!(with("stop_s=7").starts_with("stop_s = 7 # a minute\n"));
-        assert!(with("seed = 3").starts_with("seed = 3\nstop_s"));
+        assert_eq!(with("stop_s=7"), FILE.replace("60", "7") + "\n");
+        assert!(with("seed = 3").starts_with("stop_s = 60 # a minute\nseed = 3\n\n[scheduler]"));
         assert!(with("scheduler.quantum_ms=1_000").contains("[scheduler]\nquantum_ms = 1_000\n\n"));
-        assert!(with("scheduler.policy=simple").contains("[scheduler]\npolicy = \"simple\"\n"));
-        assert!(with("costs.message_us=20").ends_with("\n[costs]\nmessage_us = 20\n"));
+        let policy = with("scheduler.policy=simple");
+        assert!(policy.contains("[scheduler]\nquantum_ms = 5\npolicy = \"simple\"\n"), "{policy}");
+        let costs = with("costs.message_us=20");
+        assert!(costs.contains("[costs]\nmessage_us = 20\n"), "{costs}");
         let deeper = with("scheduler.estimator.percentile=0.5");
-        assert!(deeper.ends_with("\n[scheduler.estimator]\npercentile = 0.5\n"), "{deeper}");
+        assert!(deeper.contains("[scheduler.estimator]\npercentile = 0.5\n"), "{deeper}");
         let above = set(&deeper, "scheduler.estimator.ratio=2").unwrap();
-        assert!(above.ends_with("[scheduler.estimator]\nratio = 2\npercentile = 0.5\n"), "{above}");
+        assert!(above.contains("[scheduler.estimator]\npercentile = 0.5\nratio = 2\n"), "{above}");
         let first = set("[[node]]\ngpus = 1\n[a.b]\n", "node.name=n").unwrap();
-        assert_eq!(first, "[[node]]\nname = \"n\"\ngpus = 1\n[a.b]\n");
-        assert!(set(&first, "a.c=1").unwrap().ends_with("[a.b]\n\n[a]\nc = 1\n"));
+        assert_eq!(first, "[[node]]\ngpus = 1\nname = \"n\"\n[a.b]\n");
         assert!(with("node.gpus=2").contains("[[node]] # one\ngpus = 2\n"));
-        assert!(with("node.links=[0]").contains("[[node]] # one\nlinks = [0]\ngpus = 1\n"));
-        assert!(with("client.c.count=8").ends_with("name = \"c\"\ncount = 8"));
-        assert!(with("client.a.b.count=2").contains("[[client]]\ncount = 2\nname = \"a.b\""));
-        let twice = set(&with("costs.message_us=20"), "costs.death_ms=1").unwrap();
-        assert!(twice.ends_with("\n[costs]\ndeath_ms = 1\nmessage_us = 20\n"), "{twice}");
+        assert!(with("node.links=[0]").contains("[[node]] # one\ngpus = 1\nlinks = [0]\n"));
+        assert!(with("client.c.count=8").ends_with("name = \"c\"\ncount = 8\n"));
+        assert!(with("client.a.b.count=2").contains("name = \"a.b\"\ngpu_s = 1\ncount = 2\n"));
+        let twice = set(&costs, "costs.death_ms=1").unwrap();
+        assert!(twice.contains("[costs]\nmessage_us = 20\ndeath_ms = 1\n"), "{twice}");
+    }
+
+    /// Whichever way of TOML a section is written in, what is set is what is read.
+    #[test]
+    fn every_way_to_write_a_section_is_understood() {
+        let files = [
+            "[costs]\nmessage_us = 3\n[[client]]\nname = \"c\"\n",
+            "[ costs ] # spaced\nmessage_us = 3\n[[ client ]]\nname = \"c\"\n",
+            "[\"costs\"]\n\"message_us\" = 3\n[['client']]\n'name' = 'c'\n",
+            "costs = { message_us = 3 }\nclient = [{ name = \"c\" }]\n",
+            "costs = {message_us = 3}\nclient = [\n  {name = \"c\"}, # the one\n]\n",
+            "costs.message_us = 3\n[[client]]\nname = \"c\"\n",
+        ];
+        for file in files {
+            let mut wanted: toml::Table = file.parse().unwrap();
+            let costs = wanted["costs"].as_table_mut().unwrap();
+            costs.insert("message_us".into(), 4.into());
+            costs.insert("death_ms".into(), 1.into());
+            let client = wanted["client"][0].as_table_mut().unwrap();
+            client.insert("count".into(), 2.into());
+            let set = ["costs.message_us=4", "costs.death_ms=1", "client.c.count=2"]
+                .iter()
+                .try_fold(file.to_owned(), |text, assignment| set(&text, assignment))
+                .unwrap();
+            let read: toml::Table = set.parse().unwrap_or_else(|error| panic!("{set}: {error}"));
+            assert_eq!(read, wanted, "{set}");
+        }
+        let read: toml::Table = set("[a.b]\nd = 1\n", "a.c=1").unwrap().parse().unwrap();
+        assert_eq!(read, "a = { b = { d = 1 }, c = 1 }".parse().unwrap());
+        let read: toml::Table = set("a = { d = 1 }", "a.b.c=1").unwrap().parse().unwrap();
+        assert_eq!(read, "a = { b = { c = 1 }, d = 1 }".parse().unwrap());
     }
 
     #[test]
