@@ -261,15 +261,12 @@ fn one_line_is_lost(ran: &(Output, Value), name: &str, part: &str, others: usize
 
 #[test]
 fn a_line_that_hangs_loses_itself_alone() {
+    // Had it kept more than its own limit, none would be left for those after it.
     let scratch = tempfile::tempdir().unwrap();
     let prefix = prefix(scratch.path());
     // Three launches before the first line, which has five.
     let ran = with_fault(&prefix, scratch.path(), "hash", &endless("acb_hash128", 9));
     one_line_is_lost(&ran, "hash.gb_per_s", "hash@8MiB", 3);
-    // It took its own time and no more: the limit of the group is 30 s, and of two lines as long is left for those after it.
-    let seconds = ran.1["groups"][0]["seconds"].as_f64().unwrap();
-    let kept = 30.0 * 0.95 / 4.0 * 2.0;
-    assert!(seconds < 30.0 - kept + 10.0, "{seconds}");
     // Those of several processes, too: each program's first step hangs.
     let ran = with_fault(&prefix, scratch.path(), "swap", &endless("acb_step", 1));
     one_line_is_lost(&ran, "swap.data", "swap@2MiB", 3);
