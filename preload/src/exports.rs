@@ -141,7 +141,7 @@ macro_rules! export {
                 // SAFETY: parameters of a submission are what the driver's header says they are.
                 $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
                 // SAFETY: the program's own arguments, unchanged.
-                let call = || unsafe { crate::table::real::$symbol($($parameter),*) };
+                let call = move || unsafe { crate::table::real::$symbol($($parameter),*) };
                 match const { hooks::unasked::grows($text) } {
                     true => hooks::submit::pass_growing($text, asynchronous, call),
                     false => hooks::submit::pass($text, asynchronous, call),

@@ -39,14 +39,26 @@ pub(crate) fn pass(
     result
 }
 
-/// The same for what may need memory of the driver's own.
+/// The same for what may need memory of the driver's own. `call` is copied: taken by reference, all parameters of a launch would
+/// have to be put into memory for a second try that hardly ever comes.
 #[inline(always)]
 pub(crate) fn pass_growing(
     symbol: &'static str,
     asynchronous: bool,
-    call: impl Fn() -> CuResult,
+    call: impl Fn() -> CuResult + Copy,
 ) -> CuResult {
-    unasked::again(symbol, || pass(symbol, asynchronous, &call))
+    let result = pass(symbol, asynchronous, call);
+    if result == CuResult::OUT_OF_MEMORY { pass_again(symbol, asynchronous, call) } else { result }
+}
+
+#[cold]
+#[inline(never)]
+fn pass_again(
+    symbol: &'static str,
+    asynchronous: bool,
+    call: impl Fn() -> CuResult + Copy,
+) -> CuResult {
+    unasked::with_room(symbol, &|| pass(symbol, asynchronous, call))
 }
 
 /// Copies and fills without a stream are done when this returns.

@@ -53,16 +53,18 @@ const fn is_form_of(symbol: &[u8], plain: &[u8]) -> bool {
     symbol.len() == plain.len() || symbol[plain.len()] == b'_'
 }
 
-/// A call, and once more if the driver had no memory for what it needed. Outside of the gate, and with no lock held.
+/// A call, and once more if the driver had no memory for what it needed. Outside of the gate, and with no lock held. Calls that
+/// pass the gate: [`submit::pass_growing`].
 #[inline(always)]
 pub(crate) fn again(symbol: &'static str, call: impl Fn() -> CuResult) -> CuResult {
     let result = call();
     if result == CuResult::OUT_OF_MEMORY { with_room(symbol, &call) } else { result }
 }
 
+/// A call that the driver had no memory for, once more.
 #[cold]
 #[inline(never)]
-fn with_room(symbol: &'static str, call: &dyn Fn() -> CuResult) -> CuResult {
+pub(super) fn with_room(symbol: &'static str, call: &dyn Fn() -> CuResult) -> CuResult {
     const REFUSED: CuResult = CuResult::OUT_OF_MEMORY;
     // Nothing is asked of the driver while something is captured.
     if process::is_detached() || WORK.is_capturing() {
