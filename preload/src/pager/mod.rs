@@ -34,6 +34,7 @@ mod pooled;
 mod pools;
 mod ranges;
 mod report;
+mod said;
 mod table;
 mod victims;
 
@@ -49,7 +50,7 @@ use crate::gate::Gate;
 use crate::link::LINK;
 use crate::log::{debug, warning};
 use acb_cuda_abi::CuResult;
-use acb_wire::v1::{Evicted, RoomKind, RoomReturn, Short, client_message::Kind};
+use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
 use account::Word;
 use arena::ArenaState;
 use claims::Claims;
@@ -245,85 +246,6 @@ impl Pager {
         while books.contexts.is_worked_in() {
             books = self.wait(books);
         }
-    }
-
-    // ------------------------------------------------------------ what the assigner says
-
-    pub(crate) fn credit(&self, device: u32, bytes: u64) {
-        if !self.is_active() {
-            return;
-        }
-        let mut books = self.books();
-        if device as usize >= books.table.accounts.len() {
-            return;
-        }
-        books.table.account(device).add_credit(bytes);
-        books.say();
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn evict(&self, device: u32, bytes: u64) {
-        if !self.is_active() {
-            return;
-        }
-        let mut books = self.books();
-        if device as usize >= books.table.accounts.len() {
-            return;
-        }
-        books.table.account(device).owe(bytes);
-        books.say();
-        // There may be host memory now.
-        if std::mem::take(&mut books.arena.exhausted) {
-            self.changed.notify_all();
-        }
-    }
-
-    /// A page-in of `bytes` met OUT_OF_MEMORY, and `free` are there: credit for more goes back, and the assigner has others make room.
-    /// False: there is no assigner.
-    fn short(&self, device: u32, bytes: u64, free: Option<u64>) -> bool {
-        let mut books = self.books();
-        if !books.metered || !LINK.is_connected() {
-            return false;
-        }
-        let account = books.table.account(device);
-        let excess = free.map_or(0, |free| account.credit().saturating_sub(free));
-        let bytes = account.give_up(excess.max(bytes));
-        if bytes > 0 {
-            LINK.send(Kind::Short(Short { device, bytes }));
-        }
-        bytes > 0
-    }
-
-    /// So much of what was asked for need not go any more.
-    pub(crate) fn let_off(&self, device: u32, bytes: u64) {
-        self.books().table.account(device).let_off(bytes);
-        self.changed.notify_all();
-    }
-
-    /// Credit that no page-in has taken goes back.
-    pub(crate) fn withdraw(&self, device: u32) {
-        if !self.is_active() {
-            return;
-        }
-        let mut books = self.books();
-        if device as usize >= books.table.accounts.len() {
-            return;
-        }
-        books.table.account(device).withdraw();
-        books.say();
-    }
-
-    /// What was asked for may stay, but for what is on its way. The link's thread looks after the gate next.
-    pub(crate) fn stay(&self, device: u32) {
-        if !self.is_active() {
-            return;
-        }
-        let mut books = self.books();
-        if device as usize >= books.table.accounts.len() {
-            return;
-        }
-        books.table.account(device).forgive();
-        self.changed.notify_all();
     }
 
     // ------------------------------------------------------------ the gate
