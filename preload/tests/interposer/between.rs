@@ -1,6 +1,6 @@
 //! What two processes share on one GPU: events, pools, memory. Each has an assigner of its own, so that every word of both is heard.
 
-use crate::paging::{MIB, Play, gpu, paged_welcome, start_scenario};
+use crate::play::{MIB, Play, gpu, paged_welcome, start_scenario};
 use crate::setup::{Ended, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;

@@ -1,7 +1,7 @@
 //! Memory that stays where it is: asked for before it is there, told by its kind, given back.
 
 use crate::assigner::Peer;
-use crate::paging::{MIB, Play, gpu, paged_welcome, start_scenario};
+use crate::play::{MIB, Play, gpu, paged_welcome, start_scenario};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;

@@ -1,6 +1,6 @@
 //! Memory that the driver hands to others, and so stays; and what is only looked at, and moves on.
 
-use crate::paging::{MIB, Play, start_in};
+use crate::play::{MIB, Play, start_in};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;

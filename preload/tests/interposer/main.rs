@@ -5,12 +5,14 @@
 
 mod assigner;
 mod client;
+mod play;
 mod setup;
 
 mod between;
 mod between_client;
 mod contact;
 mod exports;
+mod exports_client;
 mod fixed;
 mod fixed_client;
 mod forks;

@@ -1,172 +1,10 @@
 //! Paged memory, on the software GPU: claims, credits, what is where and when, and that no byte is wrong.
 
-use crate::assigner::{Assigner, Peer, welcome};
-use crate::setup::{Client, Ended, Lab};
+use crate::play::{MIB, Play, paged_welcome, start, start_in};
+use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{
-    Arena, Bound, BoundGpu, Credit, Evict, Granted, Ready, RoomKind, RoomReturn, RoomVerdict, Stay,
-    Welcome, Withdraw,
-};
-
-pub(crate) const MIB: u64 = 1 << 20;
-
-pub(crate) struct Play {
-    pub(crate) lab: Lab,
-    pub(crate) assigner: Assigner,
-    pub(crate) client: Client,
-    pub(crate) peer: Peer,
-}
-
-pub(crate) fn start(words: &str) -> Play {
-    start_in(Lab::on_software_gpu(""), words)
-}
-
-pub(crate) fn start_in(lab: Lab, words: &str) -> Play {
-    start_with(lab, words, paged_welcome())
-}
-
-pub(crate) fn start_with(lab: Lab, words: &str, welcome: Welcome) -> Play {
-    start_on(lab, words, welcome, vec![gpu()])
-}
-
-pub(crate) fn start_on(lab: Lab, words: &str, welcome: Welcome, gpus: Vec<BoundGpu>) -> Play {
-    start_scenario(lab, &format!("paged {words}"), welcome, gpus)
-}
-
-pub(crate) fn start_scenario(
-    lab: Lab,
-    scenario: &str,
-    welcome: Welcome,
-    gpus: Vec<BoundGpu>,
-) -> Play {
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start(scenario);
-    let mut peer = assigner.accept();
-    peer.hello();
-    peer.say(Say::Welcome(welcome));
-    assert!(matches!(peer.hear(), Hear::Bind(_)));
-    peer.say(Say::Bound(Bound { gpus }));
-    Play { lab, assigner, client, peer }
-}
-
-/// By its number: the software GPU's UUID depends on its state.
-pub(crate) fn gpu() -> BoundGpu {
-    BoundGpu { index: 0, uuid: "0".into(), memory: 16 << 30, ..BoundGpu::default() }
-}
-
-pub(crate) fn paged_welcome() -> Welcome {
-    // Longer than these programs ever take between two calls, unless they pause.
-    Welcome { chunk_bytes: 16 * MIB, idle_us: 400_000, ..welcome() }
-}
-
-impl Play {
-    /// A claim, granted.
-    #[track_caller]
-    pub(crate) fn claim(&mut self, bytes: u64) {
-        self.claim_on(0, bytes);
-    }
-
-    /// The same on another device.
-    #[track_caller]
-    pub(crate) fn claim_on(&mut self, device: u32, bytes: u64) {
-        let request = self.peer.room_request();
-        assert_eq!(
-            (request.device, request.bytes, request.kind()),
-            (device, bytes, RoomKind::Paged)
-        );
-        self.peer.room_reply(request.seq, RoomVerdict::Granted, "");
-    }
-
-    pub(crate) fn credit(&mut self, bytes: u64) {
-        self.credit_on(0, bytes);
-    }
-
-    pub(crate) fn credit_on(&mut self, device: u32, bytes: u64) {
-        self.peer.say(Say::Credit(Credit { device, bytes }));
-    }
-
-    pub(crate) fn evict(&mut self, bytes: u64) {
-        self.evict_on(0, bytes);
-    }
-
-    pub(crate) fn evict_on(&mut self, device: u32, bytes: u64) {
-        self.peer.say(Say::Evict(Evict { device, bytes }));
-    }
-
-    /// Everything that was asked back has come; in how many parts.
-    #[track_caller]
-    pub(crate) fn evicted(&mut self, bytes: u64) -> usize {
-        let (mut sum, mut parts) = (0, 0);
-        while sum < bytes {
-            match self.peer.hear_moves() {
-                Hear::Evicted(evicted) => {
-                    assert_eq!(evicted.failed, "");
-                    sum += evicted.bytes;
-                    parts += 1;
-                }
-                other => panic!("Evicted expected: {other:?}"),
-            }
-        }
-        assert_eq!(sum, bytes);
-        parts
-    }
-
-    #[track_caller]
-    pub(crate) fn ready(&mut self, epoch: u64) -> Ready {
-        let ready = self.peer.ready();
-        assert_eq!(ready.epoch, epoch);
-        ready
-    }
-
-    #[track_caller]
-    pub(crate) fn returned(&mut self) -> RoomReturn {
-        match self.peer.hear_moves() {
-            Hear::RoomReturn(back) => back,
-            other => panic!("RoomReturn expected: {other:?}"),
-        }
-    }
-
-    /// A lease from Acquire to Ready.
-    #[track_caller]
-    pub(crate) fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
-        self.peer.acquire();
-        self.peer.say(Say::Granted(Granted { epoch, resident: false }));
-        if credit > 0 {
-            self.credit(credit);
-        }
-        self.ready(epoch)
-    }
-
-    /// The lease comes back, then memory is asked back and comes; the program goes on.
-    #[track_caller]
-    pub(crate) fn swap_out(&mut self, epoch: u64, bytes: u64) {
-        self.swap_out_on(epoch, 0, bytes);
-    }
-
-    /// The same on another device.
-    #[track_caller]
-    pub(crate) fn swap_out_on(&mut self, epoch: u64, device: u32, bytes: u64) {
-        self.take_back(epoch);
-        self.evict_on(device, bytes);
-        self.evicted(bytes);
-        self.client.tell("on");
-    }
-
-    /// The program comes to its end.
-    #[track_caller]
-    pub(crate) fn end(mut self) -> Ended {
-        self.client.tell("on");
-        self.client.end().succeeded()
-    }
-
-    /// The lease comes back.
-    #[track_caller]
-    pub(crate) fn take_back(&mut self, epoch: u64) {
-        self.peer.want(epoch);
-        self.peer.release();
-    }
-}
+use acb_wire::v1::{Granted, RoomKind, RoomVerdict, Stay, Withdraw};
 
 /// The assigner knew it, so that no message is spent on it in the path of a grant.
 #[test]
@@ -492,10 +330,7 @@ fn without_an_assigner_all_memory_comes_back_and_the_gate_opens() {
 #[test]
 fn the_arena_is_ready_before_it_is_needed_and_shrinks_on_demand() {
     let mut play = start("a48 w0:1 . c0:1 .");
-    play.claim(48 * MIB);
-    play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
-    play.turn(1, 48 * MIB);
-    play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB);
+    play.first_turn(48 * MIB);
     play.take_back(1);
     play.evict(48 * MIB);
     play.evicted(48 * MIB);

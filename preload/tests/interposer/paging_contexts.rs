@@ -1,6 +1,6 @@
 //! Contexts that go while their memory is elsewhere or on its way: what was asked for comes, and nobody else's content is touched.
 
-use crate::paging::{MIB, Play, paged_welcome, start, start_with};
+use crate::play::{MIB, Play, paged_welcome, start, start_with};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;

@@ -1,6 +1,6 @@
 //! Calls of the pager's that fail: what it tries instead, what people are told, and that no byte is wrong.
 
-use crate::paging::{MIB, Play, paged_welcome, start_in, start_with};
+use crate::play::{MIB, Play, paged_welcome, start_in, start_with};
 use crate::setup::{Ended, Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;

@@ -1,6 +1,6 @@
 //! What is not copied, as a hash of it says: what the host has already, and zeros.
 
-use crate::paging::{MIB, paged_welcome, start_in, start_with};
+use crate::play::{MIB, paged_welcome, start_in, start_with};
 use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::{Arena, MemoryReport, Welcome};
@@ -42,10 +42,7 @@ fn memory_whose_hash_cannot_be_asked_for_is_copied() {
     // The first launch of the kernel is its trial.
     let fault = "[[fault]]\nkind = 'launch_refused'\nkernel = 'acb_hash128'\nat = 2\ntimes = 0";
     let mut play = start_in(Lab::on_software_gpu(fault), "a48 w0:1 . c0:1");
-    play.claim(48 * MIB);
-    play.peer.say(Say::Arena(Arena { bytes: 48 * MIB }));
-    play.turn(1, 48 * MIB);
-    play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB);
+    play.first_turn(48 * MIB);
     play.take_back(1);
     play.evict(48 * MIB);
     play.evicted(48 * MIB);

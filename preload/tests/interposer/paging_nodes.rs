@@ -1,6 +1,6 @@
 //! Host memory for what is moved lies on the NUMA node of the GPU, where that can be had.
 
-use crate::paging::{MIB, Play, gpu, paged_welcome, start_on};
+use crate::play::{MIB, Play, gpu, paged_welcome, start_on};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::{Arena, BoundGpu};

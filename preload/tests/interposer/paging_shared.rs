@@ -1,6 +1,6 @@
 //! Memory that several GPUs reach, and memory that is handed to others, on the software GPU.
 
-use crate::paging::{MIB, Play, gpu, paged_welcome, start_in, start_on};
+use crate::play::{MIB, Play, gpu, paged_welcome, start_in, start_on};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
