@@ -75,8 +75,6 @@ pub(super) struct Client {
     pub(super) leaves: bool,
     /// It was asked for its latest lease before its time was over: it asks again for the rest, by the same request.
     pub(super) gave_way: bool,
-    /// How many of lower levels have started since where it could have.
-    pub(super) outrun: u32,
     /// How others were let go before its latest request.
     pub(super) passed: Passed,
     /// What was promised of the lease that it has, until its memory is there.
@@ -127,7 +125,6 @@ impl Client {
             holds: false,
             leaves: false,
             gave_way: false,
-            outrun: 0,
             passed: Passed::default(),
             due: None,
             number: 0,

@@ -85,10 +85,15 @@ kernel_ms = 5
 
 #[test]
 fn lower_levels_go_first_in_a_scheduler_that_has_them_the_other_way_round() {
-    assert_eq!(violated(LEVELS, |_| {}), None);
-    let lowest = Priority::new(-100).expect("it is one");
-    let what = violated(LEVELS, |config| config.queues[0].priority = lowest).expect("it waits");
-    assert!(what.contains("the second of a lower level"), "{what}");
+    let wide = LEVELS
+        .replace("gpus = 1", "gpus = 2")
+        .replace("queue = \"high\"", "gpus = 2\nqueue = \"high\"");
+    for text in [LEVELS, &wide] {
+        assert_eq!(violated(text, |_| {}), None);
+        let lowest = Priority::new(-100).expect("it is one");
+        let what = violated(text, |config| config.queues[0].priority = lowest).expect("it waits");
+        assert!(what.contains("which waits on a higher level"), "{what}");
+    }
 }
 
 #[test]

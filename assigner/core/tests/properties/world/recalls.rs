@@ -69,16 +69,18 @@ impl World {
         (queue.map_or(0, |(priority, ..)| *priority), client.who.priority)
     }
 
-    /// While a client waits for a GPU, no more than one of a lower level starts where it could. Not counted: who may be entitled,
-    /// who is let go before another and gives back in time, and for whom memory may be in the way.
-    pub(super) fn judge_outrun(&mut self, granted: usize, gpus: &[Gpu]) {
+    /// Nothing of a lower level starts where a client waits that could have all of its GPUs as soon as they come back: so many are
+    /// not kept for who goes before it. Not counted: who may be entitled, who is let go before another and gives back in
+    /// time, and for whom memory may be in the way.
+    pub(super) fn judge_outrun(&self, granted: usize, gpus: &[Gpu]) {
         let (who, id) = (&self.clients[granted].who, self.id(granted));
-        let guarantee = self.setup.quota(who.tenant).0;
+        let guarantee = |slot: usize| self.setup.quota(self.clients[slot].who.tenant).0;
         let passes = !self.scheduler.passed_by(id).is_empty();
-        if guarantee > 0 || passes || !self.setup.policy.is_exclusive() {
+        if self.setup.quota(who.tenant).0 > 0 || passes || !self.setup.policy.is_exclusive() {
             return;
         }
-        let level = self.level(&self.clients[granted]);
+        let level = |slot: usize| self.level(&self.clients[slot]);
+        let states = self.scheduler.snapshot().gpus;
         for slot in 0..SLOTS {
             let client = &self.clients[slot];
             let limited = self.setup.quota(client.who.tenant).1.is_some()
@@ -92,20 +94,25 @@ impl World {
                 Some(eligible) => eligible.contains(gpu),
                 None => true,
             };
-            if client.waiting
-                && !client.away
-                && client.who.gpus == 1
-                && self.level(client) > level
-                && !limited
-                && !has_memory
-                && gpus.iter().any(could)
-            {
-                self.outrun[slot] += 1;
-                assert!(
-                    self.outrun[slot] <= 1,
-                    "{granted} starts, the second of a lower level than {slot}, which waits"
-                );
-            }
+            let is_left = |gpu: &Gpu| {
+                let first = self.scheduler.kept_for(*gpu).map(|first| self.slot(first));
+                let goes_before = |first: usize| {
+                    first != slot && (level(first) >= level(slot) || guarantee(first) > 0)
+                };
+                could(gpu) && !states[gpu.0 as usize].stuck && !first.is_some_and(goes_before)
+            };
+            let left = (0..self.setup.gpus).map(Gpu).filter(is_left).count();
+            let could_have_all = client.who.gpus == 1 || left >= client.who.gpus as usize;
+            assert!(
+                !client.waiting
+                    || client.away
+                    || level(slot) <= level(granted)
+                    || limited
+                    || has_memory
+                    || !gpus.iter().any(could)
+                    || !could_have_all,
+                "{granted} starts before {slot}, which waits on a higher level"
+            );
         }
     }
 

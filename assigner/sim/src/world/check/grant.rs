@@ -82,7 +82,8 @@ impl World<'_, '_> {
         }
     }
 
-    /// While a client waits for a GPU, no more than one of a lower level starts where it could.
+    /// Nothing of a lower level starts where a client waits that could have all of its GPUs as soon as they come back. So of k GPUs
+    /// it waits for k lower leases at most: those that it finds there when nobody is left who goes before it.
     fn check_outrun(&mut self, node: usize, granted: usize, gpus: &[usize]) {
         // Gangs start as a whole, and before they are told. Nor is in the way who shares a GPU with others.
         if !self.watch.check
@@ -100,22 +101,39 @@ impl World<'_, '_> {
             return;
         }
         let level = self.level(granted);
-        for at in 0..self.clients.len() {
-            let (client, spec) = (&self.clients[at], &self.scenario.clients[at]);
-            // For several GPUs nothing is kept while one of them does not come back.
-            let waits = client.waits.is_some() && spec.node == node && spec.gpus == 1;
-            let is_above = self.level(at) > level && !self.is_limited(at);
-            if !waits || !is_above || !self.could_use(at, gpus) {
-                continue;
-            }
-            self.clients[at].outrun += 1;
-            if self.clients[at].outrun > 1 {
-                let (one, two) = (self.name(at), self.name(granted));
-                self.violated(format!(
-                    "{two} starts, the second of a lower level than {one}, which waits"
-                ));
-            }
+        let outrun = (0..self.clients.len()).find(|at| {
+            let waits =
+                self.clients[*at].waits.is_some() && self.scenario.clients[*at].node == node;
+            let is_above = self.level(*at) > level && !self.is_limited(*at);
+            waits && is_above && self.could_use(*at, gpus) && self.could_have_all(*at)
+        });
+        if let Some(outrun) = outrun {
+            let (one, two) = (self.name(outrun), self.name(granted));
+            self.violated(format!("{two} starts before {one}, which waits on a higher level"));
         }
+    }
+
+    /// Whether as many GPUs as a client wants are neither kept for who goes before it, nor held by who does not stop. Where they are,
+    /// it waits for these, and others may use the rest meanwhile: they are recalled once it can have all.
+    fn could_have_all(&self, waiting: usize) -> bool {
+        let spec = &self.scenario.clients[waiting];
+        if spec.gpus == 1 {
+            return true; // where others start, and pass nobody, nothing was kept
+        }
+        let node = &self.nodes[spec.node];
+        let Some(scheduler) = &node.scheduler else { return false };
+        let stuck = scheduler.snapshot().gpus;
+        let is_left = |gpu: &usize| {
+            let first = scheduler.kept_for(Gpu(*gpu as u32)).map(index);
+            let goes_before = |first: usize| {
+                first != waiting
+                    && (self.level(first) >= self.level(waiting) || self.has_guarantee(first))
+            };
+            self.could_use(waiting, &[*gpu])
+                && !stuck[*gpu].stuck
+                && !first.is_some_and(goes_before)
+        };
+        (0..node.gpus.len()).filter(is_left).count() >= spec.gpus as usize
     }
 
     pub(super) fn could_use(&self, client: usize, gpus: &[usize]) -> bool {
