@@ -19,6 +19,7 @@ mod plain;
 mod stage;
 mod steps;
 mod submission;
+mod tenants;
 mod users;
 
 /// Runs each scenario in the two shared labs.
