@@ -86,6 +86,12 @@ pub struct Remembered {
     /// Of a manual-mode client: its queue.
     #[serde(default)]
     pub queue: String,
+    /// Of a manual-mode client: how many GPUs it wants. It is bound to none.
+    #[serde(default)]
+    pub gpus: u32,
+    /// Of a manual-mode client: how much memory its phase has, if it has said so.
+    #[serde(default)]
+    pub memory_hint: Option<u64>,
 }
 
 /// A GPU that a client was bound to, with its memory there.
@@ -124,6 +130,10 @@ pub struct Manual {
     pub tenant: String,
     /// Its queue.
     pub queue: String,
+    /// How many GPUs it wants.
+    pub gpus: u32,
+    /// How much memory its phase has on each.
+    pub memory_hint: Option<u64>,
 }
 
 impl State {
@@ -165,6 +175,8 @@ impl State {
                     priority: client.priority,
                     tenant: client.tenant.clone(),
                     queue: client.queue.clone(),
+                    gpus: client.gpus,
+                    memory_hint: client.memory_hint,
                 }),
             })
         };
@@ -242,6 +254,8 @@ mod tests {
             priority,
             tenant,
             queue,
+            gpus: 1,
+            memory_hint: None,
         }
     }
 

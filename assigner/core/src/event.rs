@@ -15,6 +15,8 @@ pub struct ClientSpec {
     pub eligible: Eligible,
     /// What it holds from an earlier life of the assigner.
     pub held: Option<Held>,
+    /// True if what it holds is a lease alone: any other GPUs will do for its next one.
+    pub unbound: bool,
     /// Within its queue, the higher goes first, and takes GPUs from the lower.
     pub priority: Priority,
     /// Whose quota and share it counts for; empty: those of nobody in particular.

@@ -148,12 +148,14 @@ impl Scheduler {
     }
 
     /// Lets a client that comes back keep what it holds; it is [`adoptable`](Self::adoptable). `lapsed`: somebody else may have
-    /// been granted since, for it slept when an earlier assigner waited for it.
-    pub(crate) fn adopt(&mut self, client: ClientId, held: Held, lapsed: bool) {
+    /// been granted since, for it slept when an earlier assigner waited for it. `unbound`: it has nothing there but its lease.
+    pub(crate) fn adopt(&mut self, client: ClientId, held: Held, unbound: bool, lapsed: bool) {
         let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
-        self.bind_to(client, gpus.clone());
-        for &(gpu, room) in &held.bound {
-            self.memory.adopt(client, gpu, room);
+        if !unbound {
+            self.bind_to(client, gpus.clone());
+            for &(gpu, room) in &held.bound {
+                self.memory.adopt(client, gpu, room);
+            }
         }
         let Some(epoch) = held.lease else { return };
         self.next_epoch = self.next_epoch.max(epoch.next()); // the caller may have lost its state

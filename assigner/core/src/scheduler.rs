@@ -209,7 +209,7 @@ impl Scheduler {
                 self.queues.of_mut(state.queue).clients += 1;
                 self.clients.insert(state);
                 if let Some(held) = spec.held.filter(holds) {
-                    self.adopt(client, held, lapsed);
+                    self.adopt(client, held, spec.unbound, lapsed);
                 }
                 if let Some(gang) = &spec.gang {
                     self.join_gang(client, gang, returns);

@@ -290,8 +290,9 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
             });
             let gang = gang.transpose()?;
             let memory_limit = line.key("limit").map(str::parse).transpose()?;
-            let spec =
-                ClientSpec { gpus, eligible, held, priority, tenant, queue, gang, memory_limit };
+            let base = ClientSpec { gpus, eligible, held, priority, ..ClientSpec::default() };
+            let unbound = line.key("bound") == Some("no");
+            let spec = ClientSpec { unbound, tenant, queue, gang, memory_limit, ..base };
             Event::Join { client, spec }
         }
         "bind" => Event::Bind { client },

@@ -152,6 +152,7 @@ impl Broker {
             // It asks again for what it has: the answer to its first request was lost.
             Some(epoch) => self.answer_alloc(client, epoch),
             None => {
+                self.clients.entry(client).and_modify(|member| member.memory_hint = hint);
                 self.apply(Event::MemoryHint { client, bytes: hint });
                 self.apply(Event::Acquire { client, expected: None });
             }
@@ -216,11 +217,14 @@ impl Broker {
     pub(super) fn restore_manual(&mut self, survivor: Survivor) {
         let client = survivor.expected.client;
         let held = survivor.expected.held;
-        let wanted = u32::try_from(held.bound.len()).unwrap_or(1).max(1);
-        let Some(Manual { program, priority, tenant, queue }) = survivor.manual else { return };
+        let Some(manual) = survivor.manual else { return };
+        let Manual { program, priority, tenant, queue, gpus, memory_hint } = manual;
+        let gpus = gpus.max(u32::try_from(held.bound.len()).unwrap_or(0)).max(1);
         let spec = ClientSpec {
-            gpus: wanted,
+            gpus,
+            memory_limit: memory_hint,
             held: (!held.bound.is_empty()).then_some(held),
+            unbound: true,
             priority: Priority::new(priority).unwrap_or_default(),
             tenant,
             queue,
@@ -231,7 +235,8 @@ impl Broker {
             port: Port::Manual(None),
             process: Some(survivor.process),
             program,
-            gpus_wanted: wanted,
+            gpus_wanted: gpus,
+            memory_hint,
             priority: spec.priority,
             tenant: spec.tenant.clone(),
             queue: spec.queue.clone(),

@@ -94,6 +94,7 @@ impl Broker {
             memory_limit,
             gang: gang(&hello.gang, hello.gang_size),
             priority,
+            unbound: false,
             tenant: tenant.clone(),
             queue: queue.clone(),
         };
@@ -126,10 +127,13 @@ impl Broker {
             return Err(Refused::new(RefusedCode::Impossible, "this assigner has no GPU to give"));
         };
         if let Some(held) = &spec.held {
-            member.bound = held.bound.iter().map(|(gpu, _)| *gpu).collect();
-            member.given = member.bound.iter().copied().collect();
+            let gpus: Vec<Gpu> = held.bound.iter().map(|(gpu, _)| *gpu).collect();
+            member.given = gpus.iter().copied().collect();
             if held.lease.is_some() {
-                member.leased.clone_from(&member.bound);
+                member.leased.clone_from(&gpus);
+            }
+            if !spec.unbound {
+                member.bound = gpus;
             }
         }
         self.expected.remove(&client);
@@ -348,6 +352,7 @@ impl Client {
             bound: Vec::new(),
             leased: Vec::new(),
             memory_limit: None,
+            memory_hint: None,
             memory: Default::default(),
             stays: Default::default(),
             stuck: Default::default(),

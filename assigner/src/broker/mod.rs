@@ -107,6 +107,8 @@ struct Client {
     leased: Vec<Gpu>,
     /// Device memory that it may have on each GPU.
     memory_limit: Option<u64>,
+    /// In manual mode: how much its present or next phase has, as it said.
+    memory_hint: Option<u64>,
     /// What it last reported of its memory, by its own device number.
     memory: BTreeMap<u32, v1::MemoryReport>,
     /// Why its memory stays on a GPU although it was asked for, and who has been told.

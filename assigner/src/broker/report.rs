@@ -266,6 +266,8 @@ impl Broker {
                 priority: member.priority.number(),
                 tenant: member.tenant.clone(),
                 queue: member.queue.clone(),
+                gpus: member.gpus_wanted,
+                memory_hint: member.memory_hint,
             })
         });
         let state = State {

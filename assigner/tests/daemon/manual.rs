@@ -9,13 +9,17 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::restart::kill_worker;
-use crate::support::{Home, LIMIT, eventually};
+use crate::support::{Client, Home, LIMIT, eventually};
 
 struct Manual(GpuAssignerClient<Channel>);
 
 impl Manual {
     async fn connect(home: &Home) -> Manual {
-        let place = format!("http://127.0.0.1:{}", home.port);
+        Manual::at(home.port).await
+    }
+
+    async fn at(port: u16) -> Manual {
+        let place = format!("http://127.0.0.1:{port}");
         Manual(GpuAssignerClient::connect(place).await.unwrap())
     }
 
@@ -239,7 +243,7 @@ async fn priority_tenant_and_queue_count_in_manual_mode() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gang_in_manual_mode_starts_together_and_is_remembered() {
+async fn a_gang_in_manual_mode_starts_together() {
     let home = Home::new();
     home.start(&["--gpu-list", "0,1"]);
     let member = |program: &str| AllocRequestMessage {
@@ -257,12 +261,131 @@ async fn a_gang_in_manual_mode_starts_together_and_is_remembered() {
     let second = two.alloc(member("two")).await.unwrap();
     let first = first.await.unwrap();
     assert_ne!(first.gpus[0].index, second.gpus[0].index);
-    // A worker that is started again knows what they said of themselves.
+}
+
+/// A client asks again, by its number, in a connection of its own.
+fn ask_again(home: &Home, number: u64) -> tokio::task::JoinHandle<Result<AllocReply, Status>> {
+    let port = home.port;
+    let request = AllocRequestMessage { client: number, ..wanted(0) };
+    tokio::spawn(async move { Manual::at(port).await.alloc(request).await })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenant_queue_priority_and_gang_are_the_same_after_a_restart() {
+    let home = Home::new();
+    let queues = ["--queue", "night,priority=-50", "--tenant", "red", "--tenant", "blue"];
+    home.start(&[&["--gpu-list", "0,1"], &queues[..]].concat());
+    let own = std::process::id();
+    let member = |program: &str, tenant: &str| AllocRequestMessage {
+        program: program.to_owned(),
+        tenant: tenant.to_owned(),
+        queue: "night".to_owned(),
+        priority: 9,
+        gang: "pair".to_owned(),
+        gang_size: 2,
+        ..wanted(own)
+    };
+    let mut one = Manual::connect(&home).await;
+    let request = member("one", "red");
+    let first = tokio::spawn(async move { one.alloc(request).await.unwrap() });
+    eventually("it waits for the other", || (state(&home, 1)? == "waiting").then_some(()));
+    let second = Manual::connect(&home).await.alloc(member("two", "blue")).await.unwrap();
+    let first = first.await.unwrap();
+
+    // Twice: what a worker was told by the one before it is told on.
+    for restart in 1..=2 {
+        kill_worker(&home);
+        eventually("the worker serves", || {
+            (home.status()["nodes"][0]["restarts"] == restart).then_some(())
+        });
+        for (reply, program, tenant) in [(&first, "one", "red"), (&second, "two", "blue")] {
+            let back = told(&home, reply.client).unwrap();
+            let text = |key: &str| back[key].as_str().unwrap().to_owned();
+            let said = [text("program"), text("tenant"), text("queue")];
+            assert_eq!(said, [program, tenant, "night"], "{back}");
+            // Who is in a gang is to give back after a restart.
+            assert_eq!(text("state"), "recalled", "{back}");
+            assert_eq!((&back["priority"], &back["manual"]), (&9.into(), &true.into()));
+        }
+        let status = home.status();
+        let gangs = &status["nodes"][0]["gangs"];
+        assert_eq!((&gangs[0]["gang"], &gangs[0]["size"]), (&"pair".into(), &2.into()), "{gangs}");
+        assert_eq!(gangs[0]["members"], serde_json::json!([1, 2]), "{gangs}");
+    }
+
+    // And counts: of the gang one alone waits, though both GPUs are free ...
+    let mut manual = Manual::connect(&home).await;
+    for reply in [&first, &second] {
+        manual.release(reply.client, reply.epoch, false).await.unwrap();
+    }
+    let again = ask_again(&home, first.client);
+    eventually("it waits again", || (state(&home, first.client)? == "waiting").then_some(()));
+    // ... and one of no queue goes first, with both GPUs, however late it comes and whatever its priority.
+    let usual = AllocRequestMessage { gpus: 2, priority: -9, ..wanted(0) };
+    let usual = manual.alloc(usual).await.unwrap();
+    let other = ask_again(&home, second.client);
+    eventually("both wait", || (state(&home, second.client)? == "waiting").then_some(()));
+    assert!(!again.is_finished() && !other.is_finished());
+    manual.release(usual.client, usual.epoch, true).await.unwrap();
+    let (again, other) = (again.await.unwrap().unwrap(), other.await.unwrap().unwrap());
+    assert_eq!((again.client, other.client), (first.client, second.client));
+    assert_ne!(again.gpus[0].index, other.gpus[0].index);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_many_gpus_and_that_any_will_do_is_the_same_after_a_restart() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0,1"]);
+    let mut manual = Manual::connect(&home).await;
+    let both = AllocRequestMessage { gpus: 2, ..wanted(std::process::id()) };
+    let held = manual.alloc(both).await.unwrap();
+    manual.release(held.client, held.epoch, false).await.unwrap();
+    let one = manual.alloc(wanted(std::process::id())).await.unwrap();
     kill_worker(&home);
-    let back = eventually("it is back", || {
-        told(&home, second.client).filter(|told| told["manual"] == true)
-    });
-    assert_eq!((back["priority"].as_i64(), back["program"].as_str()), (Some(9), Some("two")));
+    let mut manual = Manual::connect(&home).await;
+    let same = ask_again(&home, one.client).await.unwrap().unwrap();
+    assert_eq!(same, one, "it holds what it held");
+    manual.release(one.client, one.epoch, false).await.unwrap();
+
+    // It held nothing, and wants two.
+    let again = ask_again(&home, held.client).await.unwrap().unwrap();
+    assert_eq!(again.gpus.len(), 2);
+    manual.release(again.client, again.epoch, true).await.unwrap();
+
+    // It held one, and any other will do.
+    let (mut other, _) = Client::join(&home.socket(), None);
+    let bound = other.bind();
+    let (mut next, _) = Client::join(&home.socket(), None);
+    let uuid = one.gpus[0].uuid.clone();
+    let holder = match bound[0] == uuid {
+        true => &mut other,
+        false => {
+            assert_eq!(next.bind()[0], uuid);
+            &mut next
+        }
+    };
+    holder.acquire();
+    holder.granted();
+    let elsewhere = ask_again(&home, one.client).await.unwrap().unwrap();
+    assert_ne!(elsewhere.gpus[0].uuid, uuid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_much_a_phase_has_counts_after_a_restart() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0", "--scheduler", "gpu-sharing"]);
+    let needs = |pid, bytes| AllocRequestMessage { memory_hint: bytes, ..wanted(pid) };
+    let mut manual = Manual::connect(&home).await;
+    // Of 1 GiB.
+    let held = manual.alloc(needs(std::process::id(), 600 << 20)).await.unwrap();
+    kill_worker(&home);
+    let mut manual = Manual::connect(&home).await;
+    let mut second = Manual::connect(&home).await;
+    let waiting = tokio::spawn(async move { second.alloc(needs(0, 500 << 20)).await.unwrap() });
+    let number = held.client + 1;
+    eventually("it waits", || (state(&home, number)? == "waiting").then_some(()));
+    manual.release(held.client, held.epoch, true).await.unwrap();
+    assert_eq!(waiting.await.unwrap().client, number);
 }
 
 #[tokio::test(flavor = "multi_thread")]
