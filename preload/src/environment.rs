@@ -15,45 +15,32 @@ pub(crate) fn milliseconds() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// How [`replace_variable`] went about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Replaced {
-    /// The bytes were overwritten where they lie.
-    InPlace,
-    /// The place was missing or too short, so that the C library made a new one.
-    Anew,
-}
-
-/// Gives a variable a new value for everyone who asks the C library. Where the old value has room,
-/// its bytes are overwritten: no pointer changes and nothing is allocated, so that another thread
-/// in getenv cannot fall over it. Otherwise setenv does it, which is only safe against getenv
-/// because glibc never frees values.
-pub(crate) fn replace_variable(name: &CStr, value: &str) -> Option<Replaced> {
-    let new = CString::new(value).ok()?;
+/// Runs `during` with another value of a variable for everyone who asks the C library; then it has its old value again, or
+/// `otherwise` where it had none. `None`: there is no memory for it.
+///
+/// setenv is safe against a getenv of another thread where the variable is there: glibc changes one pointer, and never frees values.
+pub(crate) fn with_variable<T>(
+    name: &CStr,
+    value: &str,
+    otherwise: &str,
+    during: impl FnOnce() -> T,
+) -> Option<T> {
+    let (value, otherwise) = (CString::new(value).ok()?, CString::new(otherwise).ok()?);
     // SAFETY: getenv returns NULL or a string of the environment.
     let old = unsafe { libc::getenv(name.as_ptr()) };
-    if !old.is_null() {
+    let old = match old.is_null() {
+        true => otherwise,
         // SAFETY: not NULL, so it is a string that ends in NUL.
-        let room = unsafe { CStr::from_ptr(old) }.count_bytes();
-        if room >= new.count_bytes() && overwrite(old, &new) {
-            return Some(Replaced::InPlace);
-        }
-    }
+        false => unsafe { CStr::from_ptr(old) }.to_owned(),
+    };
     // SAFETY: both are strings that end in NUL.
-    let done = unsafe { libc::setenv(name.as_ptr(), new.as_ptr(), 1) };
-    (done == 0).then_some(Replaced::Anew)
-}
-
-/// Overwrites a string of the environment with one that is no longer. False: it cannot be written
-/// to, as a program's putenv may have put a literal there. The kernel does the copying, since it
-/// answers where the processor would end the program.
-fn overwrite(old: *mut libc::c_char, new: &CStr) -> bool {
-    let bytes = new.to_bytes_with_nul();
-    let from = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let to = libc::iovec { iov_base: old.cast(), iov_len: bytes.len() };
-    // SAFETY: the new value and its NUL fit where the old one was; the source is only read.
-    let copied = unsafe { libc::process_vm_writev(libc::getpid(), &from, 1, &to, 1, 0) };
-    copied == bytes.len() as isize
+    if unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) } != 0 {
+        return None;
+    }
+    let answer = during();
+    // SAFETY: as above. glibc has met this value before, or the memory for it is all that could be missing.
+    unsafe { libc::setenv(name.as_ptr(), old.as_ptr(), 1) };
+    Some(answer)
 }
 
 /// Name of the program without its folder.
@@ -228,18 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_fits_stays_in_its_place() {
-        let get = |name: &CStr| {
-            // SAFETY: a name that ends in NUL; tests of this crate set these names nowhere else.
-            unsafe { libc::getenv(name.as_ptr()) }
-        };
-        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-1111"), Some(Replaced::Anew));
-        let place = get(c"ACB_TEST_PLACE");
-        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-2222"), Some(Replaced::InPlace));
-        assert_eq!(get(c"ACB_TEST_PLACE"), place);
-        assert_eq!(std::env::var("ACB_TEST_PLACE").as_deref(), Ok("GPU-2222"));
-        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "GPU-33333"), Some(Replaced::Anew));
-        assert_eq!(replace_variable(c"ACB_TEST_PLACE", "short"), Some(Replaced::InPlace));
-        assert_eq!(std::env::var("ACB_TEST_PLACE").as_deref(), Ok("short"));
+    fn a_variable_has_its_old_value_again() {
+        let get = || std::env::var("ACB_TEST_PLACE").ok();
+        let during = || with_variable(c"ACB_TEST_PLACE", "GPU-1111", "0,1", get);
+        assert_eq!(during(), Some(Some("GPU-1111".to_owned())));
+        assert_eq!(get().as_deref(), Some("0,1"), "it had none");
+        // SAFETY: tests of this crate set this name nowhere else.
+        unsafe { std::env::set_var("ACB_TEST_PLACE", "1") };
+        assert_eq!(during(), Some(Some("GPU-1111".to_owned())));
+        assert_eq!(get().as_deref(), Some("1"));
     }
 }

@@ -37,4 +37,5 @@ mod process;
 mod settings;
 mod shared_pools;
 mod table;
+mod visible;
 mod work;

@@ -16,6 +16,7 @@ use crate::pager::{OVERHEAD, PAGER, Rules};
 use crate::paths;
 use crate::settings::{OnFailure, Paging, Settings};
 use crate::table::real;
+use crate::visible::{self, Choice};
 use crate::work::WORK;
 use crate::{driver, environment, log, newer, nvml, table};
 use acb_cuda_abi::CuResult;
@@ -105,22 +106,27 @@ impl Drop for Outcome {
 }
 
 fn start(settings: &Settings, flags: c_uint) -> CuResult {
-    if let Some(value) = hides_gpus() {
-        info!("CUDA_VISIBLE_DEVICES={value} hides every GPU: nothing to schedule");
+    let value = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let choice = Choice::read(value.as_deref(), settings.gpus as usize);
+    if choice == Choice::Hidden {
+        info!(
+            "CUDA_VISIBLE_DEVICES={} hides every GPU: nothing to schedule",
+            value.unwrap_or_default()
+        );
         // SAFETY: the program's own argument.
         return unsafe { real::cuInit(flags) };
     }
     static ONCE: Once = Once::new();
     ONCE.call_once(|| environment::on_fork(paths::hold, paths::let_go, forked));
     CLIENT.store(true, Ordering::SeqCst);
-    let result = start_under(settings, flags);
+    let result = start_under(&narrowed(settings, &choice), &choice, flags);
     CLIENT.store(result.is_success() && LINK.is_started(), Ordering::SeqCst);
     result
 }
 
-fn start_under(settings: &Settings, flags: c_uint) -> CuResult {
+fn start_under(settings: &Settings, choice: &Choice, flags: c_uint) -> CuResult {
     match contact(settings) {
-        Ok(contact) => start_client(settings, contact, flags),
+        Ok(contact) => start_client(settings, choice, contact, flags),
         Err(ContactError::Refused(refused)) => {
             error!(
                 "the GPU assigner at {} refuses this program: {}",
@@ -136,8 +142,7 @@ fn start_under(settings: &Settings, flags: c_uint) -> CuResult {
         Err(reason) => match settings.on_failure {
             OnFailure::Open => {
                 warning!("{reason}. This program goes on without scheduling (ACB_ON_FAILURE=open)");
-                // SAFETY: the program's own argument.
-                unsafe { real::cuInit(flags) }
+                init_driver(settings, &settings.uuids, flags)
             }
             OnFailure::Fail => {
                 error!("{reason}. CUDA_ERROR_SYSTEM_NOT_READY is returned (ACB_ON_FAILURE=fail)");
@@ -147,14 +152,32 @@ fn start_under(settings: &Settings, flags: c_uint) -> CuResult {
     }
 }
 
-/// A program may hide all GPUs from itself.
-fn hides_gpus() -> Option<String> {
-    let value = std::env::var("CUDA_VISIBLE_DEVICES").ok()?;
-    let first = value.split(',').next().unwrap_or_default().trim();
-    let names_one = first.starts_with("GPU-")
-        || first.starts_with("MIG-")
-        || first.starts_with(|digit: char| digit.is_ascii_digit());
-    (!names_one).then_some(value)
+/// Who sees some of its GPUs alone is a client of these.
+fn narrowed(settings: &Settings, choice: &Choice) -> Settings {
+    let Choice::These(entries) = choice else { return settings.clone() };
+    let uuids = choice.among(&settings.uuids);
+    let eligible = match uuids.len() == entries.len() {
+        true => uuids.clone(),
+        // Nobody has said which they are.
+        false => settings.eligible.clone(),
+    };
+    Settings { gpus: entries.len() as u32, eligible, uuids, ..settings.clone() }
+}
+
+/// The driver's cuInit, in which it is shown these GPUs. Programs, and their children, find what they have put there themselves.
+fn init_driver(settings: &Settings, uuids: &[String], flags: c_uint) -> CuResult {
+    // SAFETY: the program's own argument.
+    let init = || unsafe { real::cuInit(flags) };
+    if uuids.is_empty() {
+        return init();
+    }
+    let (shown, otherwise) = (uuids.join(","), visible::ordinals(settings.gpus));
+    environment::with_variable(c"CUDA_VISIBLE_DEVICES", &shown, &otherwise, init).unwrap_or_else(
+        || {
+            error!("CUDA_VISIBLE_DEVICES cannot be set to {shown}: out of memory");
+            CuResult::OUT_OF_MEMORY
+        },
+    )
 }
 
 struct Contact {
@@ -180,21 +203,16 @@ fn contact(settings: &Settings) -> Result<Contact, ContactError> {
     }
 }
 
-fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResult {
+fn start_client(settings: &Settings, choice: &Choice, contact: Contact, flags: c_uint) -> CuResult {
     let Contact { connection, terms, gpus } = contact;
     let bound: Vec<String> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
     let visible = bound.join(",");
-    if environment::replace_variable(c"CUDA_VISIBLE_DEVICES", &visible).is_none() {
-        error!("CUDA_VISIBLE_DEVICES cannot be set to {visible}: out of memory");
-        return CuResult::OUT_OF_MEMORY;
-    }
     info!("client {} of {}: GPUs {visible}", terms.client, settings.socket.display());
 
     LINK.start(&connection.socket);
     let capacities = gpus.iter().map(|gpu| gpu.memory).collect();
     LEDGER.start(capacities, terms.context_bytes, terms.measure);
-    // SAFETY: the program's own argument.
-    let result = unsafe { real::cuInit(flags) };
+    let result = init_driver(settings, &bound, flags);
     if !result.is_success() {
         error!(
             "the driver's cuInit failed with {} on the GPUs {visible}",
@@ -222,7 +240,7 @@ fn start_client(settings: &Settings, contact: Contact, flags: c_uint) -> CuResul
             "NCCL_GRAPH_REGISTER=0, as slurm-acb sets it where it is not set: buffers that NCCL registers for graphs could not be moved"
         );
     }
-    nvml::bound(&bound);
+    nvml::bound(&bound, choice);
     // After the driver's own cuInit, so that on exit this comes before the driver's farewell.
     static ONCE: Once = Once::new();
     ONCE.call_once(|| environment::on_exit(exiting));

@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) gpus: u32,
     /// UUIDs of the GPUs that the process may use; empty: all of the assigner's.
     pub(crate) eligible: Vec<String>,
+    /// UUIDs of as many GPUs as the client is given: what ordinals mean where the assigner is not asked.
+    pub(crate) uuids: Vec<String>,
     pub(crate) on_failure: OnFailure,
     pub(crate) grace: Duration,
     pub(crate) step: String,
@@ -134,6 +136,7 @@ impl Settings {
             socket: socket.into(),
             gpus,
             eligible: list(variable("ACB_ELIGIBLE")),
+            uuids: list(variable("ACB_UUIDS")),
             on_failure,
             grace: Duration::from_millis(grace.into()),
             step: variable("ACB_STEP").unwrap_or_default(),

@@ -79,10 +79,11 @@ pub(crate) struct TaskFacts<'a> {
 }
 
 /// The variables on which [`join`] and [`leave`] look.
-pub(crate) const READS: [&str; 15] = [
+pub(crate) const READS: [&str; 16] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "CUDA_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
     "LD_AUDIT",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
@@ -113,7 +114,7 @@ const STEP_TASKS: &str = "SLURM_STEP_NUM_TASKS";
 const TASKS: &str = "SLURM_NTASKS";
 
 /// Our own variables.
-const OWN: [&str; 16] = [
+const OWN: [&str; 17] = [
     "ACB_ADDED",
     "ACB_SOCKET",
     "ACB_ELIGIBLE",
@@ -130,6 +131,7 @@ const OWN: [&str; 16] = [
     "ACB_TENANT",
     "ACB_GANG",
     "ACB_GANG_SIZE",
+    "ACB_UUIDS",
 ];
 
 /// The environment of a task that shares the job's GPUs.
@@ -192,7 +194,11 @@ pub(crate) fn join(task: &TaskFacts<'_>) -> Result<Vec<Change>, TaskError> {
     if eligible.len() < ready.gpus.len() {
         set("ACB_ELIGIBLE", &eligible.join(","));
     }
-    set("CUDA_VISIBLE_DEVICES", &eligible[..gpus as usize].join(","));
+    // Of tasks that see some of their GPUs alone, neighbours see different ones.
+    let first = task.rank as usize * gpus as usize % eligible.len();
+    let own: Vec<&str> = eligible.iter().cycle().skip(first).take(gpus as usize).copied().collect();
+    set("ACB_UUIDS", &own.join(","));
+    set("CUDA_VISIBLE_DEVICES", &ordinals(gpus));
     if there(NCCL).is_none() {
         set(NCCL, &0);
         set(ADDED, &NCCL);
@@ -259,6 +265,11 @@ fn gpus(task: &TaskFacts<'_>, there: usize) -> Result<u32, TaskError> {
     Ok(wanted)
 }
 
+/// What programs find in place of the GPUs that they get: as many numbers.
+fn ordinals(gpus: u32) -> String {
+    (0..gpus).map(|ordinal| ordinal.to_string()).collect::<Vec<_>>().join(",")
+}
+
 fn set_or_unset(name: &str, value: String) -> Change {
     match value.is_empty() {
         false => Change::Set(name.to_owned(), value),
@@ -268,11 +279,7 @@ fn set_or_unset(name: &str, value: String) -> Change {
 
 /// The environment of a step with `--acb=off`: that of a job without slurm-acb. It may have
 /// inherited ours from the batch step, in which srun was started.
-pub(crate) fn leave(
-    spec: &JobSpec,
-    ready: Option<&Ready>,
-    environment: &BTreeMap<&'static str, String>,
-) -> Vec<Change> {
+pub(crate) fn leave(spec: &JobSpec, environment: &BTreeMap<&'static str, String>) -> Vec<Change> {
     let mut changes = vec![Change::Unset(KEY_LEFT_BEHIND.to_owned())];
     if !environment.contains_key("ACB_SOCKET") {
         return changes;
@@ -296,13 +303,16 @@ pub(crate) fn leave(
     }
     // A step with GPUs of its own has got Slurm's numbers by now; another has inherited our
     // place-holder, and the job's numbers take its place.
-    let placeholder = |value: &String| {
-        ready.is_some_and(|ready| {
-            value.split(',').all(|part| ready.gpus.iter().any(|gpu| gpu.uuid == part))
-        })
-    };
-    if environment.get("CUDA_VISIBLE_DEVICES").is_some_and(placeholder) {
-        restore("CUDA_VISIBLE_DEVICES", environment.get("SLURM_JOB_GPUS").cloned());
+    let is_placeholder =
+        |value: &String| *value == ordinals(value.split(',').count().try_into().unwrap_or(0));
+    let is_inherited = !environment.contains_key("SLURM_STEP_GPUS");
+    let slurms = environment
+        .get("GPU_DEVICE_ORDINAL")
+        .or_else(|| environment.get("SLURM_JOB_GPUS").filter(|_| is_inherited));
+    if environment.get("CUDA_VISIBLE_DEVICES").is_some_and(is_placeholder)
+        && let Some(slurms) = slurms
+    {
+        restore("CUDA_VISIBLE_DEVICES", Some(slurms.clone()));
     }
     changes
 }

@@ -117,7 +117,7 @@ fn environment(handle: &Handle<'_>, job: Job) -> Result<Vec<Change>, String> {
         false => Ready::load(&spec.run_folder.ready()),
     };
     let request = match given {
-        Some(AcbOption::Off) => return Ok(plan::leave(&spec, ready.as_ref().ok(), &variables)),
+        Some(AcbOption::Off) => return Ok(plan::leave(&spec, &variables)),
         Some(AcbOption::On(request)) => request,
         // srun --export=NONE in a job's script does not hand the option on; the job is one all the same.
         None => Request::default(),

@@ -83,6 +83,59 @@ fn through_ctypes_only_the_clients_own_gpu_is_as_cuda_has_it() -> Result<()> {
     Ok(())
 }
 
+/// What a program reads in `CUDA_VISIBLE_DEVICES` is a number, and NVML's number of its GPU; also of a part of what it is given.
+#[test]
+fn ordinals_are_cudas_and_nvmls() -> Result<()> {
+    let prefix = Prefix::from_env()?;
+    let third = "[[gpu]]\nname = \"C\"\nmemory = \"8GiB\"\n";
+    let outside = Outside::start(&prefix, &format!("{GPU}{OTHER}{third}"), &[])?;
+    // The first GPU is taken: the next client's is the second.
+    let _neighbour = outside.on_request()?;
+    let seen = |gpus: &str, choice: &str| -> Result<Seen> {
+        let mut command = outside.agarun(&["--gpus", gpus], "python3");
+        command.env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1"));
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads/visible.py")).arg(choice);
+        let output = command.stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+        serde_json::from_slice(&output.stdout).with_context(|| said.into_owned())
+    };
+    let all = seen("3", "")?;
+    ensure!(all.given == [0, 1, 2] && all.after == [0, 1, 2] && all.cuda.len() == 3, "{all:?}");
+    let uuids = &all.cuda;
+    let one = seen("1", "")?;
+    ensure!(one.given == [0] && one.after == [0] && one.child == "0", "{one:?}");
+    ensure!(one.cuda.len() == 1 && one.cuda[0] != uuids[0], "{one:?} {all:?}");
+    for (choice, at) in [("1", &[1][..]), ("2,0", &[2, 0]), (&uuids[1], &[1]), ("", &[0, 1, 2])] {
+        let seen = seen("3", choice)?;
+        ensure!(seen.given == [0, 1, 2] && seen.nvml.len() == 3, "{seen:?}");
+        ensure!(seen.cuda.iter().eq(at.iter().map(|at| &uuids[*at])), "{choice}: {seen:?}");
+        ensure!(choice.is_empty() || seen.child == choice, "{choice}: {seen:?}");
+    }
+    for seen in [&one, &all, &seen("2", "1")?] {
+        // NVML's number of each of the program's devices is the entry that stands for it.
+        let by_entry = seen.after.iter().map(|entry| &seen.nvml[*entry]);
+        ensure!(by_entry.eq(&seen.cuda) && seen.indices == [0, 1, 2], "{seen:?}");
+    }
+    Ok(())
+}
+
+/// What `visible.py` sees.
+#[derive(Debug, Deserialize)]
+struct Seen {
+    /// The entries of the list as the program was started, and after cuInit.
+    given: Vec<usize>,
+    #[serde(default)]
+    after: Vec<usize>,
+    /// UUIDs of the devices, and of what NVML numbers.
+    cuda: Vec<String>,
+    nvml: Vec<String>,
+    /// What NVML says is the number of each of these.
+    indices: Vec<usize>,
+    /// The list in a program that it starts.
+    child: String,
+}
+
 #[test]
 fn through_the_link_too() -> Result<()> {
     let (prefix, outside) = start(GPU)?;

@@ -15,7 +15,7 @@
 
 mod line;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Policy};
@@ -225,14 +225,18 @@ impl Scheduler {
         self.gangs.news.extend(awaited.map(NodeEvent::Awaited));
     }
 
-    /// Sorts a list of GPUs and drops what is not there.
+    /// Drops what is not there from a list of GPUs, and what is there twice.
     fn normalise(&self, eligible: Eligible) -> Eligible {
         match eligible {
             Eligible::All => Eligible::All,
             Eligible::Only(gpus) => {
-                let known: BTreeSet<Gpu> =
-                    gpus.into_iter().filter(|gpu| gpu.index() < self.gpus.len()).collect();
-                Eligible::Only(known.into_iter().collect())
+                let mut known: Vec<Gpu> = Vec::with_capacity(gpus.len());
+                for gpu in gpus {
+                    if gpu.index() < self.gpus.len() && !known.contains(&gpu) {
+                        known.push(gpu);
+                    }
+                }
+                Eligible::Only(known)
             }
         }
     }

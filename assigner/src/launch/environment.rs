@@ -36,8 +36,8 @@ pub enum Plan {
         client_socket: PathBuf,
         /// Whether paths of the driver lead to the interposer too.
         is_audited: bool,
-        /// UUIDs of as many GPUs as the program sees; `cuInit` puts the right ones in their place.
-        placeholder: String,
+        /// UUIDs of as many GPUs as the program sees; `cuInit` finds the right ones.
+        uuids: String,
     },
 }
 
@@ -93,7 +93,7 @@ fn changes_from(
     let mut changes: Vec<Change> = Vec::new();
     let mut set = |name: &'static str, value: &OsStr| changes.push((name, Some(value.to_owned())));
     match plan {
-        Plan::Interposed { folder, client_socket, is_audited, placeholder } => {
+        Plan::Interposed { folder, client_socket, is_audited, uuids } => {
             let preload =
                 prepend(&folder.join(INTERPOSER), variable("LD_PRELOAD"), is_interposer, b": ");
             set("LD_PRELOAD", &preload);
@@ -110,7 +110,10 @@ fn changes_from(
                 set("ACB_MEMORY", OsStr::new(&memory.to_string()));
             }
             set("ACB_STEP", OsStr::new(&request.step));
-            set("CUDA_VISIBLE_DEVICES", OsStr::new(placeholder));
+            set("ACB_UUIDS", OsStr::new(uuids));
+            // Programs take the entries for numbers.
+            let ordinals: Vec<String> = (0..request.gpus).map(|gpu| gpu.to_string()).collect();
+            set("CUDA_VISIBLE_DEVICES", OsStr::new(&ordinals.join(",")));
             for (name, value) in standing(request) {
                 set(name, OsStr::new(&value));
             }
@@ -247,7 +250,7 @@ mod tests {
             folder: "/opt/lib/acb".into(),
             client_socket: "/run/acb/n1/5/client.sock".into(),
             is_audited: false,
-            placeholder: "GPU-a,GPU-b".into(),
+            uuids: "GPU-a,GPU-b".into(),
         }
     }
 
@@ -255,8 +258,8 @@ mod tests {
     fn paths_of_the_driver_are_audited_on_demand() {
         let audit = "/opt/lib/acb/libacb-audit.so";
         let plan = |is_audited| match interposed() {
-            Plan::Interposed { folder, client_socket, placeholder, .. } => {
-                Plan::Interposed { folder, client_socket, is_audited, placeholder }
+            Plan::Interposed { folder, client_socket, uuids, .. } => {
+                Plan::Interposed { folder, client_socket, is_audited, uuids }
             }
             other => other,
         };
@@ -292,7 +295,8 @@ mod tests {
         let is = |name, text: &str| assert_eq!(value(&changes, name), Some(&Some(text.to_owned())));
         is("LD_PRELOAD", "/opt/lib/acb/libcuda.so.1:/usr/lib/libjemalloc.so");
         is("LD_LIBRARY_PATH", "/opt/lib/acb:/home/u/lib");
-        is("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b");
+        is("CUDA_VISIBLE_DEVICES", "0,1");
+        is("ACB_UUIDS", "GPU-a,GPU-b");
         is("ACB_GPUS", "2");
         assert_eq!(value(&changes, "NCCL_GRAPH_REGISTER"), None);
     }

@@ -137,6 +137,6 @@ fn plan(request: &Request, cli: &Cli, contact: Option<&Contact>) -> Result<Plan,
         folder,
         client_socket: contact.client_socket.clone(),
         is_audited: cli.audit,
-        placeholder: contact.gpus[..request.gpus as usize].join(","),
+        uuids: contact.gpus[..request.gpus as usize].join(","),
     })
 }

@@ -48,12 +48,12 @@ fn the_environment_is_that_of_a_client() {
     let home = Home::new();
     home.start(&[]);
     std::fs::write(home.path("libcuda.so.1"), "").unwrap();
-    let show = "echo $CUDA_VISIBLE_DEVICES; echo $ACB_GPUS; echo $ACB_SOCKET";
+    let show = "echo $CUDA_VISIBLE_DEVICES; echo $ACB_GPUS; echo $ACB_SOCKET; echo $ACB_UUIDS";
     let output = agarun(&home, &[], &["--gpus", "2", "sh", "-c", show]);
     let text = words(&output);
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0].split(',').count(), 2, "{text}{}", errors(&output));
-    assert!(lines[0].starts_with("GPU-"), "{text}");
+    assert_eq!(lines[0], "0,1", "{text}{}", errors(&output));
+    assert_eq!(lines[3].split(',').filter(|uuid| uuid.starts_with("GPU-")).count(), 2, "{text}");
     assert_eq!((lines[1], lines[2]), ("2", home.socket().to_str().unwrap()));
     let output = agarun(&home, &[], &["--gpus", "3", "true"]);
     assert!(errors(&output).contains("3 GPUs wanted"), "{}", errors(&output));

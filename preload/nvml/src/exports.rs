@@ -7,6 +7,7 @@
 use crate::generated::functions::nvml_functions;
 use crate::library::{SLOTS, resolve};
 use crate::memory::{self, Memory, MemoryV2};
+use crate::numbers;
 use crate::processes::{ProcessV1, ProcessV2, running};
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,6 +43,32 @@ pub(crate) unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
 ) -> c_int {
     // SAFETY: the program's own arguments.
     guard(|| unsafe { memory::info_v2(device, to) })
+}
+
+macro_rules! numbered {
+    ($($name:ident)*) => {$(
+        /// The program's function of that name.
+        ///
+        /// # Safety
+        /// Called with a number, and a place for the device, or NULL.
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C" fn $name(index: c_uint, device: *mut *mut c_void) -> c_int {
+            // SAFETY: the program's own arguments.
+            guard(|| unsafe { numbers::by_index(Index::$name, index, device) })
+        }
+    )*};
+}
+
+numbered!(nvmlDeviceGetHandleByIndex nvmlDeviceGetHandleByIndex_v2);
+
+/// The program's nvmlDeviceGetIndex.
+///
+/// # Safety
+/// Called with a device of NVML's, or NULL, and a place for the number, or NULL.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn nvmlDeviceGetIndex(device: *mut c_void, to: *mut c_uint) -> c_int {
+    // SAFETY: the program's own arguments.
+    guard(|| unsafe { numbers::index_of(device, to) })
 }
 
 macro_rules! lists {

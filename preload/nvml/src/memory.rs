@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 pub(crate) const SUCCESS: c_int = 0;
 /// NVML_DEVICE_UUID_V2_BUFFER_SIZE.
-const UUID_SIZE: usize = 96;
+pub(crate) const UUID_SIZE: usize = 96;
 
 /// `nvmlMemory_t`.
 #[repr(C)]
@@ -87,7 +87,7 @@ pub(crate) fn own(device: *mut c_void) -> Option<(u64, u64)> {
     (answered && free <= total).then_some((free, total))
 }
 
-fn uuid(device: *mut c_void) -> Option<[u8; UUID_SIZE]> {
+pub(crate) fn uuid(device: *mut c_void) -> Option<[u8; UUID_SIZE]> {
     type Call = unsafe extern "C" fn(*mut c_void, *mut c_char, c_uint) -> c_int;
     // SAFETY: NVML's function of this name has this signature, or ignores its arguments.
     let call: Call = unsafe { std::mem::transmute(target(Index::nvmlDeviceGetUUID as usize)) };

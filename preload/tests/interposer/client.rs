@@ -31,6 +31,7 @@ pub(crate) fn play(scenario: &str) {
         "destroy-busy" => destroy_busy(argument),
         "destroy-twice" => destroy_twice(),
         "literal" => literal(),
+        "visible" => visible(argument),
         "close-all" => crate::process_client::close_all(argument),
         "fork-while-starting" => crate::process_client::fork_while_starting(),
         "streams" => streams(),
@@ -314,6 +315,25 @@ fn literal() {
     // SAFETY: the string lives for ever, and putenv does not write to it.
     assert_eq!(unsafe { libc::putenv(CHOICE.as_ptr().cast_mut()) }, 0);
     println!("cuInit={}", Cuda::load().init());
+}
+
+/// The program's own choice of GPUs, if it has one, and what it finds of it after cuInit; likewise a program that it starts.
+fn visible(choice: &str) {
+    if !choice.is_empty() {
+        let choice = CString::new(choice).expect("no NUL");
+        let name = c"CUDA_VISIBLE_DEVICES";
+        // SAFETY: strings that end in NUL; no other thread of this program looks at the environment.
+        assert_eq!(unsafe { libc::setenv(name.as_ptr(), choice.as_ptr(), 1) }, 0);
+    }
+    let cuda = Cuda::load();
+    assert_eq!(cuda.init(), 0);
+    println!("after=[{}]", std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default());
+    let child = std::process::Command::new("sh")
+        .args(["-c", "echo \"child=[$CUDA_VISIBLE_DEVICES]\""])
+        .env_remove("LD_PRELOAD")
+        .output()
+        .expect("a shell is installed");
+    print!("{}", String::from_utf8_lossy(&child.stdout));
 }
 
 /// Streams are made, used and destroyed while the link asks about them, until it is enough.

@@ -12,7 +12,7 @@ use std::io::Write;
 fn without_a_socket_everything_passes_through() {
     let lab = Lab::new().with("ACB_SOCKET", "");
     lab.start("init").end().succeeded().prints("cuInit=0");
-    assert_eq!(lab.driver_calls(), ["cuInit 0 GPU-00000000"]);
+    assert_eq!(lab.driver_calls(), ["cuInit 0 0"]);
 }
 
 #[test]
@@ -43,14 +43,58 @@ fn the_driver_sees_the_gpus_of_the_assigner() {
     assert_eq!(peer.try_hear(), None, "the end of the process is the end of the connection");
 }
 
+/// Programs take the entries for numbers, also those that they start; the driver is shown UUIDs.
 #[test]
-fn the_placeholder_may_be_missing() {
-    let lab = Lab::new().with("CUDA_VISIBLE_DEVICES", "0");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("init");
-    let _peer = assigner.accept_client();
-    client.end().succeeded();
-    assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+fn the_program_and_its_children_see_ordinals() {
+    for (value, after) in [("0", "0"), ("", "0"), ("3", "3"), (" 0 ", " 0 ")] {
+        let lab = Lab::new().with("CUDA_VISIBLE_DEVICES", value);
+        let assigner = Assigner::listen(&lab.socket());
+        let client = lab.start("visible");
+        let mut peer = assigner.accept();
+        let hello = peer.hello();
+        assert_eq!((hello.gpus, &hello.eligible[..]), (1, &[][..]));
+        peer.say(Say::Welcome(welcome()));
+        assert_eq!(peer.hear(), Hear::Bind(Default::default()));
+        peer.say(bound());
+        let ended = client.end().succeeded().prints(&format!("after=[{after}]"));
+        assert!(ended.stdout().contains(&format!("child=[{after}]")), "{}", ended.text());
+        assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
+    }
+}
+
+/// What a program makes of the list before cuInit is relative to what it has been given.
+#[test]
+fn a_narrower_choice_is_asked_for() {
+    let uuids = "GPU-aa11,GPU-bb22";
+    for (choice, wanted) in [
+        ("1", &["GPU-bb22"][..]),
+        ("1,0", &["GPU-bb22", "GPU-aa11"]),
+        ("GPU-bb", &["GPU-bb22"]),
+        ("GPU-cc33", &["GPU-cc33"]),
+        ("0,1", &[]),
+    ] {
+        let lab = Lab::new().with("ACB_GPUS", "2").with("CUDA_VISIBLE_DEVICES", "0,1");
+        let lab = lab.with("ACB_UUIDS", uuids);
+        let assigner = Assigner::listen(&lab.socket());
+        let client = lab.start(&format!("visible {choice}"));
+        let mut peer = assigner.accept();
+        let hello = peer.hello();
+        assert_eq!(hello.eligible, wanted, "{choice}");
+        assert_eq!(hello.gpus as usize, if wanted.is_empty() { 2 } else { wanted.len() });
+        peer.say(Say::Welcome(welcome()));
+        assert_eq!(peer.hear(), Hear::Bind(Default::default()));
+        peer.say(bound());
+        let ended = client.end().succeeded().prints(&format!("after=[{choice}]"));
+        assert!(ended.stdout().contains(&format!("child=[{choice}]")), "{}", ended.text());
+    }
+}
+
+#[test]
+fn without_an_assigner_ordinals_mean_the_jobs_gpus() {
+    let lab = Lab::new().with("ACB_GRACE_MS", "50").with("ACB_GPUS", "2");
+    let lab = lab.with("ACB_UUIDS", "GPU-aa11,GPU-bb22").with("CUDA_VISIBLE_DEVICES", "1");
+    lab.start("visible").end().succeeded().prints("after=[1]").says("goes on without scheduling");
+    assert_eq!(lab.driver_calls(), ["cuInit 0 GPU-bb22"]);
 }
 
 #[test]

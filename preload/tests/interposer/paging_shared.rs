@@ -8,7 +8,8 @@ use acb_wire::v1::{BoundGpu, Evict, Granted};
 
 /// A program with two GPUs.
 fn on_two(words: &str) -> Play {
-    let lab = Lab::on_software_gpu("gpus = 2").with("CUDA_VISIBLE_DEVICES", "0,1       ");
+    let lab =
+        Lab::on_software_gpu("gpus = 2").with("ACB_GPUS", "2").with("CUDA_VISIBLE_DEVICES", "0,1");
     let second = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
     start_on(lab, words, paged_welcome(), vec![gpu(), second])
 }
@@ -16,7 +17,8 @@ fn on_two(words: &str) -> Play {
 /// The program's devices are in another order than NVML's, and of different sizes.
 #[test]
 fn nvml_is_told_by_uuid_whatever_the_order() {
-    let lab = Lab::on_software_gpu("gpus = 2").with("CUDA_VISIBLE_DEVICES", "0,1       ");
+    let lab =
+        Lab::on_software_gpu("gpus = 2").with("ACB_GPUS", "2").with("CUDA_VISIBLE_DEVICES", "0,1");
     let first = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
     let second = BoundGpu { uuid: "0".into(), memory: 8 << 30, ..gpu() };
     let mut play = start_on(lab, "a4 ? @1 a6 ? H0 H1 H2 .", paged_welcome(), vec![first, second]);

@@ -83,7 +83,7 @@ impl Lab {
             ("ACB_GRACE_MS".to_owned(), "20000".to_owned()),
             ("ACB_LOG".to_owned(), "debug".to_owned()),
             ("DUMMY_LOG".to_owned(), path("driver.log")),
-            ("CUDA_VISIBLE_DEVICES".to_owned(), "GPU-00000000".to_owned()),
+            ("CUDA_VISIBLE_DEVICES".to_owned(), "0".to_owned()),
         ];
         Lab { folder, variables }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The functions that the library answers itself.
-const ANSWERED: [&str; 11] = [
+const ANSWERED: [&str; 14] = [
     "nvmlDeviceGetMemoryInfo",
     "nvmlDeviceGetMemoryInfo_v2",
     "nvmlDeviceGetComputeRunningProcesses",
@@ -23,6 +23,9 @@ const ANSWERED: [&str; 11] = [
     "nvmlDeviceGetMPSComputeRunningProcesses",
     "nvmlDeviceGetMPSComputeRunningProcesses_v2",
     "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+    "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetIndex",
 ];
 
 /// `codegen nvml ROOT [PYNVML_PY]`.

@@ -90,7 +90,8 @@ fn a_task_gets_the_contract() {
         ("ACB_STEP", "0"),
         ("ACB_RANK", "3"),
         ("ACB_PRIORITY", "0"),
-        ("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b"),
+        ("CUDA_VISIBLE_DEVICES", "0,1"),
+        ("ACB_UUIDS", "GPU-a,GPU-b"),
         ("NCCL_GRAPH_REGISTER", "0"),
         ("SITE", "1"),
     ] {
@@ -145,7 +146,8 @@ fn a_constrained_step_stays_on_its_own_gpus() {
     };
     let constrained = after(Devices::OfTheStep, "", "3").unwrap();
     assert_eq!(constrained["ACB_ELIGIBLE"], "GPU-b");
-    assert_eq!(constrained["CUDA_VISIBLE_DEVICES"], "GPU-b");
+    assert_eq!(constrained["CUDA_VISIBLE_DEVICES"], "0");
+    assert_eq!(constrained["ACB_UUIDS"], "GPU-b");
     assert!(matches!(
         after(Devices::OfTheStep, "gpus=2", "3"),
         Err(TaskError::TooManyGpus { there: 1, .. })
@@ -155,7 +157,8 @@ fn a_constrained_step_stays_on_its_own_gpus() {
     {
         let free = after(devices, "gpus=2", own).unwrap();
         assert!(!free.contains_key("ACB_ELIGIBLE"));
-        assert_eq!(free["CUDA_VISIBLE_DEVICES"], "GPU-a,GPU-b");
+        assert_eq!(free["CUDA_VISIBLE_DEVICES"], "0,1");
+        assert_eq!(free["ACB_UUIDS"], "GPU-a,GPU-b");
     }
 }
 
@@ -230,26 +233,28 @@ fn a_gang_is_the_steps_then_the_jobs() {
 
 #[test]
 fn the_job_key_goes() {
-    let (spec, ready) = (spec(""), ready());
+    let spec = spec("");
     let gone = Change::Unset("SLURM_SPANK_ACB_KEY".into());
-    assert!(leave(&spec, Some(&ready), &BTreeMap::new()).contains(&gone));
+    assert!(leave(&spec, &BTreeMap::new()).contains(&gone));
     assert!(!joined("", "", &[]).unwrap().contains_key("SLURM_SPANK_ACB_KEY"));
 }
 
 #[test]
 fn off_gives_back_slurms_devices() {
-    let (spec, ready) = (spec(""), ready());
-    let visible = |value: &str| {
-        let environment = BTreeMap::from([
+    let spec = spec("");
+    let visible = |value: &str, more: &[(&'static str, &str)]| {
+        let mut environment = BTreeMap::from([
             ("ACB_SOCKET", "/s".to_owned()),
             ("CUDA_VISIBLE_DEVICES", value.to_owned()),
             ("SLURM_JOB_GPUS", "4,5".to_owned()),
         ]);
-        apply(&environment, &leave(&spec, Some(&ready), &environment))["CUDA_VISIBLE_DEVICES"]
-            .clone()
+        environment.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        apply(&environment, &leave(&spec, &environment))["CUDA_VISIBLE_DEVICES"].clone()
     };
-    assert_eq!(visible("GPU-b"), "4,5", "inherited from the batch step");
-    assert_eq!(visible("4"), "4", "the step's own");
+    assert_eq!(visible("0", &[]), "4,5", "inherited from the batch step");
+    assert_eq!(visible("4", &[]), "4", "the step's own");
+    assert_eq!(visible("0", &[("SLURM_STEP_GPUS", "5")]), "0", "likewise, of constrained devices");
+    assert_eq!(visible("0,1", &[("GPU_DEVICE_ORDINAL", "1")]), "1", "as Slurm says elsewhere");
 }
 
 proptest! {
@@ -286,7 +291,7 @@ proptest! {
         };
         let once = join_once(&before);
         prop_assert_eq!(&join_once(&once), &once);
-        let left = apply(&once, &leave(&spec, Some(&ready), &once));
+        let left = apply(&once, &leave(&spec, &once));
         let names =
             ["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "ACB_SOCKET", "ACB_ADDED", NCCL];
         for name in names {

@@ -34,12 +34,9 @@ name = "Simulated GPU"
 memory = "16GiB"
 "#;
 
-/// As long as the UUIDs that replace it in `cuInit`.
-const UUID_PLACEHOLDER: &str = "GPU-00000000-0000-0000-0000-000000000000";
-
-/// What stands in `CUDA_VISIBLE_DEVICES` for so many GPUs until a client is bound.
+/// What stands in `CUDA_VISIBLE_DEVICES` for so many GPUs.
 pub fn place_holders(gpus: u32) -> String {
-    vec![UUID_PLACEHOLDER; gpus as usize].join(",")
+    (0..gpus).map(|gpu| gpu.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// A running assigner.
@@ -184,7 +181,7 @@ impl Outside {
             .env("LD_LIBRARY_PATH", library)
             .env("ACB_SOCKET", self.socket())
             .env("ACB_GPUS", "1")
-            .env("CUDA_VISIBLE_DEVICES", UUID_PLACEHOLDER);
+            .env("CUDA_VISIBLE_DEVICES", "0");
         if self.on == Gpus::Software {
             command.env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"));
         }

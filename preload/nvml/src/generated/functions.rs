@@ -15,6 +15,9 @@ macro_rules! nvml_functions {
             nvmlDeviceGetMPSComputeRunningProcesses
             nvmlDeviceGetMPSComputeRunningProcesses_v2
             nvmlDeviceGetMPSComputeRunningProcesses_v3
+            nvmlDeviceGetHandleByIndex
+            nvmlDeviceGetHandleByIndex_v2
+            nvmlDeviceGetIndex
             ; passed:
             nvmlComputeInstanceDestroy
             nvmlComputeInstanceGetInfo
@@ -120,8 +123,6 @@ macro_rules! nvml_functions {
             nvmlDeviceGetGridLicensableFeatures_v4
             nvmlDeviceGetGspFirmwareMode
             nvmlDeviceGetGspFirmwareVersion
-            nvmlDeviceGetHandleByIndex
-            nvmlDeviceGetHandleByIndex_v2
             nvmlDeviceGetHandleByPciBusId
             nvmlDeviceGetHandleByPciBusId_v2
             nvmlDeviceGetHandleBySerial
@@ -129,7 +130,6 @@ macro_rules! nvml_functions {
             nvmlDeviceGetHandleByUUIDV
             nvmlDeviceGetHostVgpuMode
             nvmlDeviceGetHostname_v1
-            nvmlDeviceGetIndex
             nvmlDeviceGetInforomConfigurationChecksum
             nvmlDeviceGetInforomImageVersion
             nvmlDeviceGetInforomVersion
