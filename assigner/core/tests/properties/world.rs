@@ -76,6 +76,8 @@ pub(crate) struct World {
     settled: Time,
     /// Whose latest lease but one was cut short for others: the rest of its quantum is what counts.
     gave_way: [bool; SLOTS],
+    /// How many of lower levels have started where each waits, since nobody was left who goes before it.
+    outrun: [u32; SLOTS],
     /// What the latest event had asked back.
     recalls: Vec<(usize, ClientId)>,
     /// What the assigner would begin its next life with.
@@ -100,6 +102,7 @@ impl World {
             next_id: 0,
             settled: Time(0),
             gave_way: [false; SLOTS],
+            outrun: [0; SLOTS],
             recalls: Vec::new(),
             written: Writer::default(),
             log: Vec::new(),
@@ -152,6 +155,9 @@ impl World {
             What::Join { .. } => {} // it is there already
             What::Bind => self.tell(Event::Bind { client }),
             What::Acquire { expected_ms } => {
+                if !self.clients[slot].waiting {
+                    self.outrun[slot] = 0;
+                }
                 self.clients[slot].waiting |= self.clients[slot].lease.is_none();
                 let expected = expected_ms.map(Duration::from_millis);
                 self.tell(Event::Acquire { client, expected });

@@ -85,6 +85,7 @@ impl World<'_, '_> {
                     self.clients[index].gave_way = false;
                     self.come_before(index);
                     self.clients[index].waits = Some((self.now, guaranteed));
+                    self.clients[index].outrun = 0;
                 }
             }
             Event::Ready { client, .. } => self.check_ready(index(*client)),

@@ -75,6 +75,8 @@ pub(super) struct Client {
     pub(super) leaves: bool,
     /// It was asked for its latest lease before its time was over: it asks again for the rest, by the same request.
     pub(super) gave_way: bool,
+    /// How many of lower levels have started where it waits, since nobody was left who goes before it.
+    pub(super) outrun: u32,
     /// How others were let go before its latest request.
     pub(super) passed: Passed,
     /// What was promised of the lease that it has, until its memory is there.
@@ -125,6 +127,7 @@ impl Client {
             holds: false,
             leaves: false,
             gave_way: false,
+            outrun: 0,
             passed: Passed::default(),
             due: None,
             number: 0,

@@ -69,16 +69,17 @@ impl World {
         (queue.map_or(0, |(priority, ..)| *priority), client.who.priority)
     }
 
-    /// Nothing of a lower level starts where a client waits that could have all of its GPUs as soon as they come back: so many are
-    /// not kept for who goes before it. Not counted: who may be entitled, who is let go before another and gives back in
-    /// time, and for whom memory may be in the way.
-    pub(super) fn judge_outrun(&self, granted: usize, gpus: &[Gpu]) {
+    /// A client that could have all of its k GPUs as soon as they come back, since so many are not kept for who goes before it, sees
+    /// k leases of a lower level start there at most. Not counted: who may be entitled, who is let go before another and gives
+    /// back in time, and for whom memory may be in the way.
+    pub(super) fn judge_outrun(&mut self, granted: usize, gpus: &[Gpu]) {
         let (who, id) = (&self.clients[granted].who, self.id(granted));
         let guarantee = |slot: usize| self.setup.quota(self.clients[slot].who.tenant).0;
         let passes = !self.scheduler.passed_by(id).is_empty();
         if self.setup.quota(who.tenant).0 > 0 || passes || !self.setup.policy.is_exclusive() {
             return;
         }
+        let mut outrun = self.outrun;
         let level = |slot: usize| self.level(&self.clients[slot]);
         let states = self.scheduler.snapshot().gpus;
         for slot in 0..SLOTS {
@@ -103,17 +104,22 @@ impl World {
             };
             let left = (0..self.setup.gpus).map(Gpu).filter(is_left).count();
             let could_have_all = client.who.gpus == 1 || left >= client.who.gpus as usize;
-            assert!(
-                !client.waiting
-                    || client.away
-                    || level(slot) <= level(granted)
-                    || limited
-                    || has_memory
-                    || !gpus.iter().any(could)
-                    || !could_have_all,
-                "{granted} starts before {slot}, which waits on a higher level"
-            );
+            let outruns = client.waiting
+                && !client.away
+                && level(slot) > level(granted)
+                && !limited
+                && !has_memory
+                && gpus.iter().any(could);
+            if outruns {
+                let most = client.who.gpus;
+                outrun[slot] = if could_have_all { outrun[slot] + 1 } else { 0 };
+                assert!(
+                    outrun[slot] <= most,
+                    "{granted} starts before {slot}, which waits on a higher level"
+                );
+            }
         }
+        self.outrun = outrun;
     }
 
     /// Everybody who holds has endless work, obeys, and wants more at once: nobody takes GPUs from each other for ever.

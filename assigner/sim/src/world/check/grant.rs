@@ -82,8 +82,9 @@ impl World<'_, '_> {
         }
     }
 
-    /// Nothing of a lower level starts where a client waits that could have all of its GPUs as soon as they come back. So of k GPUs
-    /// it waits for k lower leases at most: those that it finds there when nobody is left who goes before it.
+    /// A client that could have all of its k GPUs as soon as they come back waits for k leases of a lower level at most. Those that it
+    /// finds there are one on each; later ones start only by an event that has kept GPUs for who goes before it, and then
+    /// has that one start elsewhere.
     fn check_outrun(&mut self, node: usize, granted: usize, gpus: &[usize]) {
         // Gangs start as a whole, and before they are told. Nor is in the way who shares a GPU with others.
         if !self.watch.check
@@ -101,15 +102,20 @@ impl World<'_, '_> {
             return;
         }
         let level = self.level(granted);
-        let outrun = (0..self.clients.len()).find(|at| {
-            let waits =
-                self.clients[*at].waits.is_some() && self.scenario.clients[*at].node == node;
-            let is_above = self.level(*at) > level && !self.is_limited(*at);
-            waits && is_above && self.could_use(*at, gpus) && self.could_have_all(*at)
-        });
-        if let Some(outrun) = outrun {
-            let (one, two) = (self.name(outrun), self.name(granted));
-            self.violated(format!("{two} starts before {one}, which waits on a higher level"));
+        for at in 0..self.clients.len() {
+            let (client, spec) = (&self.clients[at], &self.scenario.clients[at]);
+            let waits = client.waits.is_some() && spec.node == node;
+            let is_above = self.level(at) > level && !self.is_limited(at);
+            if !waits || !is_above || !self.could_use(at, gpus) {
+                continue;
+            }
+            let most = spec.gpus;
+            self.clients[at].outrun =
+                if self.could_have_all(at) { self.clients[at].outrun + 1 } else { 0 };
+            if self.clients[at].outrun > most {
+                let (one, two) = (self.name(at), self.name(granted));
+                self.violated(format!("{two} starts before {one}, which waits on a higher level"));
+            }
         }
     }
 
