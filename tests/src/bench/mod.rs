@@ -19,6 +19,7 @@ pub mod record;
 pub mod scale;
 pub mod simulated;
 pub mod status;
+pub mod system;
 pub mod terminal;
 pub mod timeline;
 pub mod wire_client;

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::status::Status;
+use super::system::System;
 use crate::lab::{Prefix, wait_until};
 
 /// How long a daemon may take to come up, or anything to become so, even on a crowded machine.
@@ -51,10 +52,10 @@ pub struct Outside {
 }
 
 /// Which GPUs an assigner hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Gpus {
     Software,
-    Real,
+    Real(System),
 }
 
 impl Outside {
@@ -70,8 +71,8 @@ impl Outside {
     ///
     /// # Errors
     /// It does not come up; the error has its log.
-    pub fn on_real_gpus(prefix: &Prefix, options: &[&str]) -> Result<Self> {
-        Self::launch(prefix, Gpus::Real, "", options)
+    pub fn on_real_gpus(prefix: &Prefix, system: System, options: &[&str]) -> Result<Self> {
+        Self::launch(prefix, Gpus::Real(system), "", options)
     }
 
     fn launch(prefix: &Prefix, on: Gpus, simcuda: &str, options: &[&str]) -> Result<Self> {
@@ -84,11 +85,12 @@ impl Outside {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut command = Command::new(prefix.program("gpu_assigner"));
         bare(&mut command);
-        if on == Gpus::Software {
-            command
+        match &on {
+            Gpus::Software => command
                 .env("SIMCUDA_CONFIG", folder.path().join("simcuda.toml"))
-                .env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1"));
-        }
+                .env("ACB_NVML", prefix.test_program("sim/libnvidia-ml.so.1")),
+            Gpus::Real(system) => system.hand_to(&mut command, None),
+        };
         command
             .env("HOME", folder.path())
             .args(["--port", &port.to_string(), "start", "--foreground"])
@@ -164,11 +166,12 @@ impl Outside {
         let mut command = Command::new(program.as_ref());
         bare(&mut command);
         command.env("HOME", self.folder());
-        if self.on == Gpus::Software {
-            command
+        match &self.on {
+            Gpus::Software => command
                 .env("SIMCUDA_CONFIG", self.folder().join("simcuda.toml"))
-                .env("LD_LIBRARY_PATH", self.prefix.test_program("sim"));
-        }
+                .env("LD_LIBRARY_PATH", self.prefix.test_program("sim")),
+            Gpus::Real(system) => system.hand_to(&mut command, system.folder()),
+        };
         command
     }
 
@@ -178,22 +181,28 @@ impl Outside {
         let mut command = self.plain(program);
         command
             .env("LD_PRELOAD", library.join("libcuda.so.1"))
-            .env("LD_LIBRARY_PATH", library)
             .env("ACB_SOCKET", self.socket())
             .env("ACB_GPUS", "1")
             .env("CUDA_VISIBLE_DEVICES", "0");
-        if self.on == Gpus::Software {
-            command.env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"));
-        }
+        match &self.on {
+            Gpus::Software => command
+                .env("LD_LIBRARY_PATH", library)
+                .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1")),
+            Gpus::Real(system) => system.hand_to(&mut command, Some(&library)),
+        };
         command
     }
 
     /// A program as a user starts it: `agarun OPTION… -- program`.
     pub fn agarun(&self, options: &[&str], program: impl AsRef<Path>) -> Command {
         let mut command = self.plain(self.prefix.program("agarun"));
+        match &self.on {
+            Gpus::Software => command
+                .env_remove("LD_LIBRARY_PATH")
+                .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1")),
+            Gpus::Real(system) => system.hand_to(&mut command, None),
+        };
         command
-            .env_remove("LD_LIBRARY_PATH")
-            .env("ACB_DRIVER", self.prefix.test_program("sim/libcuda.so.1"))
             .env("AGA_GPU_ALLOC_SERVER_PORT", self.port.to_string())
             .args(options)
             .arg("--")

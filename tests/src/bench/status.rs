@@ -26,6 +26,8 @@ pub struct Status {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct GpuStatus {
+    /// As the driver names it.
+    pub uuid: String,
     /// Bytes that it has.
     pub memory: u64,
     /// Bytes promised to clients.

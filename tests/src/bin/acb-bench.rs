@@ -19,6 +19,7 @@ use acb_tests::bench::played::{self, On};
 use acb_tests::bench::quickstart;
 use acb_tests::bench::scale;
 use acb_tests::bench::simulated;
+use acb_tests::bench::system::System;
 use acb_tests::bench::terminal::{self, ColorChoice};
 use acb_tests::lab::Prefix;
 use anyhow::{Context, Result, bail};
@@ -58,7 +59,8 @@ struct Arguments {
     #[arg(long, value_name = "N", requires = "scenario", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
     rounds: u64,
-    /// On the GPUs of this machine instead of software GPUs; memory is not divided
+    /// On the GPUs of this machine instead of software GPUs: the first of CUDA_VISIBLE_DEVICES, or of all. Memory is not divided; what
+    /// a GPU has more than the scenario is taken. The driver is where ACB_DRIVER and ACB_NVML say, or in the usual places
     #[arg(long, requires = "scenario", conflicts_with = "smaller")]
     real: bool,
     /// Make the measurement of this figure in this process, and tell the one that asked
@@ -185,8 +187,10 @@ fn scenario(arguments: &Arguments, file: &Path) -> Result<()> {
         text = acb_sim::read::set(&text, value).with_context(|| format!("--set {value}"))?;
     }
     let scenario = acb_sim::read(&name, &text, Overrides::default())?;
-    let (memory, on) =
-        if arguments.real { (1, On::Real) } else { (arguments.smaller, On::Software) };
+    let (memory, on) = match arguments.real {
+        true => (1, On::Real(System::of_environment())),
+        false => (arguments.smaller, On::Software),
+    };
     let scale = Scale { time: arguments.faster, memory, rounds: arguments.rounds };
     let plan = Plan::new(scenario, scale).with_context(|| name.clone())?;
     let prefix = installed(arguments)?;

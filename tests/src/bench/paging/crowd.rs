@@ -49,6 +49,15 @@ struct Checked {
 /// # Errors
 /// A client fails, or is silent for long; [`Interrupted`].
 pub fn run(commands: Vec<Command>) -> Result<Record> {
+    run_patiently(commands, PATIENCE)
+}
+
+/// The same for clients that may all be silent for longer.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_patiently(commands: Vec<Command>, patience: Duration) -> Result<Record> {
+    let patience = patience.max(PATIENCE);
     let (send, lines) = mpsc::channel();
     let mut crowd = Crowd::default();
     for command in commands {
@@ -72,10 +81,10 @@ pub fn run(commands: Vec<Command>) -> Result<Record> {
         if interrupt::requested() {
             bail!(Interrupted);
         }
-        if heard.elapsed() > PATIENCE {
+        if heard.elapsed() > patience {
             bail!(
                 "no client has said anything for {} s:\n{}",
-                PATIENCE.as_secs(),
+                patience.as_secs(),
                 crowd.complaint()
             );
         }

@@ -1,10 +1,11 @@
 //! A scenario of the simulation, played by real programs under the real assigner and interposer: the same file, measured and
 //! simulated side by side.
 //!
-//! Owns: the runs and what is compared. Does not own: what becomes of the clients ([`plan`]), the simulation ([`acb_sim`]),
-//! the table ([`table`]).
+//! Owns: the runs and what is compared. Does not own: what becomes of the clients ([`plan`]), what they run on ([`stage`]), the
+//! simulation ([`acb_sim`]), the table ([`table`]).
 
 pub mod plan;
+mod stage;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -12,32 +13,31 @@ use std::process::Command;
 
 use acb_sim::{Report, Watch};
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::plan::Plan;
+use self::stage::Stage;
 use super::analysis::{Window, steady_state};
-use super::outside::{self, Outside};
+use super::outside;
 use super::paging::crowd::{self, Record};
-use super::paging::gpu::OWN;
 use super::record::Round;
+use super::system::System;
 use crate::lab::Prefix;
 
-/// What a context takes on a software GPU.
-const CONTEXT: u64 = 1 << 20;
 /// Rounds of a client that has the GPU alone, without the interposer.
 const ALONE: u64 = 3;
 
 /// What the programs run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum On {
     /// Software GPUs with the scenario's memory and links.
     Software,
-    /// The GPUs of this machine.
-    Real,
+    /// The GPUs of this machine, with as much of their memory.
+    Real(System),
 }
 
 /// A group of clients: measured and simulated.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -50,7 +50,7 @@ pub struct Group {
 }
 
 /// What is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// GPU phases done in an hour.
     pub per_hour: f64,
@@ -61,7 +61,7 @@ pub struct Figures {
 }
 
 /// A scenario that was played.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Played {
     /// The scenario's title.
     pub title: String,
@@ -71,6 +71,15 @@ pub struct Played {
     pub share_of_bound: f64,
     /// The same, simulated.
     pub simulated_share_of_bound: f64,
+    /// Measured share of the bound of the lengths that the scenario says: without spread never more than 1, but for the phases that
+    /// the window cuts.
+    pub share_of_stated_bound: f64,
+    /// Seconds in which holders waited for their memory, from begin to end.
+    pub switch_s: f64,
+    /// The share of the GPUs' time that this is.
+    pub switching: f64,
+    /// The same, simulated.
+    pub simulated_switching: f64,
     /// Measured throughput against as many clients as GPUs, each alone.
     pub times_exclusive: f64,
     /// The same, simulated.
@@ -86,19 +95,24 @@ pub struct Played {
 /// # Errors
 /// A program fails, or an invariant of the simulation is violated. Wrong data is told, not an error.
 pub fn play(prefix: &Prefix, plan: &Plan, on: On) -> Result<Played> {
+    let Stage { outside, plan, own, .. } = &Stage::start(prefix, plan, on)?;
     let scenario = &plan.scenario;
     let outcome = acb_sim::run(scenario, Watch { check: true, ..Watch::default() })?;
     let report = Report::of(scenario, &outcome);
     if let Some(violation) = report.violations.first() {
         bail!("an invariant is violated {violation}");
     }
-    let outside = start(prefix, plan, on)?;
     let mut alone = BTreeMap::new();
     for (index, client) in scenario.clients.iter().enumerate() {
         if let std::collections::btree_map::Entry::Vacant(entry) = alone.entry(client.group) {
             let mut command = outside.plain(prefix.test_program("pages"));
+            let visible = outside.status()?.context("the assigner does not answer")?.gpus;
+            let visible = visible.iter().take(client.gpus as usize);
+            let visible: Vec<&str> = visible.map(|gpu| gpu.uuid.as_str()).collect();
             command.args(plan.pages(index, Some(ALONE)));
-            let record = crowd::run(vec![command]).context("one client alone")?;
+            command.env("CUDA_VISIBLE_DEVICES", visible.join(","));
+            let record = crowd::run_patiently(vec![command], plan.silence());
+            let record = record.context("one client alone, without the interposer")?;
             entry.insert(means(&record.rounds));
         }
     }
@@ -107,33 +121,21 @@ pub fn play(prefix: &Prefix, plan: &Plan, on: On) -> Result<Played> {
         // Data of its own: what is another's must be wrong.
         let seed = (index as u64 * 1000 + scenario.seed).to_string();
         command.args(plan.pages(index, None)).args(["--seed", &seed]);
-        command.envs(plan.environment(index));
+        command.envs(plan.environment(index, *own));
         // As many as it sees.
         command.env("CUDA_VISIBLE_DEVICES", outside::place_holders(scenario.clients[index].gpus));
         command
     });
-    let record = crowd::run(commands.collect()).with_context(|| outside.log())?;
-    compare(plan, &report, &record, &alone)
-}
-
-fn start(prefix: &Prefix, plan: &Plan, on: On) -> Result<Outside> {
-    let options = plan.assigner();
-    let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
-    if on == On::Real {
-        return Outside::on_real_gpus(prefix, &all);
-    }
-    all.extend(["--context-mib", "1"]);
-    let (node, clients) = (plan.node(), plan.scenario.clients.len() as u64);
-    // What clients have beyond the memory of the scenario is no part of it.
-    let memory = node.config.gpus[0].memory + clients * (CONTEXT + OWN);
-    let link = node.link.bytes_per_s as u64;
-    let mut simcuda = format!(
-        "memory = {memory}\ncontext_bytes = {CONTEXT}\nlink_out = {link}\nlink_in = {link}\nduplex = {}\n\
-         launch_ns = 3000\ncopy_ns = 5000\n",
-        node.link.duplex
-    );
-    node.config.gpus.iter().for_each(|_| simcuda += "\n[[gpu]]\nname = \"Simulated GPU\"\n");
-    Outside::start(prefix, &simcuda, &all)
+    let record = crowd::run_patiently(commands.collect(), plan.silence());
+    let record = record.with_context(|| outside.log())?;
+    let status = outside.status()?.context("the assigner does not answer")?;
+    let switch_ns: u64 = status.gpus.iter().map(|gpu| gpu.switch_ns).sum();
+    let begin = record.rounds.iter().map(|round| round.cpu_start_ns).min().unwrap_or(0);
+    let end = record.rounds.iter().map(|round| round.gpu_done_ns).max().unwrap_or(0);
+    let all_ns = (end - begin).max(1) as f64 * status.gpus.len() as f64;
+    let switch_s = switch_ns as f64 / 1e9;
+    let played = compare(plan, &report, &record, &alone)?;
+    Ok(Played { switch_s, switching: switch_ns as f64 / all_ns, ..played })
 }
 
 /// Mean CPU phase and mean time from wanting the GPU to the end of the GPU phase, seconds.
@@ -174,16 +176,14 @@ fn compare(
     let phases: Vec<Option<(f64, f64)>> =
         scenario.clients.iter().map(|client| alone.get(&client.group).copied()).collect();
     let length_s = window.length() as f64 / 1e9;
-    let busy: f64 = scenario
-        .clients
-        .iter()
-        .zip(&phases)
-        .map(|(client, phases)| {
+    let share = |phases: &[Option<(f64, f64)>]| {
+        let busy = scenario.clients.iter().zip(phases).map(|(client, phases)| {
             let own = |round: &&Round| round.name == client.name;
             let done = record.rounds.iter().filter(counted).filter(own).count();
             done as f64 * f64::from(client.gpus) * phases.map_or(0.0, |(_, gpu_s)| gpu_s)
-        })
-        .sum();
+        });
+        busy.sum::<f64>() / length_s / acb_sim::report::bound_with(scenario, phases)
+    };
     let gpus = plan.node().config.gpus.len() as f64;
     let per_round_s: f64 = phases.iter().flatten().map(|(cpu_s, gpu_s)| cpu_s + gpu_s).sum();
     let alone_per_s = gpus * phases.len() as f64 / per_round_s;
@@ -191,8 +191,12 @@ fn compare(
     Ok(Played {
         title: scenario.title.clone(),
         groups: groups.collect(),
-        share_of_bound: busy / length_s / acb_sim::report::bound_with(scenario, &phases),
+        share_of_bound: share(&phases),
         simulated_share_of_bound: report.share_of_bound,
+        share_of_stated_bound: share(&plan.phases()),
+        switch_s: 0.0,
+        switching: 0.0,
+        simulated_switching: report.switching,
         times_exclusive: rounds / length_s / alone_per_s,
         simulated_times_exclusive: report.times_exclusive,
         checked: record.checked,

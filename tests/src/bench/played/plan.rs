@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use acb_core::Policy;
+use acb_core::{Backfill, Eligible, Policy, Select};
 use acb_sim::Scenario;
 use acb_sim::random::{Family, Lengths};
-use acb_sim::scenario::{Client, Node, Release, Work};
+use acb_sim::scenario::{Client, Expectation, Node, Release, Work};
 
 use crate::bench::paging::gpu::CHUNK;
 
@@ -60,11 +60,19 @@ impl Plan {
         if !config.tenants.is_empty() || !config.queues.is_empty() {
             return no("there are sections [[tenant]] or [[queue]]");
         }
-        if !config.topology.links.is_empty() || !node.switch.is_zero() {
-            return no("`links` and `switch_ms` are what GPUs have or have not");
+        let topology = &config.topology;
+        if !(topology.links.is_empty() && topology.distances.is_empty() && node.switch.is_zero()) {
+            return no("`links`, `distances` and `switch_ms` are what GPUs have or have not");
+        }
+        if config.fair_share.is_some() || config.backfill == Backfill::Off {
+            return no("there is fair share, or no backfill");
         }
         config.quantum = shorter(config.quantum).max(Duration::from_millis(1));
         config.max_bypass_time = shorter(config.max_bypass_time).max(Duration::from_secs(1));
+        config.estimator.default = shorter(config.estimator.default);
+        if config.memory.host_budget != u64::MAX {
+            config.memory.host_budget /= scale.memory;
+        }
         for gpu in &mut config.gpus {
             gpu.memory = smaller(gpu.memory, scale.memory);
         }
@@ -76,6 +84,10 @@ impl Plan {
         (scenario.stop, scenario.due, scenario.steady) = (None, None, None);
         for client in &mut scenario.clients {
             shrink(client, scale)?;
+        }
+        let first = scenario.clients.first().map(|client| client.release);
+        if scenario.clients.iter().any(|client| Some(client.release) != first) {
+            return no("clients differ in `idle_us`, of which an assigner has one");
         }
         Ok(Plan { scenario })
     }
@@ -93,6 +105,10 @@ impl Plan {
             Policy::GpuSharing => "gpu-sharing",
             Policy::GpuAffinity => "gpu-affinity",
         };
+        let select = match config.peaks.select {
+            Select::Min => "min",
+            Select::Max => "max",
+        };
         let pairs = [
             ("--scheduler", policy.to_owned()),
             ("--quantum-ms", config.quantum.as_millis().to_string()),
@@ -100,8 +116,30 @@ impl Plan {
             ("--max-bypass", config.max_bypass.to_string()),
             ("--max-bypass-s", config.max_bypass_time.as_secs().to_string()),
             ("--switch-share", config.switch_share.to_string()),
+            ("--exe-est-start-count", config.estimator.start_count.to_string()),
+            ("--exe-est-latest-count", config.estimator.latest_count.to_string()),
+            ("--exe-est-interval", config.estimator.interval.to_string()),
+            ("--exe-est-percentile", config.estimator.percentile.to_string()),
+            ("--exe-est-default-execution-time", config.estimator.default.as_millis().to_string()),
+            ("--mem-est-start-count", config.peaks.start_count.to_string()),
+            ("--mem-est-data-max-len", config.peaks.latest_count.to_string()),
+            ("--mem-est-interval", config.peaks.interval.to_string()),
+            ("--mem-est-percentile", config.peaks.percentile.to_string()),
+            ("--mem-est-fixed-ratio", config.peaks.ratio.to_string()),
+            ("--mem-est-select-strategy", select.to_owned()),
         ];
-        pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+        let budget = (config.memory.host_budget != u64::MAX)
+            .then(|| ("--host-budget", format!("{}M", config.memory.host_budget >> 20)));
+        let idle = match self.scenario.clients.first().map(|client| client.release) {
+            Some(Release::WhenWanted(idle)) => Some(("--idle-us", idle.as_micros().to_string())),
+            _ => None,
+        };
+        pairs
+            .into_iter()
+            .chain(budget)
+            .chain(idle)
+            .flat_map(|(option, value)| [option.to_owned(), value])
+            .collect()
     }
 
     /// Arguments of the program `pages` that plays a client; `rounds` where it is not to do all of them.
@@ -130,14 +168,54 @@ impl Plan {
         pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
     }
 
-    /// The environment of a client, beyond what every client has.
-    pub fn environment(&self, client: usize) -> Vec<(&'static str, String)> {
+    /// The same on GPUs of other memory, behind a link of another rate.
+    ///
+    /// # Errors
+    /// Some client does not fit.
+    pub fn on(mut self, memory: &[u64], bytes_per_s: f64) -> Result<Plan, Unplayable> {
+        let node = &mut self.scenario.nodes[0];
+        node.link.bytes_per_s = bytes_per_s;
+        for (gpu, memory) in node.config.gpus.iter_mut().zip(memory) {
+            gpu.memory = *memory;
+        }
+        let least = memory.iter().min().copied().unwrap_or(0);
+        match self.scenario.clients.iter().find(|client| client.memory > least) {
+            None => Ok(self),
+            Some(Client { name, memory, .. }) => no(format!(
+                "a GPU has {} MiB beside the contexts, but \"{name}\" has {} MiB",
+                least >> 20,
+                memory >> 20
+            )),
+        }
+    }
+
+    /// For how long all programs can be silent, at most: a round of each, one after the other, several times over.
+    pub fn silence(&self) -> Duration {
+        let round = |client: &Client| match &client.work {
+            Work::Rounds { cpu, gpu, .. } => cpu.mean + gpu.mean,
+            Work::Requests { .. } => Duration::ZERO,
+        };
+        self.scenario.clients.iter().map(round).sum::<Duration>() * 5
+    }
+
+    /// Mean CPU and GPU phase of each client as the scenario says, seconds: none is shorter, where there is no spread.
+    pub fn phases(&self) -> Vec<Option<(f64, f64)>> {
+        let phases = |client: &Client| match &client.work {
+            Work::Rounds { cpu, gpu, .. } => Some((cpu.mean.as_secs_f64(), gpu.mean.as_secs_f64())),
+            Work::Requests { .. } => None,
+        };
+        self.scenario.clients.iter().map(phases).collect()
+    }
+
+    /// The environment of a client, beyond what every client has; `own`: what contexts and the pager take of a limit.
+    pub fn environment(&self, client: usize, own: u64) -> Vec<(&'static str, String)> {
         let client = &self.scenario.clients[client];
         let mut all = vec![
             ("ACB_GPUS", client.gpus.to_string()),
             ("ACB_PRIORITY", client.priority.number().to_string()),
         ];
-        all.extend(client.memory_limit.map(|limit| ("ACB_MEMORY", limit.to_string())));
+        let limit = client.memory_limit.map(|limit| limit + own);
+        all.extend(limit.map(|limit| ("ACB_MEMORY", limit.to_string())));
         if let Some(gang) = &client.gang {
             all.push(("ACB_GANG", gang.name.to_string()));
             all.push(("ACB_GANG_SIZE", gang.size.to_string()));
@@ -161,6 +239,12 @@ fn shrink(client: &mut Client, scale: Scale) -> Result<(), Unplayable> {
     let Client { name, .. } = client;
     if !client.bound {
         return no(format!("\"{name}\" is bound to no GPU; programs are"));
+    }
+    if client.eligible != Eligible::All {
+        return no(format!("\"{name}\" may run on some GPUs only"));
+    }
+    if client.expectation != Expectation::Unknown {
+        return no(format!("\"{name}\" says how long its phases are; programs do not"));
     }
     if client.release == Release::AfterPhase {
         return no(format!("\"{name}\" gives its GPU back unasked; programs do not"));

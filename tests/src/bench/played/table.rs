@@ -30,6 +30,9 @@ pub fn table(played: &Played) -> String {
     }
     let (share, simulated) = (played.share_of_bound, played.simulated_share_of_bound);
     row("share of the bound".to_owned(), share, simulated, percent);
+    if played.simulated_switching > 0.0 {
+        row("switching".to_owned(), played.switching, played.simulated_switching, percent);
+    }
     if let Some(simulated) = played.simulated_times_exclusive {
         row("times exclusive".to_owned(), played.times_exclusive, simulated, times);
     }
