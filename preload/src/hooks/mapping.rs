@@ -159,9 +159,13 @@ pub(crate) unsafe fn cuMemMap(
             _ => CuResult::INVALID_VALUE,
         };
     }
+    if PAGER.has_mapped(ptr, size as u64) {
+        return CuResult::INVALID_VALUE;
+    }
     // SAFETY: the program's own arguments.
     let result = unsafe { real::cuMemMap(ptr, size, offset, handle, flags) };
     if result.is_success() {
+        PAGER.mapped_by_driver(ptr, size as u64);
         LEDGER.mapped(ptr, handle);
     }
     result
@@ -172,6 +176,7 @@ pub(crate) unsafe fn cuMemUnmap(ptr: u64, size: usize) -> CuResult {
         // SAFETY: the program's own arguments, or a part of its range.
         let result = unsafe { real::cuMemUnmap(ptr, size as usize) };
         if result.is_success() {
+            PAGER.unmapped_by_driver(ptr, size);
             LEDGER.unmapped(ptr, size);
         }
         result
@@ -244,5 +249,25 @@ pub(crate) unsafe fn cuMemAddressFree(ptr: u64, size: usize) -> CuResult {
         return CuResult::INVALID_VALUE;
     }
     // SAFETY: the program's own arguments.
-    unsafe { real::cuMemAddressFree(ptr, size) }
+    let result = unsafe { real::cuMemAddressFree(ptr, size) };
+    if result.is_success() {
+        PAGER.unreserved(ptr);
+    }
+    result
+}
+
+pub(crate) unsafe fn cuMemAddressReserve(
+    ptr: *mut u64,
+    size: usize,
+    alignment: usize,
+    addr: u64,
+    flags: u64,
+) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuMemAddressReserve(ptr, size, alignment, addr, flags) };
+    if result.is_success() {
+        // SAFETY: the call succeeded, so the address was written.
+        PAGER.reserved(unsafe { ptr.read() }, size as u64);
+    }
+    result
 }

@@ -159,14 +159,19 @@ impl Pager {
         Some(pending.address)
     }
 
-    /// Frees what streams have come past.
+    /// Frees what streams have come past. On a thread of the program's: somebody may capture, in a mode that forbids such questions.
     pub(super) fn reap(&self) {
         let waiting = self.books().frees.pending.clone();
-        for pending in waiting {
-            if self.has_come(&pending) {
-                self.finish(pending);
-            }
+        if waiting.is_empty() {
+            return;
         }
+        device::relaxed(|| {
+            for pending in waiting {
+                if self.has_come(&pending) {
+                    self.finish(pending);
+                }
+            }
+        });
     }
 
     /// The same for the link thread, which waits for no chunk: what it moves or has hashed is left for later. When to look again.
@@ -201,7 +206,8 @@ impl Pager {
         let mut some = false;
         for pending in waiting.into_iter().filter(|pending| pending.device == device) {
             if let Some(context) = pending.context.filter(|context| self.enter(*context)) {
-                let _ = work::with_context(context.handle, || device::wait_for(pending.event));
+                let wait = || device::relaxed(|| device::wait_for(pending.event));
+                let _ = work::with_context(context.handle, wait);
                 self.leave(context);
             }
             some |= self.finish(pending);

@@ -90,9 +90,12 @@ impl Pager {
         let chunk = {
             let books = self.books();
             let Some(object) = books.names.get(name) else { return CuResult::INVALID_VALUE };
-            let fits = offset.checked_add(bytes).is_some_and(|end| end <= object.bytes);
-            let aligned = address != 0 && address.is_multiple_of(GRANULE);
-            if !fits || !aligned || bytes == 0 || !books.names.is_free(address, bytes) {
+            // What the driver would refuse later, and again and again, is refused now.
+            let fits = offset == 0 && bytes > 0 && bytes <= object.bytes;
+            let aligned = address.is_multiple_of(GRANULE) && bytes.is_multiple_of(GRANULE);
+            let is_free =
+                books.addresses.take(address, bytes) && books.names.is_free(address, bytes);
+            if !fits || !aligned || !is_free {
                 return CuResult::INVALID_VALUE;
             }
             object.chunk
@@ -197,7 +200,15 @@ impl Pager {
         bytes: u64,
         rest: impl Fn(u64, u64) -> CuResult,
     ) -> Option<CuResult> {
-        let (ours, gaps) = self.in_range(address, bytes)?;
+        let (ours, gaps) = match self.in_range(address, bytes)? {
+            Ok(found) => found,
+            Err(result) => return Some(result),
+        };
+        // First what the driver may refuse.
+        let others = each(gaps, rest);
+        if !others.is_success() {
+            return Some(others);
+        }
         for placed in ours {
             let Some((books, state)) = self.hold(placed.chunk) else { continue };
             drop(books);
@@ -218,7 +229,7 @@ impl Pager {
             drop(books);
             self.settle(left);
         }
-        Some(each(gaps, rest))
+        Some(CuResult::SUCCESS)
     }
 
     /// cuMemSetAccess of a range; `None`: nothing there is ours.
@@ -229,7 +240,14 @@ impl Pager {
         grants: &[Grant],
         rest: impl Fn(u64, u64) -> CuResult,
     ) -> Option<CuResult> {
-        let (ours, gaps) = self.in_range(address, bytes)?;
+        let (ours, gaps) = match self.in_range(address, bytes)? {
+            Ok(found) => found,
+            Err(result) => return Some(result),
+        };
+        let others = each(gaps, rest);
+        if !others.is_success() {
+            return Some(others);
+        }
         for placed in ours {
             let Some((books, state)) = self.hold(placed.chunk) else { continue };
             drop(books);
@@ -252,7 +270,7 @@ impl Pager {
                 return Some(result);
             }
         }
-        Some(each(gaps, rest))
+        Some(CuResult::SUCCESS)
     }
 
     /// cuMemGetAccess; `None`: not ours.
@@ -268,19 +286,58 @@ impl Pager {
         Some(granted.map_or(0, |(_, _, flags)| *flags))
     }
 
+    /// The program has reserved addresses.
+    pub(crate) fn reserved(&self, address: u64, bytes: u64) {
+        if self.is_active() {
+            self.books().addresses.reserve(address, bytes);
+        }
+    }
+
+    /// …and given them back.
+    pub(crate) fn unreserved(&self, address: u64) {
+        if self.is_active() {
+            self.books().addresses.give(address);
+        }
+    }
+
+    /// The driver has mapped memory of its own.
+    pub(crate) fn mapped_by_driver(&self, address: u64, bytes: u64) {
+        if self.is_active() {
+            self.books().addresses.map(address, bytes);
+        }
+    }
+
+    /// …and unmapped a range of it.
+    pub(crate) fn unmapped_by_driver(&self, address: u64, bytes: u64) {
+        if self.is_active() {
+            self.books().addresses.unmap(address, bytes);
+        }
+    }
+
     /// Whether the program has memory of ours mapped in a range.
     pub(crate) fn has_mapped(&self, address: u64, bytes: u64) -> bool {
         self.is_active() && !self.books().names.is_free(address, bytes)
     }
 
-    /// Our mappings in a range, and what they leave of it; `None`: nothing there is ours.
-    fn in_range(&self, address: u64, bytes: u64) -> Option<(Vec<Placed>, Gaps)> {
+    /// Our mappings in a range, and what they leave of it; `None`: nothing there is ours. As with the driver it is an error if one lies there
+    /// in part.
+    fn in_range(&self, address: u64, bytes: u64) -> Option<Answer<(Vec<Placed>, Gaps)>> {
         if !self.is_active() {
             return None;
         }
         let books = self.books();
+        if books.names.is_free(address, bytes) {
+            return None;
+        }
         let ours: Vec<Placed> = books.names.within(address, bytes).collect();
-        (!ours.is_empty()).then(|| (ours, books.names.gaps(address, bytes)))
+        let end = address.saturating_add(bytes);
+        let first = books.names.at(address).is_none_or(|placed| placed.address == address);
+        let last = ours.last().is_some_and(|placed| placed.address + placed.bytes <= end);
+        if !first || !last {
+            return Some(Err(CuResult::INVALID_VALUE));
+        }
+        let gaps = books.names.gaps(address, bytes);
+        Some(Ok((ours, gaps)))
     }
 
     /// Takes a chunk from everyone else, waiting for it; `None`: it is gone.

@@ -15,6 +15,7 @@
 //! never across a driver call or a wait.
 
 mod account;
+mod addresses;
 mod allocate;
 mod arena;
 mod claims;
@@ -52,6 +53,7 @@ use crate::log::{debug, warning};
 use acb_cuda_abi::CuResult;
 use acb_wire::v1::{Evicted, RoomKind, RoomReturn, client_message::Kind};
 use account::Word;
+use addresses::Addresses;
 use arena::ArenaState;
 use claims::Claims;
 use contexts::{Carrier, Contexts};
@@ -100,6 +102,7 @@ struct Books {
     table: Table,
     ranges: Ranges,
     names: Names,
+    addresses: Addresses,
     contexts: Contexts,
     peers: Peers,
     claims: Claims,
@@ -162,6 +165,7 @@ impl Pager {
                 table: Table::new(),
                 ranges: Ranges::new(),
                 names: Names::new(),
+                addresses: Addresses::new(),
                 contexts: Contexts::new(),
                 peers: Peers::new(),
                 claims: Claims::new(),

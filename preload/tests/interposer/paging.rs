@@ -368,6 +368,29 @@ fn a_programs_own_mappings_come_and_go_with_their_content() {
     assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
 }
 
+/// What the driver would refuse is refused at once, also while nothing of it can be mapped; and it is not tried for ever afterwards.
+#[test]
+fn a_crooked_mapping_is_refused_whether_or_not_it_is_the_programs_turn() {
+    let mut play = start("Q4 a2 w0:1 Q4 .");
+    play.claim(4 * MIB);
+    play.returned();
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.claim(4 * MIB);
+    play.credit(4 * MIB);
+    let ended = play.end();
+    for line in [
+        "not mapped=[1, 1, 1, 1, 1, 1]",
+        "mapped=0",
+        "not in part=[1, 1, 1, 1, 1, 1, 1, 1]",
+        "whole=[0, 0, 0]",
+        "no address=1",
+    ] {
+        let found = ended.stdout().lines().filter(|said| said.ends_with(line)).count();
+        assert_eq!(found, 2, "{line}: {}", ended.text());
+    }
+}
+
 #[test]
 fn memory_that_is_mapped_nowhere_keeps_its_content_and_its_bytes() {
     let mut play = start("m32 w0:1 u0 . n0 c0:1 q0 x0 .");
@@ -387,6 +410,19 @@ fn questions_about_absent_and_small_memory_are_answered() {
     play.end()
         .prints("size=41943040 kind=2 device=0 same=true")
         .prints("size=3072 kind=2 device=0 same=true");
+}
+
+/// Events are asked for what streams have freed; a capture elsewhere, of the strictest kind, is whole all the same.
+#[test]
+fn an_allocation_beside_a_capture_leaves_it_whole() {
+    let lab = Lab::on_software_gpu("memory_bandwidth = \"20 MB\"");
+    let mut play = start_in(lab, "A8 s C0:12 s .");
+    play.claim(8 * MIB);
+    play.turn(1, 8 * MIB);
+    play.claim(12 * MIB);
+    play.credit(12 * MIB);
+    play.returned();
+    play.end().prints("allocate=0").prints("captured=0");
 }
 
 #[test]

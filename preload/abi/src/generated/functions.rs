@@ -371,7 +371,7 @@ macro_rules! driver_functions {
             [pass] cuLogsRegisterCallback "cuLogsRegisterCallback" "cuLogsRegisterCallback" 12090 Legacy (callbackFunc: *mut c_void, userData: *mut c_void, callback_out: *mut sys::CUlogsCallbackHandle);
             [pass] cuLogsUnregisterCallback "cuLogsUnregisterCallback" "cuLogsUnregisterCallback" 12090 Legacy (callback: sys::CUlogsCallbackHandle);
             [mapping] cuMemAddressFree "cuMemAddressFree" "cuMemAddressFree" 10020 Legacy (ptr: u64, size: usize);
-            [pass] cuMemAddressReserve "cuMemAddressReserve" "cuMemAddressReserve" 10020 Legacy (ptr: *mut u64, size: usize, alignment: usize, addr: u64, flags: u64);
+            [mapping] cuMemAddressReserve "cuMemAddressReserve" "cuMemAddressReserve" 10020 Legacy (ptr: *mut u64, size: usize, alignment: usize, addr: u64, flags: u64);
             [pass] cuMemAdvise "cuMemAdvise" "cuMemAdvise" 8000 Legacy (devPtr: u64, count: usize, advice: c_uint, device: c_int);
             [pass] cuMemAdvise_v2 "cuMemAdvise_v2" "cuMemAdvise" 12020 Legacy (devPtr: u64, count: usize, advice: c_uint, location: sys::CUmemLocation);
             [memory] cuMemAlloc "cuMemAlloc" "cuMemAlloc" 2000 Legacy (dptr: *mut c_uint, bytesize: c_uint);

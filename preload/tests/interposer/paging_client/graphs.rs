@@ -18,6 +18,32 @@ pub(super) fn capture(cuda: &Cuda, stream: Handle, begin: bool) {
     println!("{}={result}", if begin { "capturing" } else { "captured" });
 }
 
+/// An allocation in a busy stream, beside a capture that forbids everybody's unsafe calls. Memory that was freed in the stream is waited for by
+/// then.
+pub(super) fn allocate_beside_capture(
+    cuda: &Cuda,
+    stream: Handle,
+    (freed, length): (u64, usize),
+    bytes: usize,
+) -> u64 {
+    let other = cuda.stream();
+    let (mut address, mut graph) = (0, NULL);
+    // SAFETY: as declared.
+    unsafe {
+        let fill = function!(cuda, "cuMemsetD8Async", fn(u64, u8, usize, Handle));
+        assert_eq!(fill(freed, 1, length, stream), 0);
+        assert_eq!(function!(cuda, "cuMemFreeAsync", fn(u64, Handle))(freed, stream), 0);
+        let begin = function!(cuda, "cuStreamBeginCapture_v2", fn(Handle, c_uint));
+        assert_eq!(begin(other, 0), 0);
+        let allocate = function!(cuda, "cuMemAllocAsync", fn(*mut u64, usize, Handle));
+        println!("allocate={}", allocate(&raw mut address, bytes, stream));
+        let end = function!(cuda, "cuStreamEndCapture", fn(Handle, *mut Handle));
+        println!("captured={}", end(other, &raw mut graph));
+        assert_eq!(function!(cuda, "cuStreamDestroy_v2", fn(Handle))(other), 0);
+    }
+    address
+}
+
 /// An executable graph of one copy.
 pub(super) fn copying_graph(cuda: &Cuda, (from, bytes): (u64, usize), to: u64) -> Handle {
     // CUDA_MEMCPY3D: two sides of eleven words, then width, height and depth.

@@ -113,3 +113,42 @@ pub(super) fn ipc(cuda: &Cuda, address: u64) -> c_int {
     // SAFETY: as declared; a handle has 64 bytes.
     unsafe { function!(cuda, "cuIpcGetMemHandle", fn(*mut u64, u64))(handle.as_mut_ptr(), address) }
 }
+
+/// What the driver refuses: parts of objects, of mappings and of reservations, and what is none of them.
+pub(super) fn refusals(cuda: &Cuda, device: c_int, bytes: usize) {
+    let unit = bytes / 2;
+    let handle = create(cuda, device, bytes, (0, 0));
+    let start = reserve(cuda, 2 * bytes);
+    let at = |parts: usize| start + (parts * unit) as u64;
+    // SAFETY: as declared.
+    unsafe {
+        let map = function!(cuda, "cuMemMap", fn(u64, usize, usize, u64, u64));
+        let give = function!(cuda, "cuMemAddressFree", fn(u64, usize));
+        let open = |from, length| open_to(cuda, from, length, device);
+        let refused = [
+            map(at(0), unit / 2, 0, handle, 0),
+            map(at(0) + unit as u64 / 2, unit, 0, handle, 0),
+            map(at(0), unit, unit, handle, 0),
+            map(at(0), bytes + unit, 0, handle, 0),
+            map(at(3), bytes, 0, handle, 0),
+            map(at(4), bytes, 0, handle, 0),
+        ];
+        println!("not mapped={refused:?}");
+        println!("mapped={}", map(at(0), bytes, 0, handle, 0));
+        let refused = [
+            map(at(1), bytes, 0, handle, 0),
+            open(at(0), unit),
+            open(at(1), unit),
+            open(at(0), 2 * bytes),
+            unmap(cuda, at(0), unit),
+            unmap(cuda, at(1), unit),
+            unmap(cuda, at(0), 2 * bytes),
+            give(at(0), 2 * bytes),
+        ];
+        println!("not in part={refused:?}");
+        let done = [open(at(0), bytes), unmap(cuda, at(0), bytes), give(at(0), 2 * bytes)];
+        println!("whole={done:?}");
+        println!("no address={}", map(at(0), bytes, 0, handle, 0));
+    }
+    assert_eq!(release(cuda, handle), 0);
+}

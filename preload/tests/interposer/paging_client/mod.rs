@@ -38,9 +38,9 @@ use content::{
 };
 use contexts::Contexts;
 use devices::Devices;
-use graphs::{capture, copying_graph, run_graph};
+use graphs::{allocate_beside_capture, capture, copying_graph, run_graph};
 use handed::{at_endpoint, behind_array, bind, descriptor, foreign, multicast, texture};
-use mapping::{create, export, ipc, map, open_to, release, reserve, unmap};
+use mapping::{create, export, ipc, map, open_to, refusals, release, reserve, unmap};
 use pools::{pool_levels, trim};
 use std::collections::BTreeMap;
 
@@ -183,6 +183,12 @@ pub(crate) fn play(words: &str) {
                 if what == "x" {
                     println!("released={}", release(&cuda, handles[&index]));
                 }
+            }
+            "Q" => refusals(&cuda, devices.current(), size(rest)),
+            "C" => {
+                let (index, bytes) = rest.split_once(':').expect("what is freed, and a size");
+                let (freed, bytes) = (held[index.parse::<usize>().unwrap()], size(bytes));
+                held.push((allocate_beside_capture(&cuda, stream, freed, bytes), bytes));
             }
             "[" => capture(&cuda, stream, true),
             "]" => capture(&cuda, stream, false),

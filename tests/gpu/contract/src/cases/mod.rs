@@ -81,6 +81,7 @@ cases! {
         data_moves_with_its_handle
         sizes_are_checked
         ranges_in_use_are_kept
+        mappings_are_whole
         exported_memory_is_the_same_memory
         memory_is_exported_with_its_content;
     arrays:

@@ -69,6 +69,37 @@ pub(super) fn sizes_are_checked(path: &Path) -> Result<(), String> {
     same("too much", gpu.create(huge), Err(code::OUT_OF_MEMORY))
 }
 
+/// Objects, mappings and reservations are taken as a whole.
+pub(super) fn mappings_are_whole(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let handle = gpu.create(2 * unit).map_err(why("create"))?;
+    let range = gpu.reserve(4 * unit).map_err(why("reserve"))?;
+    let at = |parts: usize| range + (parts * unit) as u64;
+    let refused = |what, answer| any_of(what, answer, &[code::INVALID_VALUE]);
+    let checked = |result| crate::gpu::check(result);
+    refused("a crooked size", gpu.map(at(0), unit / 2, handle))?;
+    refused("a crooked address", gpu.map(at(0) + unit as u64 / 2, unit, handle))?;
+    refused("an offset", checked(gpu.driver.cuMemMap(at(0), unit, unit, handle, 0)))?;
+    refused("beyond the object", gpu.map(at(0), 3 * unit, handle))?;
+    refused("across the end", gpu.map(at(3), 2 * unit, handle))?;
+    refused("not reserved", gpu.map(at(4), 2 * unit, handle))?;
+    gpu.map(at(0), 2 * unit, handle).map_err(why("map"))?;
+    refused("over another", gpu.map(at(1), 2 * unit, handle))?;
+    refused("access to the first half", gpu.open_up(at(0), unit))?;
+    refused("access to the second half", gpu.open_up(at(1), unit))?;
+    refused("access beyond", gpu.open_up(at(0), 4 * unit))?;
+    refused("unmap the first half", gpu.unmap(at(0), unit))?;
+    refused("unmap the second half", gpu.unmap(at(1), unit))?;
+    refused("unmap more", gpu.unmap(at(0), 4 * unit))?;
+    refused("free while mapped", checked(gpu.driver.cuMemAddressFree(range, 4 * unit)))?;
+    gpu.open_up(at(0), 2 * unit).map_err(why("access"))?;
+    gpu.unmap(at(0), 2 * unit).map_err(why("unmap"))?;
+    refused("free a half", checked(gpu.driver.cuMemAddressFree(range, 2 * unit)))?;
+    same("free", gpu.driver.cuMemAddressFree(range, 4 * unit), 0)?;
+    refused("map nowhere", gpu.map(at(0), 2 * unit, handle))
+}
+
 pub(super) fn ranges_in_use_are_kept(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
     let unit = gpu.granularity().map_err(why("granularity"))?;
