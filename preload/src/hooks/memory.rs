@@ -52,9 +52,11 @@ unsafe fn allocate_on<T>(
     call: impl FnOnce() -> CuResult,
 ) -> CuResult {
     let Some(device) = device else { return call() };
-    let Some(promise) = LEDGER.reserve(symbol, device, rounded(bytes)) else {
-        return CuResult::OUT_OF_MEMORY;
-    };
+    let mut promise = LEDGER.reserve(symbol, device, rounded(bytes));
+    if promise.is_none() && PAGER.drain_device(device as u32) {
+        promise = LEDGER.reserve(symbol, device, rounded(bytes));
+    }
+    let Some(promise) = promise else { return CuResult::OUT_OF_MEMORY };
     let result = call();
     if result.is_success() {
         // SAFETY: the call succeeded.
@@ -268,7 +270,10 @@ unsafe fn in_stream(
     let source = PAGER.source(pool, stream)?;
     let address = match PAGER.reuse_in_stream(bytes, source, stream, thread) {
         Some(address) => Ok(address),
-        None => PAGER.allocate_in_pool(symbol, bytes, source),
+        None => match PAGER.use_again(bytes, source) {
+            Some(address) => Ok(address),
+            None => PAGER.allocate_in_pool(symbol, bytes, source),
+        },
     };
     Some(match address {
         Ok(address) => {

@@ -23,6 +23,7 @@ const PINNED: u32 = 1;
 const ON_DEVICE: u32 = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE as u32;
 
 // CUmemPool_attribute
+const RELEASE_THRESHOLD: c_uint = 4;
 const RESERVED: c_uint = 5;
 const RESERVED_HIGH: c_uint = 6;
 const USED: c_uint = 7;
@@ -115,6 +116,10 @@ pub(crate) unsafe fn cuMemPoolSetAttribute(
 ) -> CuResult {
     // SAFETY: the program's own arguments.
     let result = unsafe { real::cuMemPoolSetAttribute(pool, attr, value) };
+    if result.is_success() && attr == RELEASE_THRESHOLD {
+        // SAFETY: the driver has just read a number of 64 bits there.
+        PAGER.pool_threshold(pool as u64, unsafe { value.cast::<u64>().read_unaligned() });
+    }
     // The driver takes nothing but zero for these.
     if result.is_success() && matches!(attr, RESERVED_HIGH | USED_HIGH) {
         PAGER.forget_pool_highs(pool as u64, attr == USED_HIGH);
@@ -122,9 +127,9 @@ pub(crate) unsafe fn cuMemPoolSetAttribute(
     result
 }
 
-/// What streams have come past goes at once, whatever is to be kept: freed memory is not kept in any case.
+/// What streams have come past goes at once, beyond what is to be kept.
 pub(crate) unsafe fn cuMemPoolTrimTo(pool: sys::CUmemoryPool, minBytesToKeep: usize) -> CuResult {
-    PAGER.trim();
+    PAGER.trim(pool as u64, minBytesToKeep as u64);
     // SAFETY: the program's own arguments.
     let result = unsafe { real::cuMemPoolTrimTo(pool, minBytesToKeep) };
     if let Some((id, _)) = SHARED_POOLS.find(pool as u64) {

@@ -68,8 +68,11 @@ impl Pager {
         let Place { call, device, context } = place;
         self.reap();
         let mut claimed = self.claim(device, bytes);
-        if claimed.is_err() && self.reap_waiting(device) {
-            claimed = self.claim(device, bytes);
+        if claimed.is_err() {
+            let reaped = self.reap_waiting(device);
+            if self.drain_device(device) || reaped {
+                claimed = self.claim(device, bytes);
+            }
         }
         if let Err(reason) = claimed {
             warning!(

@@ -2,7 +2,7 @@
 //!
 //! Owns: what waits to be freed. Does not own: how it is freed (`allocate`).
 //!
-//! cuMemFreeAsync in a stream is an event in that stream; the memory goes when the event has come. Until then an allocation
+//! cuMemFreeAsync in a stream is an event in that stream; the memory goes, or its pool keeps it (`kept`), when the event has come. Until then an allocation
 //! of the same size in the same stream gets it: work in a stream is in order.
 
 use super::contexts::Carrier;
@@ -176,6 +176,7 @@ impl Pager {
 
     /// The same for the link thread, which waits for no chunk: what it moves or has hashed is left for later. When to look again.
     pub(super) fn reap_between_moves(&self) -> Option<Duration> {
+        self.drain_owed();
         let waiting = self.books().frees.pending.clone();
         for pending in waiting {
             if self.has_come(&pending) && !self.books().is_worked_on(pending.allocation.range) {
@@ -227,7 +228,9 @@ impl Pager {
         if done.context.is_some() {
             device::destroy_event(done.event);
         }
-        self.give(done.address, done.allocation);
+        if !self.keep(done.address, done.allocation, done.device) {
+            self.give(done.address, done.allocation);
+        }
         true
     }
 
@@ -250,7 +253,7 @@ impl Pager {
         }
     }
 
-    fn give(&self, address: u64, allocation: Allocation) {
+    pub(super) fn give(&self, address: u64, allocation: Allocation) {
         let empty = {
             let mut books = self.books();
             books.pools.given(allocation.pool, allocation.bytes);
@@ -263,7 +266,7 @@ impl Pager {
 }
 
 impl Books {
-    fn is_worked_on(&self, range: u64) -> bool {
+    pub(super) fn is_worked_on(&self, range: u64) -> bool {
         let chunks = self.ranges.range(range).map_or(&[][..], |range| &range.chunks);
         chunks.iter().any(|id| self.table.is_worked_on(*id))
     }

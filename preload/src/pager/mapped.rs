@@ -30,7 +30,11 @@ impl Pager {
         properties: Properties,
     ) -> Answer<u64> {
         self.reap();
-        if let Err(reason) = self.claim(device, bytes) {
+        let mut claimed = self.claim(device, bytes);
+        if claimed.is_err() && self.drain_device(device) {
+            claimed = self.claim(device, bytes);
+        }
+        if let Err(reason) = claimed {
             warning!(
                 "cuMemCreate: {} on GPU {device} refused, CUDA_ERROR_OUT_OF_MEMORY is returned: {reason}",
                 size(bytes)

@@ -24,6 +24,7 @@ mod device;
 mod frees;
 mod hashing;
 mod holes;
+mod kept;
 mod mapped;
 mod mover;
 mod names;
@@ -59,6 +60,7 @@ use claims::Claims;
 use contexts::{Carrier, Contexts};
 use frees::Frees;
 use hashing::Hashers;
+use kept::Kept;
 use names::Names;
 use peers::Peers;
 use places::Extent;
@@ -103,6 +105,7 @@ struct Books {
     ranges: Ranges,
     names: Names,
     addresses: Addresses,
+    kept: Kept,
     contexts: Contexts,
     peers: Peers,
     claims: Claims,
@@ -166,6 +169,7 @@ impl Pager {
                 ranges: Ranges::new(),
                 names: Names::new(),
                 addresses: Addresses::new(),
+                kept: Kept::new(),
                 contexts: Contexts::new(),
                 peers: Peers::new(),
                 claims: Claims::new(),
@@ -369,6 +373,13 @@ impl Pager {
         for (pool, bytes) in books.ranges.pooled_in(id) {
             books.pools.freed(pool, bytes);
             books.pools.given(pool, bytes);
+        }
+        let Books { kept, ranges, pools, .. } = &mut *books;
+        let is_gone = |it: &ranges::Allocation| {
+            ranges.range(it.range).is_some_and(|range| range.context == id)
+        };
+        for gone in kept.forget(is_gone) {
+            pools.given(gone.pool, gone.bytes);
         }
         let ranges = books.ranges.take_context(id);
         let closed = books.peers.context_gone(handle);

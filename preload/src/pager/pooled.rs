@@ -20,6 +20,7 @@ impl Pager {
         if !self.is_active() {
             return;
         }
+        self.drain_pool(pool, 0);
         let mut books = self.books();
         books.pools.remove(pool);
         let closed = books.peers.pool_gone(pool);
@@ -44,10 +45,20 @@ impl Pager {
         }
     }
 
-    /// Frees what streams have come past.
-    pub(crate) fn trim(&self) {
+    /// Frees what streams have come past, and what the pool keeps beyond so much.
+    pub(crate) fn trim(&self, pool: u64, bytes: u64) {
         if self.is_active() {
             self.reap();
+            self.drain_pool(pool, bytes);
+        }
+    }
+
+    /// The program has said how much a pool may keep.
+    pub(crate) fn pool_threshold(&self, pool: u64, bytes: u64) {
+        if self.is_active() {
+            self.home(pool);
+            self.books().pools.set_threshold(pool, bytes);
+            self.drain_pool(pool, bytes);
         }
     }
 
@@ -102,6 +113,10 @@ impl Pager {
         bytes: u64,
         (pool, device): (u64, u32),
     ) -> Answer<u64> {
+        if !self.books().pools.has_space(pool, bytes) {
+            self.reap();
+            self.drain_pool(pool, 0);
+        }
         let context = {
             let books = self.books();
             if !books.pools.has_space(pool, bytes) {

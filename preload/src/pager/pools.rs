@@ -3,8 +3,8 @@
 //! Owns: where a pool's memory is, and how much of it is in use. Does not own: the pools, which are the driver's, with their
 //! settings; memory of theirs that is the driver's own.
 //!
-//! Memory that is freed in a stream is reserved until the stream has come past. More is not kept, whatever the release threshold
-//! says: a threshold saves the driver's calls, and these are saved by using memory again in its stream.
+//! Memory that is freed in a stream is reserved until the stream has come past; then it stays where the pool has no more than its
+//! release threshold (`kept`), else it goes.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ pub(crate) struct Pool {
     pub(crate) home: Home,
     /// Bytes that it may have at most; 0: no limit.
     limit: u64,
+    /// Bytes that it may keep.
+    threshold: u64,
     pub(crate) used: Level,
     pub(crate) reserved: Level,
 }
@@ -56,7 +58,7 @@ impl Pools {
 
     pub(crate) fn note(&mut self, pool: u64, home: Home, limit: u64) {
         let (used, reserved) = (Level::default(), Level::default());
-        self.pools.insert(pool, Pool { home, limit, used, reserved });
+        self.pools.insert(pool, Pool { home, limit, threshold: 0, used, reserved });
     }
 
     pub(crate) fn get(&self, pool: u64) -> Option<&Pool> {
@@ -71,6 +73,16 @@ impl Pools {
     pub(crate) fn has_space(&self, pool: u64, bytes: u64) -> bool {
         let left = |pool: &Pool| pool.limit.saturating_sub(pool.reserved.now);
         self.pools.get(&pool).is_none_or(|pool| pool.limit == 0 || bytes <= left(pool))
+    }
+
+    /// CU_MEMPOOL_ATTR_RELEASE_THRESHOLD.
+    pub(crate) fn set_threshold(&mut self, pool: u64, bytes: u64) {
+        self.with(pool, |pool| pool.threshold = bytes);
+    }
+
+    /// Whether what has been freed may stay.
+    pub(crate) fn keeps(&self, pool: u64) -> bool {
+        self.pools.get(&pool).is_some_and(|pool| pool.reserved.now <= pool.threshold)
     }
 
     /// New memory.
@@ -133,6 +145,18 @@ mod tests {
         assert_eq!((pool.used, pool.reserved), (level(0, 0), level(0, 60)));
         pools.forget_highs(7, false);
         assert_eq!(pools.get(7).unwrap().reserved, level(0, 0));
+    }
+
+    #[test]
+    fn a_pool_keeps_what_its_threshold_says() {
+        let mut pools = Pools::new();
+        pools.note(7, Home::Device(0), 0);
+        pools.allocated(7, 60);
+        assert!(!pools.keeps(7) && !pools.keeps(8));
+        pools.set_threshold(7, 60);
+        assert!(pools.keeps(7));
+        pools.allocated(7, 1);
+        assert!(!pools.keeps(7));
     }
 
     fn level(now: u64, high: u64) -> Level {

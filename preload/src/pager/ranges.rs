@@ -49,6 +49,13 @@ impl Allocation {
         let unit = if bytes >= SMALL { GRANULE } else { ALIGNMENT };
         bytes.checked_next_multiple_of(unit) == Some(self.bytes)
     }
+
+    /// Whether an allocation of so many bytes may have its place: it is large enough, and at most twice that.
+    pub(crate) fn fits(&self, bytes: u64) -> bool {
+        let unit = if bytes >= SMALL { GRANULE } else { ALIGNMENT };
+        let needed = bytes.checked_next_multiple_of(unit);
+        needed.is_some_and(|needed| needed <= self.bytes && self.bytes / 2 <= needed)
+    }
 }
 
 #[derive(Debug, Default)]

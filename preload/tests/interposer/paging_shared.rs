@@ -4,7 +4,7 @@ use crate::play::{MIB, Play, gpu, paged_welcome, start_in, start_on};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{BoundGpu, Evict, Granted};
+use acb_wire::v1::{BoundGpu, Evict, Granted, RoomVerdict};
 
 /// A program with two GPUs.
 fn on_two(words: &str) -> Play {
@@ -214,6 +214,59 @@ fn a_pool_tells_of_the_pagers_memory() {
         "{}",
         ended.text()
     );
+}
+
+/// Up to the release threshold: used again whatever the stream, and the first to go for others and for the program itself.
+#[test]
+fn a_pool_keeps_what_it_is_told_to() {
+    let words = "r64 A40 w0:1 F0 s I64 P A32 P F1 s I64 P . P A8 F2 s I64 P a60 P .";
+    let mut play = start_in(Lab::on_software_gpu(""), words);
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    // Nothing is claimed for what is used again.
+    play.take_back(1);
+    play.evict(16 * MIB);
+    play.evicted(16 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 24 * MIB));
+    play.client.tell("on");
+    play.claim(8 * MIB);
+    let request = play.peer.room_request();
+    assert_eq!(request.bytes, 60 * MIB);
+    play.peer.room_reply(request.seq, RoomVerdict::Denied, "too much");
+    // It might fit without what is kept.
+    assert_eq!(play.returned().bytes, 8 * MIB);
+    play.claim(60 * MIB);
+    let ended = play.end();
+    let out = ended.stdout();
+    let levels: Vec<&str> = out.lines().filter(|line| line.starts_with("used=")).collect();
+    assert_eq!(
+        levels,
+        [
+            "used=0/40 reserved=40/40",
+            "used=40/40 reserved=40/40",
+            "used=0/40 reserved=40/40",
+            "used=0/40 reserved=0/40",
+            "used=0/40 reserved=8/40",
+            "used=0/40 reserved=0/40",
+        ],
+        "{}",
+        ended.text()
+    );
+}
+
+/// Without a threshold nothing is kept, as before.
+#[test]
+fn a_pool_without_a_threshold_gives_back_what_streams_have_come_past() {
+    let mut play = start_in(Lab::on_software_gpu(""), "A40 w0:1 F0 s . A40 P .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
+    play.client.tell("on");
+    play.claim(40 * MIB);
+    play.credit(40 * MIB);
+    play.end().prints("used=40/40 reserved=40/40");
 }
 
 #[test]

@@ -41,7 +41,7 @@ use devices::Devices;
 use graphs::{allocate_beside_capture, capture, copying_graph, run_graph};
 use handed::{at_endpoint, behind_array, bind, descriptor, foreign, multicast, texture};
 use mapping::{create, export, ipc, map, open_to, refusals, release, reserve, unmap};
-use pools::{pool_levels, trim};
+use pools::{keep, pool_levels, trim};
 use std::collections::BTreeMap;
 
 pub(crate) fn play(words: &str) {
@@ -125,7 +125,9 @@ pub(crate) fn play(words: &str) {
             "R" => println!("ran={}", run_graph(&cuda, graph)),
             "D" => println!("total={}", total_bytes(&cuda) >> 20),
             "P" => pool_levels(&cuda),
-            "T" => println!("trimmed={}", trim(&cuda)),
+            "T" => println!("trimmed={}", trim(&cuda, 0)),
+            "I" => println!("trimmed={}", trim(&cuda, size(rest))),
+            "r" => keep(&cuda, size(rest)),
             "L" => held.push((devices.allocate_in_pool(size(rest)), size(rest))),
             "y" => {
                 let (index, on) = rest.split_once(':').expect("which, and whether");

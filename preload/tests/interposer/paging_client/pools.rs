@@ -22,9 +22,24 @@ pub(super) fn pool_levels(cuda: &Cuda) {
     println!("used={used}/{used_high} reserved={reserved}/{reserved_high}");
 }
 
-pub(super) fn trim(cuda: &Cuda) -> c_int {
+pub(super) fn trim(cuda: &Cuda, bytes: usize) -> c_int {
     // SAFETY: as declared.
-    unsafe { function!(cuda, "cuMemPoolTrimTo", fn(Handle, usize))(default_pool(cuda), 0) }
+    unsafe { function!(cuda, "cuMemPoolTrimTo", fn(Handle, usize))(default_pool(cuda), bytes) }
+}
+
+/// The pool may keep so much that is free.
+pub(super) fn keep(cuda: &Cuda, bytes: usize) {
+    let mut bytes = bytes as u64;
+    let pool = default_pool(cuda);
+    // SAFETY: as declared.
+    let result = unsafe {
+        function!(cuda, "cuMemPoolSetAttribute", fn(Handle, c_uint, *mut u64))(
+            pool,
+            4,
+            &raw mut bytes,
+        )
+    };
+    assert_eq!(result, 0);
 }
 
 fn default_pool(cuda: &Cuda) -> Handle {
