@@ -46,6 +46,7 @@ mod state;
 mod table;
 mod tenant;
 mod topology;
+mod turn;
 mod warm;
 mod written;
 

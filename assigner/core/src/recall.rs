@@ -217,7 +217,10 @@ impl Scheduler {
                 (Some(since), _) => (Back::Leaving(since), now, now),
                 (None, Claim::Now(_)) if lease.is_ready => (Back::Now(client.level), now, now),
                 (None, claim) => {
-                    let end = lease.latest_recall(&self.config);
+                    let end = match claim {
+                        Claim::AtQuantum => self.turn_ends(who, *holder),
+                        _ => lease.latest_recall(&self.config),
+                    };
                     let (end, recalled) = match claim {
                         Claim::Never => (NEVER, NEVER),
                         // How long a page-in takes nobody can promise.
@@ -341,10 +344,12 @@ impl Scheduler {
             // Whoever could start although a promise was broken did not break it, and has a quantum: nobody starts only to stop.
             let promised = promised.filter(|promised| *promised > lease.granted);
             let end = lease.latest_recall(&self.config);
-            match self.claim(&who, holder, &[]) {
-                Claim::Never => self.rotates(holder).then_some(end),
-                _ => Some(promised.map_or(end, |promised| promised.min(end))),
-            }
+            let end = match self.claim(&who, holder, &[]) {
+                Claim::Never => return self.rotates(holder).then_some(end),
+                Claim::AtQuantum => self.turn_ends(&who, holder),
+                Claim::Now(_) => end,
+            };
+            Some(promised.map_or(end, |promised| promised.min(end)))
         });
         let limited = self.pressing(holder).filter_map(|ticket| {
             let waiter = &self.queue[&ticket];

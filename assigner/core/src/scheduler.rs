@@ -288,6 +288,7 @@ impl Scheduler {
             level,
             used: Used::default(),
             gave_way: None,
+            cut: NEVER,
             eligible,
             bound: GpuList::default(),
             last: GpuList::default(),
@@ -402,6 +403,7 @@ impl Scheduler {
             let request = GaveWay { ticket, at: self.now, spent, made_way, bypass };
             client.gave_way = Some(Box::new(request));
         }
+        client.cut = lease.recalled.map_or(NEVER, |_| self.now);
         client.held += span;
         client.since = self.now;
         // A lease that was never used tells nothing about the phases.

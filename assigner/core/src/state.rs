@@ -214,6 +214,8 @@ pub(crate) struct Client {
     pub(crate) grants: u64,
     pub(crate) waited: Span,
     pub(crate) held: Span,
+    /// When it last gave a lease back because it had to; the end of time: never yet.
+    pub(crate) cut: Time,
     /// The request with which it had to give way.
     pub(crate) gave_way: Option<Box<GaveWay>>,
     /// What it cost to begin its latest lease.

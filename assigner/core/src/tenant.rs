@@ -211,13 +211,18 @@ impl Shares {
         Shares { config, origin: Time(0), worth: 1.0 }
     }
 
+    /// What a second is going to be worth at a moment.
+    pub(crate) fn worth_at(&self, at: Time) -> f64 {
+        self.age(at).min(1000.0).exp2()
+    }
+
     fn age(&self, now: Time) -> f64 {
         now.since(self.origin).as_secs_f64() / self.config.half_life.as_secs_f64()
     }
 
     /// It is `now`.
     pub(crate) fn tick(&mut self, now: Time) {
-        self.worth = self.age(now).min(1000.0).exp2();
+        self.worth = self.worth_at(now);
     }
 }
 
@@ -248,7 +253,8 @@ impl Scheduler {
         leases.map(|lease| self.counts(count(self.now.since(lease.granted)), 1)).sum()
     }
 
-    /// A client is going to wait: neither it nor its tenant is owed more than the credit for the time when it did not.
+    /// A client is going to wait: neither it nor its tenant is owed more than the credit for the time when it did not. Who had to give
+    /// its lease back and asks for it again at once has waited all the time.
     pub(crate) fn come_back(&mut self, client: ClientId) -> Used {
         if let Some(shares) = self.shares {
             self.rebase(shares);
@@ -256,6 +262,9 @@ impl Scheduler {
         let client = &self.clients[&client];
         let (id, used) = (client.tenant, client.used);
         let Some(shares) = self.shares else { return used };
+        if client.cut <= self.now && self.now.since(client.cut) < self.config.quantum {
+            return used;
+        }
         let credit = self.counts(shares.config.credit, 1);
         let is_back = self.tenants.of(id).active == 0;
         if is_back {

@@ -4,6 +4,11 @@
 //! so long is a tenant before another one. But the next start is promised when a lease begins, which counts as a quantum then:
 //! by what its kernel takes beyond that, the choice can be wrong. Together: q + 2k.
 //!
+//! Where a tenant has fewer clients than one that holds, one that waits and one that is about to ask again, or it is about clients, who has used
+//! least may be away when the next start is promised. A turn lasts until its holder has used as much as who comes next (at least a
+//! quantum), so only who gave back last but one can be behind who starts, by a grant (q + k) at most; and that one is before it by a grant more
+//! when it ends: 2 · (q + k) between clients. Between tenants a turn can last until clients of the same tenant are even: 3 · (q + k).
+//!
 //! For G > 1 GPUs: a grant goes to the tenant that has used least, running leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
 //! G kernels that were still running when their leases were recalled, and for G starts that had been promised before.
 //! Of what is begun, G quanta may be still to come. Together: (2G + 1) · (q + k), by weight. What was used decays, and so
@@ -24,10 +29,18 @@ struct Setup {
     gpus: u32,
     quantum: Duration,
     half_life: Duration,
-    /// Weight of each tenant, and the kernels of its clients: so many that one waits for every GPU while another holds
-    /// it, and a third is about to ask again.
+    /// Weight of each tenant, and the kernels of its clients; where it is between clients, all are of one tenant.
     tenants: Vec<(u32, Vec<Duration>)>,
+    between: Between,
     places: Places,
+}
+
+/// Who is to get the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Between {
+    Tenants,
+    /// One of each tenant, which are one.
+    Clients,
 }
 
 /// Where a client can run.
@@ -49,10 +62,32 @@ fn setups() -> impl Strategy<Value = Setup> {
                 quantum: Duration::from_millis(quantum_ms),
                 half_life: Duration::from_millis(half_life_ms),
                 tenants,
+                between: Between::Tenants,
                 places,
             })
         },
     )
+}
+
+/// One GPU, and so few clients that each is away from the line whenever the next start is promised.
+fn few(between: Between) -> impl Strategy<Value = Setup> {
+    let half_lives = prop_oneof![1..100u64, 100..100_000u64];
+    (1..200u64, half_lives, 1..3usize).prop_flat_map(move |(quantum_ms, half_life_ms, crowd)| {
+        let (crowd, weights) = match between {
+            Between::Tenants => (crowd, 1..4u32),
+            Between::Clients => (1, 1..2u32),
+        };
+        let kernel = (0..50u64).prop_map(Duration::from_millis);
+        let kernels = prop::collection::vec(kernel, crowd);
+        prop::collection::vec((weights, kernels), 2..6).prop_map(move |tenants| Setup {
+            gpus: 1,
+            quantum: Duration::from_millis(quantum_ms),
+            half_life: Duration::from_millis(half_life_ms),
+            tenants,
+            between,
+            places: Places::Anywhere,
+        })
+    })
 }
 
 impl Setup {
@@ -65,6 +100,9 @@ impl Setup {
             ..TenantConfig::new(at.to_string())
         });
         config.tenants = tenants.collect();
+        if self.between == Between::Clients {
+            config.tenants.truncate(1);
+        }
         config.fair_share = Some(FairShare { half_life: self.half_life, credit: Duration::ZERO });
         config
     }
@@ -73,9 +111,13 @@ impl Setup {
     fn bound(&self) -> f64 {
         let kernels = self.tenants.iter().flat_map(|(_, kernels)| kernels);
         let (quantum, kernel) = (self.quantum, kernels.max().copied().unwrap_or_default());
-        match self.gpus {
-            1 => (quantum + 2 * kernel).as_secs_f64(),
-            gpus => (quantum + kernel).as_secs_f64() * f64::from(2 * gpus + 1),
+        let grants = |most: u32| (quantum + kernel).as_secs_f64() * f64::from(most);
+        let crowd = self.tenants[0].1.len();
+        match (self.gpus, self.between) {
+            (1, Between::Clients) => grants(2),
+            (1, Between::Tenants) if crowd < 3 => grants(3),
+            (1, Between::Tenants) => (quantum + 2 * kernel).as_secs_f64(),
+            (gpus, _) => grants(2 * gpus + 1),
         }
     }
 }
@@ -157,6 +199,16 @@ proptest! {
     fn tenants_that_always_wait_use_the_same(setup in setups()) {
         play(&setup, setup.config())?;
     }
+
+    #[test]
+    fn so_do_tenants_of_a_client_or_two(setup in few(Between::Tenants)) {
+        play(&setup, setup.config())?;
+    }
+
+    #[test]
+    fn so_do_the_clients_of_a_tenant(setup in few(Between::Clients)) {
+        play(&setup, setup.config())?;
+    }
 }
 
 /// What the bound is good for: in order of arrival a tenant of weight 3 has no more than one of weight 1.
@@ -168,6 +220,7 @@ fn without_fair_share_they_do_not() {
         quantum: Duration::from_millis(10),
         half_life: Duration::from_secs(100),
         tenants: vec![(1, kernels.clone()), (3, kernels)],
+        between: Between::Tenants,
         places: Places::Anywhere,
     };
     play(&setup, setup.config()).expect("the lag is within the bound");
@@ -186,7 +239,7 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
         grants: 0,
     };
     // A tenant asks for the second time when all have asked once: who was promised a start before others came keeps it.
-    for at in 0..3 * setup.gpus as usize {
+    for at in 0..setup.tenants[0].1.len() {
         for (tenant, (_, kernels)) in setup.tenants.iter().enumerate() {
             let client = ClientId(run.clients.len() as u64);
             run.clients.push(Client { tenant, kernel: kernels[at], lease: None });
@@ -194,7 +247,10 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
                 Places::Anywhere => Eligible::All,
                 Places::One => Eligible::Only(vec![Gpu(at as u32 % setup.gpus)]),
             };
-            let tenant = tenant.to_string();
+            let tenant = match setup.between {
+                Between::Tenants => tenant.to_string(),
+                Between::Clients => "0".to_owned(),
+            };
             run.tell(Event::Join {
                 client,
                 spec: ClientSpec { eligible, tenant, ..ClientSpec::default() },

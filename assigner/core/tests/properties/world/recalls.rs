@@ -82,7 +82,7 @@ impl World {
         let mut outrun = self.outrun;
         let level = |slot: usize| self.level(&self.clients[slot]);
         let states = self.scheduler.snapshot().gpus;
-        for slot in 0..SLOTS {
+        for (slot, outrun) in outrun.iter_mut().enumerate() {
             let client = &self.clients[slot];
             let limited = self.setup.quota(client.who.tenant).1.is_some()
                 || self.setup.queues.get(client.who.queue).is_some_and(|it| it.1.is_some());
@@ -112,9 +112,9 @@ impl World {
                 && gpus.iter().any(could);
             if outruns {
                 let most = client.who.gpus;
-                outrun[slot] = if could_have_all { outrun[slot] + 1 } else { 0 };
+                *outrun = if could_have_all { *outrun + 1 } else { 0 };
                 assert!(
-                    outrun[slot] <= most,
+                    *outrun <= most,
                     "{granted} starts before {slot}, which waits on a higher level"
                 );
             }
