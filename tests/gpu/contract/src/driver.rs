@@ -114,6 +114,12 @@ functions! {
     cuMemcpyDtoD_v2(to: Address, from: Address, bytes: usize);
     cuMemcpyHtoDAsync_v2(to: Address, from: *const c_void, bytes: usize, stream: Handle);
     cuMemcpyDtoHAsync_v2(to: *mut c_void, from: Address, bytes: usize, stream: Handle);
+    cuMemcpy(to: Address, from: Address, bytes: usize);
+    cuMemcpyAsync(to: Address, from: Address, bytes: usize, stream: Handle);
+    cuMemcpyDtoDAsync_v2(to: Address, from: Address, bytes: usize, stream: Handle);
+    cuMemcpyPeer(to: Address, there: Handle, from: Address, here: Handle, bytes: usize);
+    cuMemcpyPeerAsync(to: Address, there: Handle, from: Address, here: Handle, bytes: usize, stream: Handle);
+    cuDeviceCanAccessPeer(can: *mut c_int, device: c_int, peer: c_int);
     cuMemcpy2D_v2(shape: *const c_void);
     cuMemsetD8_v2(to: Address, value: u8, count: usize);
     cuMemsetD16_v2(to: Address, value: u16, count: usize);

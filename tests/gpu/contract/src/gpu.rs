@@ -217,7 +217,13 @@ impl Gpu {
     }
 
     pub(crate) fn create(&self, size: usize) -> Answer<u64> {
-        self.create_as(size, properties())
+        self.create_on(size, 0)
+    }
+
+    pub(crate) fn create_on(&self, size: usize, device: u32) -> Answer<u64> {
+        let mut properties = properties();
+        properties[1] |= u64::from(device) << 32;
+        self.create_as(size, properties)
     }
 
     /// Memory that can be exported as a file descriptor.
@@ -238,8 +244,12 @@ impl Gpu {
     }
 
     pub(crate) fn open_up(&self, at: Address, size: usize) -> Answer {
-        // location: a device, number 0; flags: read and write
-        let description: [u32; 3] = [1, 0, 3];
+        self.open_to(at, size, 0)
+    }
+
+    pub(crate) fn open_to(&self, at: Address, size: usize, device: u32) -> Answer {
+        // location: a device, its number; flags: read and write
+        let description: [u32; 3] = [1, device, 3];
         check(self.driver.cuMemSetAccess(at, size, description.as_ptr().cast(), 1))
     }
 

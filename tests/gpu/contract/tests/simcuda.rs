@@ -129,6 +129,23 @@ fn the_software_gpu_keeps_the_contract() {
 }
 
 #[test]
+fn copies_between_gpus_keep_it_whether_or_not_these_reach_each_other() {
+    for peers in [true, false] {
+        let lab = Lab::new(&format!("peers-{peers}"), &format!("gpus = 2\npeers = {peers}"));
+        for case in [
+            "plain_memory_is_copied_without_access",
+            "mapped_memory_is_copied_between_contexts_alone",
+            "mapped_memory_that_is_open_is_copied",
+        ] {
+            let output = lab.contract(&["--only", &format!("peers::{case}")]).output();
+            let output = output.expect("the contract runs");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "peers = {peers}: {case}: {said}");
+        }
+    }
+}
+
+#[test]
 fn memory_is_one_for_all_processes_and_comes_back_from_the_dead() {
     let lab = Lab::new("memory", "memory = '1 GiB'\ncontext_bytes = '64 MiB'");
     let holder = lab.start(&["hold", "600000000"]);

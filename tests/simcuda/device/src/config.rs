@@ -23,6 +23,8 @@ pub struct Config {
     pub gpus: Vec<GpuConfig>,
     /// The CUDA version that the driver reports, e.g. 13000.
     pub driver_version: i32,
+    /// Whether GPUs reach each other's memory.
+    pub peers: bool,
     /// Whether NVML tells of two GPUs how they reach each other; the oldest drivers do not.
     pub p2p_status: bool,
     /// Faults to show.
@@ -151,6 +153,7 @@ impl Default for Config {
             state: "default".to_owned(),
             gpus: vec![GpuConfig::default()],
             driver_version: 13000,
+            peers: true,
             p2p_status: true,
             faults: Vec::new(),
         }
@@ -192,6 +195,7 @@ struct ConfigFile {
     state: Option<String>,
     state_env: Option<String>,
     driver_version: Option<i32>,
+    peers: Option<bool>,
     p2p_status: Option<bool>,
     gpus: Option<usize>,
     name: Option<String>,
@@ -325,6 +329,7 @@ fn resolve(
         state,
         gpus,
         driver_version: file.driver_version.unwrap_or(13000),
+        peers: file.peers.unwrap_or(true),
         p2p_status: file.p2p_status.unwrap_or(true),
         faults: file.fault,
     })
@@ -443,11 +448,11 @@ mod tests {
     #[test]
     fn connections_are_each_gpus_own() {
         let config = parse(
-            "p2p_status = false\n[[gpu]]\nswitch = 3\nnvlinks = [1, 1]\n\
+            "peers = false\np2p_status = false\n[[gpu]]\nswitch = 3\nnvlinks = [1, 1]\n\
              [[gpu]]\nswitch = 3\nnvlinks = [0, 0]\nnvswitch_links = 2\n[[gpu]]\nnode = 1\n",
         )
         .unwrap();
-        assert!(!config.p2p_status);
+        assert!(!config.peers && !config.p2p_status);
         let [one, two, three] = [0, 1, 2].map(|gpu| &config.gpus[gpu].connection);
         assert_eq!(one.switch, Some(3));
         assert_eq!(one.nvlinks, [NvLinkEnd::Gpu(1); 2]);

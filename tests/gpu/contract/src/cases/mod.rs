@@ -9,6 +9,7 @@ mod graphs;
 mod launching;
 mod memory;
 mod order;
+mod peers;
 mod pools;
 mod starting;
 mod virtual_memory;
@@ -98,6 +99,10 @@ cases! {
         pools_of_the_programs_own
         only_plain_memory_is_shared
         another_process_opens_it;
+    peers:
+        plain_memory_is_copied_without_access
+        mapped_memory_is_copied_between_contexts_alone
+        mapped_memory_that_is_open_is_copied;
     capturing:
         what_is_captured_does_not_run
         events_lead_from_stream_to_stream

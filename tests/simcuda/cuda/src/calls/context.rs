@@ -319,7 +319,7 @@ calls! {
             return Err(INVALID_VALUE);
         }
         let own_gpu = tables.context(context)?.gpu;
-        if peer_gpu == own_gpu {
+        if peer_gpu == own_gpu || !driver.config.peers {
             return Err(PEER_ACCESS_UNSUPPORTED);
         }
         let own = tables.contexts.get_mut(context).ok_or(INVALID_CONTEXT)?;

@@ -52,12 +52,14 @@ stream_calls! {
 
     fn cuMemcpyPeer cuMemcpyPeer_ptds [form] (
         to: u64,
-        _to_context: sys::CUcontext,
+        to_context: sys::CUcontext,
         from: u64,
-        _from_context: sys::CUcontext,
+        from_context: sys::CUcontext,
         bytes: usize,
     ) {
-        copy(Request::line(End::Device(to), End::Device(from), bytes), 0, form, When::Later)
+        let by = By::contexts(to_context, from_context)?;
+        let request = Request::line(End::Device(to), End::Device(from), bytes);
+        copy_by(Some(by), request, 0, form, When::Later)
     }
 
     fn cuMemcpyHtoDAsync_v2 cuMemcpyHtoDAsync_v2_ptsz [form] (
@@ -102,14 +104,15 @@ stream_calls! {
 
     fn cuMemcpyPeerAsync cuMemcpyPeerAsync_ptsz [form] (
         to: u64,
-        _to_context: sys::CUcontext,
+        to_context: sys::CUcontext,
         from: u64,
-        _from_context: sys::CUcontext,
+        from_context: sys::CUcontext,
         bytes: usize,
         stream: sys::CUstream,
     ) {
+        let by = By::contexts(to_context, from_context)?;
         let request = Request::line(End::Device(to), End::Device(from), bytes);
-        copy(request, stream as u64, form, When::Later)
+        copy_by(Some(by), request, stream as u64, form, When::Later)
     }
 
     fn cuMemcpy2D_v2 cuMemcpy2D_v2_ptds [form] (shape: *const sys::CUDA_MEMCPY2D) {
@@ -141,14 +144,14 @@ stream_calls! {
     }
 
     fn cuMemcpy3DPeer cuMemcpy3DPeer_ptds [form] (shape: *const sys::CUDA_MEMCPY3D_PEER) {
-        copy(deep(peers(shape))?, 0, form, When::Later)
+        copy_by(Some(By::of(shape)?), deep(peers(shape))?, 0, form, When::Later)
     }
 
     fn cuMemcpy3DPeerAsync cuMemcpy3DPeerAsync_ptsz [form] (
         shape: *const sys::CUDA_MEMCPY3D_PEER,
         stream: sys::CUstream,
     ) {
-        copy(deep(peers(shape))?, stream as u64, form, When::Later)
+        copy_by(Some(By::of(shape)?), deep(peers(shape))?, stream as u64, form, When::Later)
     }
 
     fn cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds [form] (
@@ -276,10 +279,40 @@ stream_calls! {
     }
 }
 
-/// Between contexts the structure has them where others have reserved fields; addresses tell enough.
+/// Between contexts the structure has them where others have reserved fields.
 fn peers(shape: *const sys::CUDA_MEMCPY3D_PEER) -> *const sys::CUDA_MEMCPY3D {
     const { assert!(size_of::<sys::CUDA_MEMCPY3D_PEER>() == size_of::<sys::CUDA_MEMCPY3D>()) };
     shape.cast()
+}
+
+/// Through which GPU each end of a copy is reached, where the copying one does not reach it: to, and from.
+#[derive(Clone, Copy)]
+struct By {
+    to: usize,
+    from: usize,
+}
+
+impl By {
+    /// By contexts that a call names; null: the current one.
+    fn contexts(to: sys::CUcontext, from: sys::CUcontext) -> Outcome<By> {
+        let driver = driver::get()?;
+        let tables = driver.lock();
+        let gpu = |context: sys::CUcontext| match context.is_null() {
+            true => Ok(tables.context(driver.current(&tables)?)?.gpu),
+            false => Ok(tables.context(Handle::from_bits(context as u64))?.gpu),
+        };
+        Ok(By { to: gpu(to)?, from: gpu(from)? })
+    }
+
+    /// # Safety
+    /// `shape` is null or the structure that it should be.
+    unsafe fn of(shape: *const sys::CUDA_MEMCPY3D_PEER) -> Outcome<By> {
+        if shape.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: not null; fields are read one by one.
+        unsafe { By::contexts((*shape).dstContext, (*shape).srcContext) }
+    }
 }
 
 /// An end, looked up.
@@ -290,8 +323,15 @@ enum Place {
 }
 
 /// Finds where an end lies; what is no memory of its kind is refused. The copy is
-/// one of context's on `gpu`; memory elsewhere is reached through its own.
-fn place(space: &Space, end: End, span: usize, gpu: usize, access: Access) -> Outcome<Place> {
+/// one of context's on `gpu`. Allocations elsewhere are reached through their own GPU; memory that was mapped, and that of pools,
+/// only by whom it is open to: the copying GPU, or the one that the call is judged `by`.
+fn place(
+    space: &Space,
+    end: End,
+    span: usize,
+    (gpu, by): (usize, usize),
+    access: Access,
+) -> Outcome<Place> {
     let (address, must_be_device) = match end {
         End::Host(address) => {
             if address == 0 {
@@ -335,9 +375,14 @@ fn place(space: &Space, end: End, span: usize, gpu: usize, access: Access) -> Ou
         };
     }
     let own = space.memory_at(address).ok_or(INVALID_VALUE)?.gpu();
-    let reached_by = if space.segments(gpu, address, span, access).is_some() { gpu } else { own };
-    space.segments(reached_by, address, span, access).ok_or(INVALID_VALUE)?;
-    Ok(Place::Device { address, gpu: reached_by })
+    let kind = space.region_of(address).map(|(_, region)| region.kind);
+    let else_by = match kind {
+        Some(RegionKind::Reservation | RegionKind::Pooled { .. }) => by,
+        _ => own,
+    };
+    let is_open = |gpu: &usize| space.segments(*gpu, address, span, access).is_some();
+    let gpu = [gpu, else_by].into_iter().find(is_open).ok_or(INVALID_VALUE)?;
+    Ok(Place::Device { address, gpu })
 }
 
 /// A few bytes of memory that a GPU reaches, or of the host's that it may.
@@ -348,7 +393,7 @@ pub(super) fn reached(
     gpu: usize,
     access: Access,
 ) -> Outcome<Side> {
-    match place(space, End::Either(address), bytes, gpu, access)? {
+    match place(space, End::Either(address), bytes, (gpu, gpu), access)? {
         Place::Device { address, gpu } => Ok(Side::Device { address, gpu }),
         Place::Pinned(address) => Ok(Side::Host(address)),
         Place::Pageable(_) => Err(INVALID_VALUE),
@@ -356,10 +401,18 @@ pub(super) fn reached(
 }
 
 fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome {
+    copy_by(None, request, stream, form, when)
+}
+
+/// `by`: for what call names contexts; else it is the current one.
+fn copy_by(by: Option<By>, request: Request, stream: u64, form: StreamForm, when: When) -> Outcome {
     let driver = driver::get()?;
     let mut tables = driver.lock();
     let stream = driver.stream(&mut tables, stream, form)?;
     let gpu = tables.gpu_of(stream)?;
+    let current = driver.current(&tables).and_then(|context| Ok(tables.context(context)?.gpu));
+    let current = current.unwrap_or(gpu);
+    let by = by.unwrap_or(By { to: current, from: current });
     if request.extent.total() == 0 {
         return Ok(());
     }
@@ -372,7 +425,7 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
             tables.check_unsafe(driver::caller())?;
         }
     }
-    let (to, from) = places(&tables.space, &request, gpu)?;
+    let (to, from) = places(&tables.space, &request, gpu, by)?;
     if captures {
         // What the host's memory holds counts when the graph runs.
         let submission = shaped(driver, &request, gpu, (to, from), None);
@@ -419,11 +472,11 @@ fn copy(request: Request, stream: u64, form: StreamForm, when: When) -> Outcome 
 }
 
 /// Where a copy goes to, and where it comes from.
-fn places(space: &Space, request: &Request, gpu: usize) -> Outcome<(Place, Place)> {
+fn places(space: &Space, request: &Request, gpu: usize, by: By) -> Outcome<(Place, Place)> {
     let to_span = request.extent.span(request.to_pitch);
     let from_span = request.extent.span(request.from_pitch);
-    let to = place(space, request.to, to_span, gpu, Access::Write)?;
-    Ok((to, place(space, request.from, from_span, gpu, Access::Read)?))
+    let to = place(space, request.to, to_span, (gpu, by.to), Access::Write)?;
+    Ok((to, place(space, request.from, from_span, (gpu, by.from), Access::Read)?))
 }
 
 /// The copy as work.
@@ -465,7 +518,7 @@ pub(super) unsafe fn node(
     if request.extent.total() == 0 {
         return Err(INVALID_VALUE);
     }
-    let places = places(space, &request, gpu)?;
+    let places = places(space, &request, gpu, By { to: gpu, from: gpu })?;
     Ok(shaped(driver, &request, gpu, places, None))
 }
 

@@ -89,7 +89,8 @@ calls! {
 
     fn cuDeviceCanAccessPeer(can: *mut c_int, dev: c_int, peer: c_int) {
         let driver = driver::get()?;
-        put(can, c_int::from(driver.gpu(dev)? != driver.gpu(peer)?))
+        let others = driver.gpu(dev)? != driver.gpu(peer)?;
+        put(can, c_int::from(others && driver.config.peers))
     }
 
     fn cuDeviceGetP2PAttribute(value: *mut c_int, attribute: c_uint, from: c_int, to: c_int) {

@@ -8,7 +8,9 @@ use simcuda_device::fault::FaultKind;
 
 use super::memory::cuMemFree_v2;
 use super::put;
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome};
+use crate::code::{
+    INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome,
+};
 use crate::driver;
 use crate::handles::Handle;
 use crate::objects::Pool;
@@ -123,6 +125,9 @@ calls! {
             // The pool's own device cannot be shut out.
             if kind != 1 || !matches!(flags, 0 | 3) || (dev as usize == own && flags == 0) {
                 return Err(INVALID_VALUE);
+            }
+            if dev as usize != own && !driver.config.peers {
+                return Err(INVALID_DEVICE);
             }
             tables.open_pool(handle, gpu, flags == 3);
         }

@@ -202,6 +202,10 @@ calls! {
                 _ => return Err(INVALID_VALUE),
             };
             let gpu = driver.gpu(dev)?;
+            let owner = tables.space.memory_at(pointer).map(|memory| memory.gpu());
+            if owner.is_some_and(|owner| owner != gpu) && !driver.config.peers {
+                return Err(INVALID_DEVICE);
+            }
             tables.space.set_access(pointer, size, gpu, read, write)?;
             let config = &driver.config.gpus[gpu];
             cost += config.access_ns + per_mib(size, config.access_ns_per_mib);
