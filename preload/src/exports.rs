@@ -149,6 +149,27 @@ macro_rules! export {
             })
         }
     };
+    (copy $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
+            guard($text, || {
+                let asynchronous = false $( || hooks::submit::is_stream(&$parameter) )*;
+                hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
+                // SAFETY: parameters of a submission are what the driver's header says they are.
+                $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
+                if crate::pager::APART.load(std::sync::atomic::Ordering::Relaxed) {
+                    // SAFETY: the program's own arguments, unchanged.
+                    if let Some(result) = unsafe { hooks::copy::$symbol($($parameter),*) } {
+                        return result;
+                    }
+                }
+                // SAFETY: as above.
+                let call = || unsafe { crate::table::real::$symbol($($parameter),*) };
+                hooks::submit::pass($text, asynchronous, call)
+            })
+        }
+    };
     (wait $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
         #[allow(non_snake_case)]
         #[unsafe(no_mangle)]

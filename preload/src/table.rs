@@ -30,7 +30,8 @@ pub(crate) fn target(index: usize) -> usize {
 }
 
 /// What the interposer asks for by itself, and does without where a driver lacks it.
-const OPTIONAL: [&str; 12] = [
+const OPTIONAL: [&str; 13] = [
+    "cuDeviceCanAccessPeer",
     "cuDeviceGetDefaultMemPool",
     "cuDeviceGetGraphMemAttribute",
     "cuDeviceGetMemPool",

@@ -49,6 +49,8 @@ pub enum Class {
     Query,
     /// Returns when the GPU has finished something.
     Wait,
+    /// Copies, for which GPUs must reach each other's memory.
+    Copy,
     /// Work for the GPU.
     Submit,
 }
@@ -133,6 +135,9 @@ macro_rules! class {
     };
     (wait) => {
         Class::Wait
+    };
+    (copy) => {
+        Class::Copy
     };
     (submit) => {
         Class::Submit

@@ -4,6 +4,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod context;
+pub(crate) mod copy;
 pub(crate) mod graph;
 pub(crate) mod green;
 pub(crate) mod mapping;

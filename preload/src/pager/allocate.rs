@@ -40,7 +40,13 @@ impl Pager {
         device: u32,
         handle: usize,
     ) -> Answer<u64> {
-        let context = self.books().contexts.note(handle, device);
+        let (context, new) = {
+            let mut books = self.books();
+            (books.contexts.note(handle, device), !books.peers.is_present(device))
+        };
+        if new {
+            self.arrived(device);
+        }
         let place = Place { call, device, context };
         if bytes >= SMALL {
             let whole = bytes.checked_next_multiple_of(GRANULE).ok_or(CuResult::OUT_OF_MEMORY)?;
@@ -258,6 +264,17 @@ impl Pager {
 
     /// Physical memory for a chunk that the caller moves, mapped and accessible; all or nothing.
     pub(super) fn make(&self, id: ChunkId) -> Result<u64, Failure> {
+        match self.make_open(id) {
+            Err(("cuMemSetAccess", result))
+                if !device::is_lost(result) && self.keep_to_itself(id) =>
+            {
+                self.make_open(id)
+            }
+            made => made,
+        }
+    }
+
+    fn make_open(&self, id: ChunkId) -> Result<u64, Failure> {
         let books = self.books();
         let Some(chunk) = books.table.chunk(id) else {
             return Err(("cuMemMap", CuResult::INVALID_VALUE));

@@ -42,6 +42,19 @@ pub(crate) fn can_map(device: u32) -> bool {
     result.is_success() && value != 0
 }
 
+/// Who can reach whose memory: by, and owner.
+pub(crate) fn peers(devices: u32) -> Vec<(u32, u32)> {
+    let all = (0..devices).flat_map(|by| (0..devices).map(move |owner| (by, owner)));
+    let can = |(by, owner): &(u32, u32)| {
+        let mut can = 0;
+        // SAFETY: a place on this stack.
+        let result =
+            unsafe { real::cuDeviceCanAccessPeer(&raw mut can, *by as c_int, *owner as c_int) };
+        result.is_success() && can != 0
+    };
+    all.filter(|(by, owner)| by != owner).filter(can).collect()
+}
+
 pub(crate) fn current_device() -> Option<u32> {
     let mut device: c_int = 0;
     // SAFETY: a place on this stack.

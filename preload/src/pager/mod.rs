@@ -44,6 +44,7 @@ pub(crate) use device::relaxed;
 pub(crate) use frees::Freed;
 pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;
+pub(crate) use opening::{APART, Apart};
 pub(crate) use pins::{EXPORTABLE, Pinned, RDMA, Why, has_rdma};
 pub(crate) use pools::Home;
 pub(crate) use ranges::GRANULE;
@@ -214,6 +215,9 @@ impl Pager {
         let mut books = self.books();
         books.table.accounts = vec![account::Account::default(); devices as usize];
         books.table.nodes.clone_from(&rules.numa_nodes);
+        for (by, owner) in device::peers(devices) {
+            books.peers.can(by, owner);
+        }
         books.rules = Rules { chunk_bytes: rules.chunk_bytes.next_multiple_of(GRANULE), ..rules };
         drop(books);
         self.active.store(true, Ordering::Release);
@@ -330,6 +334,7 @@ impl Pager {
         if let Some(device) = device::current_device() {
             self.books().contexts.note(handle, device);
             self.changed.notify_all();
+            self.arrived(device);
         }
     }
 
@@ -338,6 +343,7 @@ impl Pager {
         if self.has_device(device) {
             self.books().contexts.note(handle, device as u32);
             self.changed.notify_all();
+            self.arrived(device as u32);
         }
     }
 

@@ -1,9 +1,10 @@
-//! Which devices may reach the memory of others: peer access between contexts, access to pools. Pure.
+//! Which devices may reach the memory of others: peer access between contexts, access to pools, copies. Pure.
 //!
-//! Owns: what the program has enabled, as grants for new mappings. Does not own: opening what is mapped already (`Pager::spread`).
+//! Owns: who reaches whose memory, as grants for new mappings. Does not own: opening what is mapped already (`Pager::spread`).
 //!
-//! The driver opens the memory of one context to another; mapped memory is open to whole devices. So all of a device's memory is
-//! open to another one as long as any of their contexts has that enabled: more than a program may rely on, never less.
+//! The driver copies memory of its own allocations between all devices, and opens the memory of one context to another; mapped memory
+//! is open to whole devices, and copied by these alone. So all of a device's memory is open to every device that can reach it and has
+//! a context: more than a program may rely on, never less. Devices without a context copy nothing, and to open memory costs time.
 
 use super::device::read_write;
 use super::table::Grant;
@@ -28,11 +29,65 @@ struct Pair {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     reasons: BTreeMap<Reason, Pair>,
+    /// Who can reach whose memory, as the driver says.
+    able: Vec<Pair>,
+    /// Devices that have, or had, a context.
+    present: BTreeSet<u32>,
+    /// Devices whose memory the driver would not open although others can reach it.
+    closed: BTreeSet<u32>,
 }
 
 impl Peers {
     pub(crate) const fn new() -> Self {
-        Peers { reasons: BTreeMap::new() }
+        Peers {
+            reasons: BTreeMap::new(),
+            able: Vec::new(),
+            present: BTreeSet::new(),
+            closed: BTreeSet::new(),
+        }
+    }
+
+    /// Device `by` can reach memory of device `owner`.
+    pub(crate) fn can(&mut self, by: u32, owner: u32) {
+        self.able.push(Pair { by, owner });
+    }
+
+    /// A device has a context; whose memory is open to it from now on.
+    pub(crate) fn arrive(&mut self, device: u32) -> BTreeSet<u32> {
+        if !self.present.insert(device) {
+            return BTreeSet::new();
+        }
+        let able = self.able.iter().filter(|pair| pair.by == device);
+        able.map(|pair| pair.owner).filter(|owner| !self.closed.contains(owner)).collect()
+    }
+
+    pub(crate) fn is_present(&self, device: u32) -> bool {
+        self.present.contains(&device)
+    }
+
+    /// The driver does not open a device's memory; true: that is news.
+    pub(crate) fn close(&mut self, owner: u32) -> bool {
+        self.closed.insert(owner)
+    }
+
+    /// Whether a device copies memory of another.
+    pub(crate) fn reaches(&self, by: u32, owner: u32) -> bool {
+        by == owner || self.open_to(owner).any(|other| other == by)
+    }
+
+    /// Whether there are two devices of which one does not reach the other's memory.
+    pub(crate) fn are_apart(&self) -> bool {
+        let all = || self.present.iter().copied();
+        all().any(|by| all().any(|owner| !self.reaches(by, owner)))
+    }
+
+    /// Devices that a device's memory is open to, beside itself; some twice.
+    fn open_to(&self, owner: u32) -> impl Iterator<Item = u32> + '_ {
+        let able = self.able.iter().filter(move |pair| {
+            pair.owner == owner && self.present.contains(&pair.by) && !self.closed.contains(&owner)
+        });
+        let enabled = self.reasons.values().filter(move |pair| pair.owner == owner);
+        able.chain(enabled).map(|pair| pair.by)
     }
 
     /// Context `from`, on device `by`, reaches memory of context `to`, on device `owner`.
@@ -76,8 +131,7 @@ impl Peers {
 
     /// Access to a device's memory; `None`: only its own.
     pub(crate) fn grants(&self, owner: u32) -> Option<Vec<Grant>> {
-        let by: BTreeSet<u32> =
-            self.reasons.values().filter(|pair| pair.owner == owner).map(|pair| pair.by).collect();
+        let by: BTreeSet<u32> = self.open_to(owner).collect();
         let all = std::iter::once(owner).chain(by.iter().copied());
         (!by.is_empty()).then(|| all.map(read_write).collect())
     }
@@ -103,6 +157,28 @@ mod tests {
         assert_eq!(peers.grants(1), Some(vec![own, first]));
         assert_eq!(peers.context_gone(20), BTreeSet::from([1]));
         assert_eq!(peers.grants(1), None);
+    }
+
+    #[test]
+    fn memory_is_open_to_every_device_that_reaches_it_once_that_has_a_context() {
+        let mut peers = Peers::new();
+        for (by, owner) in [(0, 1), (1, 0), (2, 1)] {
+            peers.can(by, owner);
+        }
+        assert_eq!(peers.arrive(0), BTreeSet::from([1]));
+        assert_eq!(peers.arrive(0), BTreeSet::new(), "not twice");
+        assert_eq!(peers.grants(0), None, "nobody is there who could reach it");
+        assert_eq!(peers.grants(1), Some(vec![read_write(1), read_write(0)]));
+        assert!(!peers.are_apart());
+        assert_eq!(peers.arrive(1), BTreeSet::from([0]));
+        assert!(peers.reaches(1, 0) && peers.reaches(1, 1) && !peers.are_apart());
+        assert_eq!(peers.arrive(2), BTreeSet::from([1]));
+        assert!(!peers.reaches(2, 0) && peers.are_apart());
+        assert_eq!(peers.grants(1), Some(vec![read_write(1), read_write(0), read_write(2)]));
+        assert!(peers.close(1) && !peers.close(1));
+        assert_eq!(peers.grants(1), None);
+        peers.enable(10, 20, 0, 1);
+        assert_eq!(peers.grants(1), Some(vec![read_write(1), read_write(0)]), "asked for");
     }
 
     #[test]

@@ -8,8 +8,14 @@ use acb_wire::v1::{BoundGpu, Evict, Granted, RoomVerdict};
 
 /// A program with two GPUs.
 fn on_two(words: &str) -> Play {
-    let lab =
-        Lab::on_software_gpu("gpus = 2").with("ACB_GPUS", "2").with("CUDA_VISIBLE_DEVICES", "0,1");
+    on_two_with("", words)
+}
+
+fn on_two_with(config: &str, words: &str) -> Play {
+    let lab = Lab::on_software_gpu(&format!("gpus = 2
+{config}"))
+        .with("ACB_GPUS", "2")
+        .with("CUDA_VISIBLE_DEVICES", "0,1");
     let second = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
     start_on(lab, words, paged_welcome(), vec![gpu(), second])
 }
@@ -70,9 +76,8 @@ fn memory_is_open_to_the_peers_that_the_program_has_enabled() {
     let ended = play.end();
     let out = ended.stdout();
     assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
-    assert_eq!(out.matches("kernel=0").count(), 4, "{}", ended.text());
-    // CUDA_ERROR_ILLEGAL_ADDRESS: closed again.
-    assert_eq!(out.matches("kernel=700").count(), 1, "{}", ended.text());
+    assert_eq!(out.matches("kernel=0").count(), 5, "{}", ended.text());
+    assert_eq!(out.matches("peer=0").count(), 2, "{}", ended.text());
 }
 
 #[test]
@@ -83,12 +88,54 @@ fn what_is_resident_is_opened_when_peer_access_is_enabled() {
     play.end().prints("kernel=0").prints("filled=0 wrong=0");
 }
 
+/// Mapped memory is copied by devices that it is open to; kernels reach it with that, which no program relies on.
 #[test]
-fn without_peer_access_another_gpu_does_not_reach_memory() {
-    let mut play = on_two("@1 a4 w0:1 @0 k0:5 .");
+fn memory_is_open_to_other_gpus_whether_or_not_the_program_has_that_enabled() {
+    let mut play = on_two("@1 a4 w0:1 @0 k0:5 v0:5 .");
     play.claim_on(1, 4 * MIB);
     turn(&mut play, 1, [0, 4 * MIB]);
-    play.end().prints("kernel=700");
+    play.end().prints("kernel=0").prints("filled=0 wrong=0");
+}
+
+/// As with memory of cudaMalloc: whatever device is current, and whether or not GPUs reach each other.
+#[test]
+fn memory_is_copied_between_gpus_by_calls_that_name_no_context() {
+    for config in ["", "peers = false"] {
+        let mut play = on_two_with(config, "a4 @1 a4 . C0:1 @0 C0:1 C1:0 . C0:1 .");
+        play.claim_on(0, 4 * MIB);
+        play.claim_on(1, 4 * MIB);
+        play.client.tell("on");
+        turn(&mut play, 1, [4 * MIB, 4 * MIB]);
+        play.take_back(1);
+        for device in [0, 1] {
+            play.evict_on(device, 4 * MIB);
+            play.evicted(4 * MIB);
+        }
+        play.client.tell("on");
+        turn(&mut play, 2, [4 * MIB, 4 * MIB]);
+        let ended = play.end();
+        let out = ended.stdout();
+        assert_eq!(out.matches("copied=0").count(), 32, "{config}: {}", ended.text());
+        assert_eq!(out.matches("read=0 wrong=0").count(), 32, "{config}: {}", ended.text());
+    }
+}
+
+/// A driver that says that GPUs reach each other, and does not open memory to them: copies name contexts then.
+#[test]
+fn memory_that_the_driver_does_not_open_is_copied_all_the_same() {
+    let fault = "[[fault]]\nkind = \"access_fails\"\nat = 2\ntimes = 1\n";
+    let mut play = on_two_with(fault, "a4 w0:1 @1 a4 . C0:1 @0 C1:0 .");
+    play.claim_on(0, 4 * MIB);
+    turn(&mut play, 1, [4 * MIB, 0]);
+    play.claim_on(1, 4 * MIB);
+    play.credit_on(1, 4 * MIB);
+    play.take_back(1);
+    play.client.tell("on");
+    turn(&mut play, 2, [0, 0]);
+    let ended = play.end().says("not opened to others");
+    let out = ended.stdout();
+    assert_eq!(out.matches("copied=0").count(), 16, "{}", ended.text());
+    assert_eq!(out.matches("read=0 wrong=0").count(), 16, "{}", ended.text());
 }
 
 #[test]
@@ -310,7 +357,7 @@ fn nodes_of_graphs_may_name_memory_that_is_absent() {
 
 #[test]
 fn memory_of_two_gpus_in_one_multicast_object_is_written_through_it_and_stays() {
-    let mut play = on_two("m4 @1 m4 a2 w2:1 @0 . U0:1:7 v0:7 v1:7 . v0:7 v1:7 @1 c2:1 .");
+    let mut play = on_two("m4 @1 m4 a2 w2:1 @0 . U0:1:7 v0:7 @1 v1:7 @0 . v0:7 @1 v1:7 c2:1 .");
     play.claim_on(0, 4 * MIB);
     play.claim_on(1, 4 * MIB);
     play.claim_on(1, 2 * MIB);

@@ -244,3 +244,24 @@ fn every_case_holds_while_its_memory_is_swapped() -> Result<()> {
     ensure!(verdicts.len() == listed.lines().count() && wrong.is_empty(), "{wrong:#?}");
     Ok(())
 }
+
+/// Also where GPUs do not reach each other: then the interposer names contexts that the program did not.
+#[test]
+fn memory_is_copied_between_gpus_as_plain_memory_is() -> Result<()> {
+    for peers in [true, false] {
+        let stage = Stage::on(2, GPU, &format!("peers = {peers}"), &[])?;
+        for case in [
+            "plain_memory_is_copied_without_access",
+            "mapped_memory_is_copied_between_contexts_alone",
+            "mapped_memory_that_is_open_is_copied",
+        ] {
+            let mut command = stage.outside.client(stage.prefix.test_program("contract"));
+            command.args(["--driver", "libcuda.so.1", "--only", &format!("peers::{case}")]);
+            command.env("ACB_GPUS", "2");
+            let output = command.stdin(Stdio::null()).output()?;
+            let said = String::from_utf8_lossy(&output.stdout);
+            ensure!(output.status.success(), "peers = {peers}: {case}: {said}");
+        }
+    }
+    Ok(())
+}
