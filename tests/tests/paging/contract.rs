@@ -257,7 +257,7 @@ fn memory_is_copied_between_gpus_as_plain_memory_is() -> Result<()> {
         ] {
             let mut command = stage.outside.client(stage.prefix.test_program("contract"));
             command.args(["--driver", "libcuda.so.1", "--only", &format!("peers::{case}")]);
-            command.env("ACB_GPUS", "2");
+            command.env("ACB_GPUS", "2").env("CUDA_VISIBLE_DEVICES", "0,1");
             let output = command.stdin(Stdio::null()).output()?;
             let said = String::from_utf8_lossy(&output.stdout);
             ensure!(output.status.success(), "peers = {peers}: {case}: {said}");
