@@ -25,6 +25,7 @@ mod graphs;
 mod greens;
 mod hooks;
 mod image;
+mod ipc;
 mod lease;
 mod link;
 mod log;

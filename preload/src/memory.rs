@@ -172,6 +172,8 @@ fn kind_of(call: &str) -> MemoryKind {
     match call {
         "cuMemAllocManaged" => "managed",
         "cuCtxSetLimit" => "heaps",
+        // Another process's, which has ended.
+        "cuIpcOpenMemHandle" => "ipc",
         _ if call.contains("Array") => "arrays",
         _ if call.starts_with("cuModule") || call.starts_with("cuLibrary") => "modules",
         _ if call.starts_with("cuGraph") => "graphs",

@@ -9,6 +9,7 @@
 //! Does not own: what the link does afterwards.
 #![allow(unsafe_code)] // FFI: the driver's cuInit.
 
+use crate::ipc;
 use crate::link::{self, Connection, ContactError, LINK, Terms};
 use crate::log::{error, info, warning};
 use crate::memory::LEDGER;
@@ -274,6 +275,7 @@ extern "C" fn forked() {
     DETACHED.store(true, Ordering::SeqCst);
     table::detach();
     LINK.detach();
+    ipc::close_inherited();
 }
 
 /// Runs at the end of every process that has the interposer, after its own exit handlers. A program
@@ -298,6 +300,7 @@ extern "C" fn exiting() {
         let _ = std::panic::catch_unwind(|| {
             paths::look_again();
             WORK.end();
+            ipc::end();
             PAGER.end();
         });
     }

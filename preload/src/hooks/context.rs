@@ -4,6 +4,7 @@
 
 use super::memory::current_device;
 use super::module;
+use crate::ipc;
 use crate::memory::{Key, LEDGER};
 use crate::pager::PAGER;
 use crate::table::real;
@@ -104,6 +105,7 @@ fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult
         true => {
             LEDGER.context_gone(context as usize);
             PAGER.context_gone(context as usize);
+            ipc::context_gone(context as usize);
         }
         false => {
             leaving.restore();
@@ -247,6 +249,7 @@ pub(super) fn release(device: c_int, call: impl FnOnce() -> CuResult) -> CuResul
         false => {
             LEDGER.context_gone(context);
             PAGER.context_gone(context);
+            ipc::context_gone(context);
         }
     }
     result

@@ -5,13 +5,19 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use super::share::in_range;
-use crate::pager::{Described, PAGER, RDMA};
+use crate::ipc;
+use crate::pager::{Described, PAGER, RDMA, can_share};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
 use std::ffi::*;
 
 const SYNC_MEMOPS: c_uint =
     sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_SYNC_MEMOPS as c_uint;
+
+/// Memory of the pager's, or what was opened of another process's.
+fn described(address: u64) -> Option<Described> {
+    PAGER.describe(address).or_else(|| ipc::described(address))
+}
 
 pub(crate) unsafe fn cuMemGetAddressRange(
     pbase: *mut c_uint,
@@ -28,7 +34,7 @@ pub(crate) unsafe fn cuMemGetAddressRange_v2(
     psize: *mut usize,
     dptr: u64,
 ) -> CuResult {
-    let Some(found) = PAGER.describe(dptr) else {
+    let Some(found) = described(dptr) else {
         // SAFETY: the program's own arguments.
         return unsafe { real::cuMemGetAddressRange_v2(pbase, psize, dptr) };
     };
@@ -50,7 +56,7 @@ pub(crate) unsafe fn cuPointerGetAttribute(
     ptr: u64,
 ) -> CuResult {
     if !data.is_null()
-        && let Some(found) = PAGER.describe(ptr)
+        && let Some(found) = described(ptr)
     {
         // SAFETY: a place that is large enough for this attribute.
         match unsafe { write(&found, data, attribute, ptr) } {
@@ -99,7 +105,7 @@ pub(crate) unsafe fn cuPointerGetAttributes(
 ) -> CuResult {
     // SAFETY: the program's own arguments.
     let result = unsafe { real::cuPointerGetAttributes(numAttributes, attributes, data, ptr) };
-    let Some(found) = PAGER.describe(ptr) else { return result };
+    let Some(found) = described(ptr) else { return result };
     if attributes.is_null() || data.is_null() {
         return result;
     }
@@ -143,10 +149,12 @@ unsafe fn write(found: &Described, data: *mut c_void, attribute: c_uint, ptr: u6
         } else if is(A::CU_POINTER_ATTRIBUTE_BUFFER_ID) {
             data.cast::<u64>().write(found.number);
         } else if is(A::CU_POINTER_ATTRIBUTE_IS_MANAGED)
-            || is(A::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE)
             || is(A::CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE)
         {
             data.cast::<c_int>().write(0);
+        } else if is(A::CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE) {
+            let plain = found.context != 0 && found.pool == 0 && PAGER.describe(ptr).is_some();
+            data.cast::<c_int>().write((plain && can_share()).into());
         } else if attribute == SYNC_MEMOPS {
             data.cast::<c_uint>().write(PAGER.is_synchronous(found.number).into());
         } else if is(A::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) {

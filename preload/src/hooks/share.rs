@@ -8,8 +8,9 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use super::submit;
+use crate::ipc;
 use crate::log::warning;
-use crate::pager::{PAGER, Pinned, Why};
+use crate::pager::{self, PAGER, Pinned, Why};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, StreamForm, sys};
 use std::ffi::*;
@@ -19,6 +20,7 @@ const MULTICAST: Why = "multicast";
 const SPARSE: Why = "sparse arrays";
 const DMA_BUF: Why = "dma-buf";
 const ENDPOINT: Why = "logical endpoint";
+const IPC: Why = "ipc";
 
 /// Makes memory stay, inside the gate, and then the call with the driver's handle.
 fn pinned(
@@ -160,18 +162,71 @@ pub(crate) unsafe fn cuMemGetHandleForAddressRange(
     })
 }
 
-/// The driver has such handles for memory of its own allocation alone.
+/// The driver has such handles for memory of its own allocation alone; for the pager's they are ours (`ipc`). As with the driver's, a
+/// handle means the whole allocation, wherever in it the address is.
 pub(crate) unsafe fn cuIpcGetMemHandle(pHandle: *mut sys::CUipcMemHandle, dptr: u64) -> CuResult {
-    if PAGER.describe(dptr).is_some() {
+    let Some(found) = PAGER.describe(dptr) else {
+        // SAFETY: the program's own arguments.
+        return unsafe { real::cuIpcGetMemHandle(pHandle, dptr) };
+    };
+    // What the program has mapped itself, and what is a pool's, has other ways.
+    if pHandle.is_null() || found.context == 0 || found.pool != 0 {
+        return CuResult::INVALID_VALUE;
+    }
+    if !pager::can_share() {
         warning!(
-            "cuIpcGetMemHandle: paged memory cannot be shared by this call, CUDA_ERROR_NOT_SUPPORTED is returned. Start the \
-             program with ACB_PAGER=off, or have it share by cuMemExportToShareableHandle (PyTorch: \
-             PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)"
+            "cuIpcGetMemHandle: the driver has no file descriptors of memory on this system, CUDA_ERROR_NOT_SUPPORTED is returned. \
+             Start the program with ACB_PAGER=off"
         );
         return CuResult::NOT_SUPPORTED;
     }
-    // SAFETY: the program's own arguments.
-    unsafe { real::cuIpcGetMemHandle(pHandle, dptr) }
+    in_range("cuIpcGetMemHandle", (found.start, found.bytes as usize), IPC, || {
+        PAGER.offer(found.number, found.start);
+        match ipc::handle_of(found.number) {
+            Ok(bytes) => {
+                const { assert!(size_of::<sys::CUipcMemHandle>() == ipc::HANDLE_BYTES) };
+                // SAFETY: not NULL, and as long.
+                unsafe { pHandle.cast::<[u8; ipc::HANDLE_BYTES]>().write(bytes) };
+                CuResult::SUCCESS
+            }
+            Err(result) => result,
+        }
+    })
+}
+
+macro_rules! open {
+    ($($symbol:ident;)*) => {$(
+        pub(crate) unsafe fn $symbol(
+            pdptr: *mut u64,
+            handle: sys::CUipcMemHandle,
+            Flags: c_uint,
+        ) -> CuResult {
+            // SAFETY: as many bytes, of which any will do.
+            let bytes = unsafe { (&raw const handle).cast::<[u8; ipc::HANDLE_BYTES]>().read() };
+            if !pdptr.is_null() && let Some(opened) = ipc::open(&bytes, Flags) {
+                return match opened {
+                    Ok(address) => {
+                        // SAFETY: a place of the program's.
+                        unsafe { pdptr.write(address) };
+                        CuResult::SUCCESS
+                    }
+                    Err(result) => result,
+                };
+            }
+            // SAFETY: the program's own arguments.
+            unsafe { real::$symbol(pdptr, handle, Flags) }
+        }
+    )*};
+}
+
+open! {
+    cuIpcOpenMemHandle;
+    cuIpcOpenMemHandle_v2;
+}
+
+pub(crate) unsafe fn cuIpcCloseMemHandle(dptr: u64) -> CuResult {
+    // SAFETY: the program's own argument.
+    ipc::close(dptr).unwrap_or_else(|| unsafe { real::cuIpcCloseMemHandle(dptr) })
 }
 
 /// The call with a copy of the list in which the driver's handles stand in place of names.

@@ -3,6 +3,7 @@
 //! Owns: the order of claim, addresses, chunks and books. Does not own: when chunks are moved (`mover`).
 
 use super::device::{self, Answer, Reach};
+use super::handed;
 use super::pins::{RDMA, Why, has_rdma};
 use super::ranges::{GRANULE, NewRange, Range, SMALL, split};
 use super::table::{ChunkId, Mapping, State};
@@ -169,6 +170,9 @@ impl Pager {
             let chunks: Vec<ChunkId> = new
                 .map(|(bytes, mappings)| books.table.add(device, *bytes, mappings.clone(), state))
                 .collect();
+            for id in &chunks {
+                books.table.change(*id, |chunk| chunk.handle_types = handed::types());
+            }
             if stays.is_some() {
                 for id in &chunks {
                     books.table.change(*id, |chunk| chunk.stays = stays);
@@ -329,6 +333,14 @@ impl Pager {
         let gone = unmake(device, &mappings, handle);
         let mut books = self.books();
         match gone {
+            // Nobody's here, but in use elsewhere.
+            Ok(()) if books.handed.outlives(id) => {
+                books.table.change(id, |chunk| {
+                    chunk.handle = 0;
+                    chunk.mappings.clear();
+                });
+                books.table.release(id, State::Resident);
+            }
             Ok(()) => books.table.remove(id),
             // Nobody's, but there.
             Err((call, result)) => {

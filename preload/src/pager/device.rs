@@ -8,6 +8,7 @@ use super::allocate::Failure;
 use super::table::{Grant, Mapping};
 use crate::table::real;
 use acb_cuda_abi::{CuResult, sys};
+use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ffi::{c_int, c_void};
 
 /// What the driver answers; the handle or address it has made.
@@ -36,6 +37,15 @@ pub(crate) fn can_map(device: u32) -> bool {
     let attribute =
         sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
             as u32;
+    let mut value = 0;
+    // SAFETY: a place on this stack.
+    let result = unsafe { real::cuDeviceGetAttribute(&raw mut value, attribute, device as c_int) };
+    result.is_success() && value != 0
+}
+
+/// Whether there are file descriptors of a device's memory.
+pub(crate) fn has_descriptors(device: u32) -> bool {
+    let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED as u32;
     let mut value = 0;
     // SAFETY: a place on this stack.
     let result = unsafe { real::cuDeviceGetAttribute(&raw mut value, attribute, device as c_int) };
@@ -182,6 +192,38 @@ pub(crate) fn create(device: u32, bytes: u64, handle_types: u32, reach: Reach) -
 pub(crate) fn release(handle: u64) -> Answer<()> {
     // SAFETY: a handle of `create`, given up by its owner.
     answer(unsafe { real::cuMemRelease(handle) }, ())
+}
+
+/// A descriptor of memory that was made for it.
+pub(crate) fn descriptor(handle: u64) -> Answer<OwnedFd> {
+    let mut number: c_int = -1;
+    // SAFETY: a live handle, and a place on this stack for a number.
+    let result = unsafe {
+        real::cuMemExportToShareableHandle((&raw mut number).cast(), handle, FILE_DESCRIPTOR, 0)
+    };
+    answer(result, ())?;
+    // SAFETY: the driver has just made it for the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The memory behind another process's descriptor.
+pub(crate) fn import(descriptor: &OwnedFd) -> Answer<u64> {
+    let mut handle = 0;
+    // The descriptor itself, in place of a pointer.
+    let from = std::ptr::without_provenance_mut(descriptor.as_raw_fd() as usize);
+    // SAFETY: a place on this stack, and an open descriptor.
+    let result =
+        unsafe { real::cuMemImportFromShareableHandle(&raw mut handle, from, FILE_DESCRIPTOR) };
+    answer(result, handle)
+}
+
+/// Whose memory it is.
+pub(crate) fn device_of(handle: u64) -> Option<u32> {
+    // SAFETY: a C structure for which zeros are right.
+    let mut prop: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    // SAFETY: a live handle, and a place on this stack.
+    let result = unsafe { real::cuMemGetAllocationPropertiesFromHandle(&raw mut prop, handle) };
+    result.is_success().then_some(prop.location.id as u32)
 }
 
 pub(crate) fn map(address: u64, bytes: u64, offset: u64, handle: u64) -> Answer<()> {

@@ -254,9 +254,13 @@ impl Pager {
         }
         for placed in ours {
             let Some((books, state)) = self.hold(placed.chunk) else { continue };
+            let owner = books.table.chunk(placed.chunk).map_or(0, |chunk| chunk.device);
+            let able = grants.iter().all(|grant| books.peers.may_be_granted(owner, *grant));
             drop(books);
             let opened = match state {
                 State::Resident => device::open(placed.address, placed.bytes, grants),
+                // What the driver would say when the memory comes, which would then be too late.
+                _ if !able => Err(CuResult::INVALID_DEVICE),
                 _ => Ok(()),
             };
             let mut books = self.books();

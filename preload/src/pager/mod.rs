@@ -22,8 +22,10 @@ mod claims;
 mod contexts;
 mod device;
 mod frees;
+mod handed;
 mod hashing;
 mod holes;
+pub(crate) mod imported;
 mod kept;
 mod mapped;
 mod mover;
@@ -42,6 +44,7 @@ mod victims;
 
 pub(crate) use device::relaxed;
 pub(crate) use frees::Freed;
+pub(crate) use handed::{Lent, can_share};
 pub(crate) use hashing::OVERHEAD;
 pub(crate) use mover::Mover;
 pub(crate) use opening::{APART, Apart};
@@ -60,6 +63,7 @@ use arena::ArenaState;
 use claims::Claims;
 use contexts::{Carrier, Contexts};
 use frees::Frees;
+use handed::Handed;
 use hashing::Hashers;
 use kept::Kept;
 use names::Names;
@@ -111,6 +115,7 @@ struct Books {
     peers: Peers,
     claims: Claims,
     frees: Frees,
+    handed: Handed,
     pools: Pools,
     arena: ArenaState,
     hashers: Hashers,
@@ -175,6 +180,7 @@ impl Pager {
                 peers: Peers::new(),
                 claims: Claims::new(),
                 frees: Frees::new(),
+                handed: Handed::new(),
                 pools: Pools::new(),
                 arena: ArenaState::new(),
                 hashers: Hashers::new(),
@@ -215,6 +221,7 @@ impl Pager {
         let mut books = self.books();
         books.table.accounts = vec![account::Account::default(); devices as usize];
         books.table.nodes.clone_from(&rules.numa_nodes);
+        handed::look_for_descriptors(devices);
         for (by, owner) in device::peers(devices) {
             books.peers.can(by, owner);
         }

@@ -93,6 +93,11 @@ impl Pager {
         }
     }
 
+    /// Whom a device's memory is open to, beside itself.
+    pub(super) fn grants_of(&self, owner: u32) -> Option<Vec<Grant>> {
+        self.is_active().then(|| self.books().peers.grants(owner)).flatten()
+    }
+
     /// The context of memory that the current device does not reach.
     pub(crate) fn owner_out_of_reach(&self, address: u64) -> Option<usize> {
         let current = device::current_device()?;

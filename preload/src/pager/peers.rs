@@ -70,6 +70,13 @@ impl Peers {
         self.closed.insert(owner)
     }
 
+    /// Whether the driver opens a device's memory like this.
+    pub(crate) fn may_be_granted(&self, owner: u32, (kind, id, flags): Grant) -> bool {
+        let (own, _, _) = read_write(owner);
+        let by = id as u32;
+        flags == 0 || kind != own || by == owner || self.able.contains(&Pair { by, owner })
+    }
+
     /// Whether a device copies memory of another.
     pub(crate) fn reaches(&self, by: u32, owner: u32) -> bool {
         by == owner || self.open_to(owner).any(|other| other == by)
@@ -175,6 +182,8 @@ mod tests {
         assert_eq!(peers.arrive(2), BTreeSet::from([1]));
         assert!(!peers.reaches(2, 0) && peers.are_apart());
         assert_eq!(peers.grants(1), Some(vec![read_write(1), read_write(0), read_write(2)]));
+        assert!(peers.may_be_granted(1, read_write(2)) && peers.may_be_granted(0, read_write(0)));
+        assert!(!peers.may_be_granted(0, read_write(2)) && peers.may_be_granted(0, (1, 2, 0)));
         assert!(peers.close(1) && !peers.close(1));
         assert_eq!(peers.grants(1), None);
         peers.enable(10, 20, 0, 1);

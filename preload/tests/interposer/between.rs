@@ -27,14 +27,14 @@ fn alone(words: &str) -> Play {
 }
 
 #[track_caller]
-fn room(play: &mut Play, bytes: u64) {
+pub(crate) fn room(play: &mut Play, bytes: u64) {
     let request = play.peer.room_request();
     assert_eq!((request.device, request.bytes, request.kind()), (0, bytes, RoomKind::Memory));
     play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
 }
 
 #[track_caller]
-fn returned(play: &mut Play, bytes: u64) {
+pub(crate) fn returned(play: &mut Play, bytes: u64) {
     match play.peer.hear() {
         Hear::RoomReturn(back) => assert_eq!((back.device, back.bytes), (0, bytes)),
         other => panic!("RoomReturn expected: {other:?}"),
@@ -42,7 +42,7 @@ fn returned(play: &mut Play, bytes: u64) {
 }
 
 #[track_caller]
-fn shows(play: &mut Play, kinds: &[(&str, u64)]) {
+pub(crate) fn shows(play: &mut Play, kinds: &[(&str, u64)]) {
     play.peer.wait_for_moves(|report| {
         let told = report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes));
         told.eq(kinds.iter().copied())
@@ -51,7 +51,7 @@ fn shows(play: &mut Play, kinds: &[(&str, u64)]) {
 
 /// All went well but for these words.
 #[track_caller]
-fn ends(mut play: Play, but: &[&str]) -> Ended {
+pub(crate) fn ends(mut play: Play, but: &[&str]) -> Ended {
     play.client.tell("on");
     let ended = play.client.end().succeeded();
     let out = ended.stdout();

@@ -7,7 +7,7 @@
 //! `p` makes a pool for other processes, `x` hands it over; `a64` allocates 64 MiB of it, `l` hands the latest allocation over. `P` and
 //! `L` import the one and the other. `c` makes it the current pool of the device, `A4` allocates of that. `w7` writes pattern 7 into the
 //! latest allocation in the stream, `v7` looks for it there; `f0` frees an allocation in the stream, `t` trims the pool, `D` destroys it,
-//! `u` prints what is used and reserved of it. `m8` allocates 8 MiB by `cuMemAlloc`, `i` hands them over, `I` opens them, `C` closes them.
+//! `u` prints what is used and reserved of it. `m8` allocates 8 MiB by `cuMemAlloc`, `i` (`k8`: KiB), hands them over, `I` opens them (`J`: KiB), `C` closes them.
 //! `F8` makes and maps 8 MiB for other machines and hands them over, `g8` imports and maps them. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
@@ -32,7 +32,7 @@ pub(crate) fn play(words: &str) {
     let stream = cuda.stream();
     let folder = PathBuf::from(std::env::var_os("ACB_TEST_FOLDER").expect("a folder"));
     let (event, pool, allocations) = (NULL, NULL, Vec::new());
-    let mut program = Program { cuda, stream, folder, event, pool, allocations };
+    let mut program = Program { cuda, stream, folder, event, pool, allocations, child: None };
     for word in words.split(' ') {
         let (what, rest) = word.split_at(1);
         if what == "." {
@@ -51,6 +51,8 @@ struct Program {
     event: Handle,
     pool: Handle,
     allocations: Vec<(u64, usize)>,
+    /// A forked child ends with it.
+    child: Option<std::io::PipeWriter>,
 }
 
 impl Program {
@@ -79,15 +81,22 @@ impl Program {
             "t" => self.trim(),
             "D" => self.destroy_pool(),
             "u" => self.levels(),
-            "m" => {
-                let (result, address) = self.cuda.allocate(number() << 20);
-                self.allocations.push((address, number() << 20));
+            "m" | "k" => {
+                let bytes = number() << if what == "m" { 20 } else { 10 };
+                let (result, address) = self.cuda.allocate(bytes);
+                self.allocations.push((address, bytes));
                 result
             }
             "F" => self.make_fabric(number() << 20),
             "g" => self.import_fabric(rest),
             "i" => self.share_memory(),
-            "I" => self.open_memory(rest),
+            "I" => self.open_memory(number() << 20),
+            "J" => self.open_memory(number() << 10),
+            "Y" => self.fork(),
+            "X" => {
+                self.child.take();
+                0
+            }
             "C" => self.close_memory(),
             other => panic!("no word {other}"),
         }
@@ -387,8 +396,21 @@ impl Program {
         result
     }
 
-    fn open_memory(&mut self, megabytes: &str) -> c_int {
-        let bytes = megabytes.parse::<usize>().expect("a size") << 20;
+    /// The child has what the parent has, and waits for the end of a pipe.
+    fn fork(&mut self) -> c_int {
+        let (mut read, write) = std::io::pipe().expect("a pipe");
+        // SAFETY: the child only closes, reads and ends.
+        if unsafe { libc::fork() } == 0 {
+            drop(write);
+            let _ = std::io::Read::read(&mut read, &mut [0]);
+            // SAFETY: ends the child, without what the parent has to do at its end.
+            unsafe { libc::_exit(0) };
+        }
+        self.child = Some(write);
+        0
+    }
+
+    fn open_memory(&mut self, bytes: usize) -> c_int {
         let (cuda, handle, mut address) = (&self.cuda, self.handed_over("memory"), 0);
         // SAFETY: as declared; 1: peer access where it is needed.
         let result = unsafe {

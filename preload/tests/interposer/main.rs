@@ -19,6 +19,7 @@ mod forks;
 mod guests;
 mod guests_client;
 mod handed;
+mod ipc;
 mod leases;
 mod paging;
 mod paging_client;

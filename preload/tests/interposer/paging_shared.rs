@@ -12,10 +12,12 @@ fn on_two(words: &str) -> Play {
 }
 
 fn on_two_with(config: &str, words: &str) -> Play {
-    let lab = Lab::on_software_gpu(&format!("gpus = 2
-{config}"))
-        .with("ACB_GPUS", "2")
-        .with("CUDA_VISIBLE_DEVICES", "0,1");
+    let lab = Lab::on_software_gpu(&format!(
+        "gpus = 2
+{config}"
+    ))
+    .with("ACB_GPUS", "2")
+    .with("CUDA_VISIBLE_DEVICES", "0,1");
     let second = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
     start_on(lab, words, paged_welcome(), vec![gpu(), second])
 }
@@ -229,11 +231,15 @@ fn memory_made_without_a_handle_type_is_not_exported() {
     play.end().prints("exported=1");
 }
 
+/// As of the driver's own: what the program has mapped itself has other ways.
 #[test]
-fn the_old_way_of_sharing_is_refused_with_a_remedy() {
-    let mut play = start_in(Lab::on_software_gpu(""), "a4 i0 .");
+fn the_old_way_of_sharing_is_for_plain_memory() {
+    let mut play = start_in(Lab::on_software_gpu(""), "m4 i0 a4 i1 .");
     play.claim(4 * MIB);
-    play.end().prints("ipc=801").says("ACB_PAGER=off");
+    play.claim(4 * MIB);
+    play.turn(1, 8 * MIB);
+    let ended = play.end().prints("ipc=1").prints("ipc=0");
+    assert!(ended.stderr().contains("stays on GPU 0 from now on"), "{}", ended.text());
 }
 
 #[test]

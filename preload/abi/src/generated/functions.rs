@@ -307,12 +307,12 @@ macro_rules! driver_functions {
             [pass] cuImportExternalMemory "cuImportExternalMemory" "cuImportExternalMemory" 10000 Legacy (extMem_out: *mut sys::CUexternalMemory, memHandleDesc: *const sys::CUDA_EXTERNAL_MEMORY_HANDLE_DESC);
             [pass] cuImportExternalSemaphore "cuImportExternalSemaphore" "cuImportExternalSemaphore" 10000 Legacy (extSem_out: *mut sys::CUexternalSemaphore, semHandleDesc: *const sys::CUDA_EXTERNAL_SEMAPHORE_HANDLE_DESC);
             [resolve] cuInit "cuInit" "cuInit" 2000 Legacy (Flags: c_uint);
-            [pass] cuIpcCloseMemHandle "cuIpcCloseMemHandle" "cuIpcCloseMemHandle" 4010 Legacy (dptr: u64);
+            [share] cuIpcCloseMemHandle "cuIpcCloseMemHandle" "cuIpcCloseMemHandle" 4010 Legacy (dptr: u64);
             [pass] cuIpcGetEventHandle "cuIpcGetEventHandle" "cuIpcGetEventHandle" 4010 Legacy (pHandle: *mut sys::CUipcEventHandle, event: sys::CUevent);
             [share] cuIpcGetMemHandle "cuIpcGetMemHandle" "cuIpcGetMemHandle" 4010 Legacy (pHandle: *mut sys::CUipcMemHandle, dptr: u64);
             [pass] cuIpcOpenEventHandle "cuIpcOpenEventHandle" "cuIpcOpenEventHandle" 4010 Legacy (phEvent: *mut sys::CUevent, handle: sys::CUipcEventHandle);
-            [pass] cuIpcOpenMemHandle "cuIpcOpenMemHandle" "cuIpcOpenMemHandle" 4010 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
-            [pass] cuIpcOpenMemHandle_v2 "cuIpcOpenMemHandle_v2" "cuIpcOpenMemHandle" 11000 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
+            [share] cuIpcOpenMemHandle "cuIpcOpenMemHandle" "cuIpcOpenMemHandle" 4010 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
+            [share] cuIpcOpenMemHandle_v2 "cuIpcOpenMemHandle_v2" "cuIpcOpenMemHandle" 11000 Legacy (pdptr: *mut u64, handle: sys::CUipcMemHandle, Flags: c_uint);
             [pass] cuKernelGetAttribute "cuKernelGetAttribute" "cuKernelGetAttribute" 12000 Legacy (pi: *mut c_int, attrib: c_uint, kernel: sys::CUkernel, dev: c_int);
             [module] cuKernelGetFunction "cuKernelGetFunction" "cuKernelGetFunction" 12000 Legacy (pFunc: *mut sys::CUfunction, kernel: sys::CUkernel);
             [pass] cuKernelGetLibrary "cuKernelGetLibrary" "cuKernelGetLibrary" 12050 Legacy (pLib: *mut sys::CUlibrary, kernel: sys::CUkernel);

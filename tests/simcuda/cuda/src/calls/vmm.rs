@@ -13,7 +13,7 @@ use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, O
 use crate::driver;
 use crate::handles::Handle;
 use crate::host_time;
-use crate::objects::Mapped;
+use crate::objects::{Mapped, Tables};
 use crate::physical::Physical;
 use crate::space::{GRANULARITY, RegionKind};
 
@@ -93,10 +93,7 @@ calls! {
         }
         let handle_types = properties.cast::<c_uint>().add(1).read();
         let asked = properties.cast::<u64>().add(3).read_unaligned();
-        let memory = match handle_types {
-            0 => Physical::new(gpu, size)?,
-            _ => Physical::new_shareable(gpu, size)?,
-        };
+        let memory = Physical::new(gpu, size)?;
         let gpu_ordinal = dev as usize;
         let mapped = Mapped { memory, gpu_ordinal, handle_types, flags: asked, references: 1 };
         put(handle, driver.lock().mapped.insert(mapped).bits())
@@ -252,12 +249,20 @@ calls! {
     ) {
         let driver = driver::get()?;
         let tables = driver.lock();
+        // The file comes now, with what is there: nothing may be writing it.
+        let drained = |tables: &Tables| {
+            tables.contexts.iter().all(|(context, _)| tables.is_drained(context))
+        };
+        let tables = driver.wait(tables, drained);
         let mapped = tables.mapped.get(Handle::from_bits(handle)).ok_or(INVALID_VALUE)?;
         if shareable.is_null() || mapped.handle_types & kind == 0 || flags != 0 {
             return Err(INVALID_VALUE);
         }
         match kind {
-            FILE_DESCRIPTOR => put(shareable.cast::<c_int>(), mapped.memory.descriptor()?),
+            FILE_DESCRIPTOR => {
+                mapped.memory.share()?;
+                put(shareable.cast::<c_int>(), mapped.memory.descriptor()?)
+            }
             FABRIC => ipc::write_fabric(shareable, &mapped.memory),
             _ => Err(INVALID_VALUE),
         }
