@@ -181,8 +181,14 @@ pub(crate) fn close(address: u64) -> Option<CuResult> {
 
 /// A context is destroyed, and what was opened in it is closed.
 pub(crate) fn context_gone(context: usize) {
-    let gone: Vec<(u64, Opened)> =
-        register().opened.extract_if(.., |_, opened| opened.context == context).collect();
+    let mut register = register();
+    let of = register.opened.iter().filter(|(_, opened)| opened.context == context);
+    let addresses: Vec<u64> = of.map(|(address, _)| *address).collect();
+    let gone: Vec<(u64, Opened)> = addresses
+        .into_iter()
+        .filter_map(|address| Some((address, register.opened.remove(&address)?)))
+        .collect();
+    drop(register);
     for (address, opened) in gone {
         opened.unmap(address);
     }

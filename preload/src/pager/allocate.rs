@@ -274,6 +274,13 @@ impl Pager {
             {
                 self.make_open(id)
             }
+            Err(("cuMemCreate", result))
+                if result != CuResult::OUT_OF_MEMORY
+                    && !device::is_lost(result)
+                    && self.without_descriptor(id) =>
+            {
+                self.make_open(id)
+            }
             made => made,
         }
     }

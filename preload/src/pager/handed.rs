@@ -95,6 +95,22 @@ impl Handed {
 }
 
 impl Pager {
+    /// The driver does not make a chunk of ours with a descriptor: none is, from now on. False: it was to have none, or is the
+    /// program's own, which has asked for it.
+    pub(super) fn without_descriptor(&self, chunk: ChunkId) -> bool {
+        let mut books = self.books();
+        let Some(found) = books.table.chunk(chunk) else { return false };
+        let mut addresses = found.mappings.iter().map(|mapping| mapping.address);
+        let ours = addresses.all(|address| books.names.at(address).is_none());
+        if !ours || found.mappings.is_empty() || found.handle_types == 0 {
+            return false;
+        }
+        books.table.change(chunk, |chunk| chunk.handle_types = 0);
+        SHAREABLE.store(false, Ordering::Relaxed);
+        debug!("the driver makes no memory with descriptors: cuIpcGetMemHandle will be refused");
+        true
+    }
+
     /// An allocation may be opened by others from now on.
     pub(crate) fn offer(&self, number: u64, start: u64) {
         self.books().handed.shared.insert(number, start);

@@ -242,6 +242,16 @@ fn the_old_way_of_sharing_is_for_plain_memory() {
     assert!(ended.stderr().contains("stays on GPU 0 from now on"), "{}", ended.text());
 }
 
+/// Where the driver has descriptors, it says, and makes no memory with them: then there is memory without.
+#[test]
+fn without_descriptors_there_is_memory_that_cannot_be_shared() {
+    let fault = "[[fault]]\nkind = \"create_fails\"\nerror = 800\n";
+    let mut play = start_in(Lab::on_software_gpu(fault), "a4 w0:1 c0:1 i0 .");
+    play.claim(4 * MIB);
+    play.turn(1, 4 * MIB);
+    play.end().prints("allocate=0").prints("wrong=0").prints("ipc=801").says("ACB_PAGER=off");
+}
+
 #[test]
 fn a_pool_tells_of_the_pagers_memory() {
     let mut play = start_in(Lab::on_software_gpu(""), "s P A40 A2 P w0:1 F0 P s T P F1 s T P .");

@@ -7,49 +7,38 @@ use std::ffi::c_int;
 
 /// Each call copies another pattern, which the other end is to have then. Sources are written and targets read from here, too.
 pub(super) fn each_way(cuda: &Cuda, (from, bytes): (u64, usize), to: u64) {
-    for (seed, way) in (11..).zip(WAYS) {
+    for way in 0..8 {
+        let seed = 11 + way;
         write(cuda, from, bytes, seed);
-        // SAFETY: as declared; the ends are as long as is said.
-        let result = unsafe { way(cuda, to, from, bytes) };
-        println!("copied={}", result.max(cuda.synchronize()));
+        println!("copied={}", copy(cuda, way, to, (from, bytes)).max(cuda.synchronize()));
         check(cuda, to, bytes, seed);
     }
 }
 
-type Way = unsafe fn(&Cuda, u64, u64, usize) -> c_int;
-
-const WAYS: [Way; 8] = [
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpyDtoD_v2", fn(u64, u64, usize))(to, from, bytes)
-    },
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpy", fn(u64, u64, usize))(to, from, bytes)
-    },
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpyDtoDAsync_v2", fn(u64, u64, usize, Handle))(to, from, bytes, NULL)
-    },
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpyAsync", fn(u64, u64, usize, Handle))(to, from, bytes, NULL)
-    },
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpy2D_v2", fn(*const u64))(flat(to, from, bytes).as_ptr())
-    },
-    |cuda, to, from, bytes| unsafe {
-        let shape = flat(to, from, bytes);
-        function!(cuda, "cuMemcpy2DAsync_v2", fn(*const u64, Handle))(shape.as_ptr(), NULL)
-    },
-    |cuda, to, from, bytes| unsafe {
-        function!(cuda, "cuMemcpy3D_v2", fn(*const u64))(deep(to, from, bytes).as_ptr())
-    },
-    |cuda, to, from, bytes| unsafe {
-        let shape = deep(to, from, bytes);
-        function!(cuda, "cuMemcpy3DAsync_v2", fn(*const u64, Handle))(shape.as_ptr(), NULL)
-    },
-];
+fn copy(cuda: &Cuda, way: u64, to: u64, (from, bytes): (u64, usize)) -> c_int {
+    let (flat, deep) = (flat(to, from, bytes), deep(to, from, bytes));
+    // SAFETY: as declared; the ends are as long as is said, and the shapes live through the call.
+    unsafe {
+        match way {
+            0 => function!(cuda, "cuMemcpyDtoD_v2", fn(u64, u64, usize))(to, from, bytes),
+            1 => function!(cuda, "cuMemcpy", fn(u64, u64, usize))(to, from, bytes),
+            2 => function!(cuda, "cuMemcpyDtoDAsync_v2", fn(u64, u64, usize, Handle))(
+                to, from, bytes, NULL,
+            ),
+            3 => {
+                function!(cuda, "cuMemcpyAsync", fn(u64, u64, usize, Handle))(to, from, bytes, NULL)
+            }
+            4 => function!(cuda, "cuMemcpy2D_v2", fn(*const u64))(flat.as_ptr()),
+            5 => function!(cuda, "cuMemcpy2DAsync_v2", fn(*const u64, Handle))(flat.as_ptr(), NULL),
+            6 => function!(cuda, "cuMemcpy3D_v2", fn(*const u64))(deep.as_ptr()),
+            _ => function!(cuda, "cuMemcpy3DAsync_v2", fn(*const u64, Handle))(deep.as_ptr(), NULL),
+        }
+    }
+}
 
 const ROW: u64 = 4096;
 
-/// CUDA_MEMCPY2D: two sides of seven words, then width and height. From the second row on, and the first in a call of its own size.
+/// CUDA_MEMCPY2D: two sides of seven words, then width and height.
 fn flat(to: u64, from: u64, bytes: usize) -> Vec<u64> {
     // Unified addressing on one side, a device on the other.
     let side = |kind: u64, at: u64| [0, 0, kind, 0, at, 0, ROW];

@@ -5,8 +5,8 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use acb_cuda_abi::sys;
-use simcuda_device::fault::FaultKind;
+use acb_cuda_abi::{CuResult, sys};
+use simcuda_device::fault::{Call, FaultKind};
 
 use super::{ipc, put};
 use crate::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, Outcome, UNKNOWN};
@@ -88,7 +88,10 @@ calls! {
         let gpu = driver.gpu(dev)?;
         let struck = driver.faults.strikes(FaultKind::OutOfMemory, None);
         // Both count the call.
-        if driver.faults.strikes(FaultKind::CreateFails, None) || struck {
+        if let Some(rule) = driver.faults.strike(FaultKind::CreateFails, Call::default()) {
+            return Err(rule.error.map_or(OUT_OF_MEMORY, CuResult));
+        }
+        if struck {
             return Err(OUT_OF_MEMORY);
         }
         let handle_types = properties.cast::<c_uint>().add(1).read();
