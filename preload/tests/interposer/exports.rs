@@ -17,7 +17,8 @@ fn exactly_the_drivers_symbols_are_exported() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let exported: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     let listed = acb_cuda_abi::FUNCTIONS.iter().map(|function| function.symbol);
-    let expected: BTreeSet<&str> = listed.chain(["acb_interposer", "acb_memory_v1"]).collect();
+    let expected: BTreeSet<&str> =
+        listed.chain(["acb_interposer", "acb_memory_v1", "acb_ordinal_v1"]).collect();
     assert_eq!(exported, expected);
 }
 
