@@ -230,7 +230,29 @@ fn bypass(when: When) -> Option<PathBuf> {
 }
 
 /// Whether the program's own namespace has a library whose file name begins like this.
-pub(crate) fn has_loaded(name: &[u8]) -> bool {
+///
+/// The objects are looked at only when others have been loaded since `seen`, where the last answer is.
+pub(crate) fn has_loaded_since(seen: &Seen, name: &[u8]) -> bool {
+    let loads = loads();
+    let before = seen.0.load(Ordering::Relaxed);
+    if before >> 1 == loads {
+        return before & 1 == 1;
+    }
+    let found = has_loaded(name);
+    seen.0.store(loads << 1 | u64::from(found), Ordering::Relaxed);
+    found
+}
+
+/// How many objects had been loaded, and whether one was among them.
+pub(crate) struct Seen(AtomicU64);
+
+impl Seen {
+    pub(crate) const fn new() -> Self {
+        Seen(AtomicU64::new(0))
+    }
+}
+
+fn has_loaded(name: &[u8]) -> bool {
     let named = |path: &PathBuf| path.file_name().is_some_and(|n| n.as_bytes().starts_with(name));
     loaded().iter().any(named)
 }

@@ -117,13 +117,22 @@ pub(crate) fn learn(index: usize, address: *mut c_void) {
     }
 }
 
-/// From now on every call fails with CUDA_ERROR_NOT_INITIALIZED: what a driver answers in a child
+/// From now on every call that needs cuInit fails with CUDA_ERROR_NOT_INITIALIZED: what a driver answers in a child
 /// that was forked after cuInit. Runs in that child, so it takes no lock and allocates nothing.
 pub(crate) fn detach() {
-    for slot in &SLOTS {
-        slot.store(detached as *const () as usize, Ordering::Release);
+    for (index, slot) in SLOTS.iter().enumerate() {
+        let answer = match WITHOUT_INIT.iter().any(|known| *known as usize == index) {
+            true => FOUND.get().map_or(0, |found| found[index]),
+            false => 0,
+        };
+        let answer = if answer == 0 { detached as *const () as usize } else { answer };
+        slot.store(answer, Ordering::Release);
     }
 }
+
+/// What needs no cuInit, and so works in such a child, too.
+const WITHOUT_INIT: [Index; 3] =
+    [Index::cuDriverGetVersion, Index::cuGetErrorName, Index::cuGetErrorString];
 
 extern "C" fn not_supported() -> CuResult {
     CuResult::NOT_SUPPORTED

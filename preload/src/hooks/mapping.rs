@@ -11,6 +11,7 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use super::memory::rounded;
+use super::unasked;
 use crate::memory::{Key, LEDGER};
 use crate::pager::{EXPORTABLE, GRANULE, PAGER, has_rdma};
 use crate::table::real;
@@ -90,7 +91,7 @@ pub(crate) unsafe fn cuMemCreate(
     let Some(promise) = LEDGER.reserve("cuMemCreate", device, rounded(size as u64)) else {
         return CuResult::OUT_OF_MEMORY;
     };
-    let result = call();
+    let result = unasked::again("cuMemCreate", call);
     if result.is_success() {
         // SAFETY: the call succeeded, so the handle was written.
         let key = Key::Physical(unsafe { handle.read() });

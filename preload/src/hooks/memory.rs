@@ -8,7 +8,7 @@
 #![allow(unsafe_code, non_snake_case)] // FFI: the driver's functions under their own names.
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
-use super::{graph, pool};
+use super::{graph, pool, unasked};
 use crate::memory::{Key, LEDGER};
 use crate::pager::{Freed, PAGER};
 use crate::table::real;
@@ -29,11 +29,11 @@ const DEFERRED: c_uint = 0x80;
 /// # Safety
 /// `place` is written by `call` when it succeeds.
 unsafe fn allocate<T>(
-    symbol: &str,
+    symbol: &'static str,
     bytes: u64,
     place: *mut T,
     key: impl FnOnce(T) -> Key,
-    call: impl FnOnce() -> CuResult,
+    call: impl Fn() -> CuResult,
 ) -> CuResult {
     // SAFETY: the caller vouches for it.
     unsafe { allocate_on(current_device(), symbol, bytes, place, key, call) }
@@ -45,11 +45,11 @@ unsafe fn allocate<T>(
 /// As above.
 unsafe fn allocate_on<T>(
     device: Option<c_int>,
-    symbol: &str,
+    symbol: &'static str,
     bytes: u64,
     place: *mut T,
     key: impl FnOnce(T) -> Key,
-    call: impl FnOnce() -> CuResult,
+    call: impl Fn() -> CuResult,
 ) -> CuResult {
     let Some(device) = device else { return call() };
     let mut promise = LEDGER.reserve(symbol, device, rounded(bytes));
@@ -57,7 +57,8 @@ unsafe fn allocate_on<T>(
         promise = LEDGER.reserve(symbol, device, rounded(bytes));
     }
     let Some(promise) = promise else { return CuResult::OUT_OF_MEMORY };
-    let result = call();
+    // There is room, unless the driver itself has grown into it.
+    let result = unasked::again(symbol, call);
     if result.is_success() {
         // SAFETY: the call succeeded.
         LEDGER.allocated(promise, key(unsafe { place.read() }), current_context());
@@ -180,7 +181,7 @@ pub(crate) unsafe fn cuMemFree_v2(dptr: u64) -> CuResult {
 ///
 /// # Safety
 /// `place` is NULL or a place of the program's.
-unsafe fn paged(symbol: &str, bytes: u64, place: *mut u64) -> Option<CuResult> {
+unsafe fn paged(symbol: &'static str, bytes: u64, place: *mut u64) -> Option<CuResult> {
     if !PAGER.is_active() || place.is_null() || bytes == 0 || current_device().is_none() {
         return None;
     }
@@ -254,7 +255,7 @@ stream_ordered! {
 /// # Safety
 /// `place` is NULL or a place of the program's.
 unsafe fn in_stream(
-    symbol: &str,
+    symbol: &'static str,
     place: *mut u64,
     bytes: u64,
     pool: Option<u64>,

@@ -8,6 +8,7 @@
 #![allow(clippy::missing_safety_doc)] // Each is called by its export, with the program's arguments.
 
 use super::memory::{current_device, rounded};
+use super::unasked;
 use crate::memory::{Key, LEDGER};
 use crate::pager::{Home, PAGER};
 use crate::shared_pools::{Change, PoolId, SHARED_POOLS};
@@ -160,11 +161,11 @@ fn shared_source(pool: Option<u64>) -> Option<(u64, PoolId, u32)> {
 /// # Safety
 /// `place` is where `call` puts the address when it succeeds.
 pub(super) unsafe fn allocate_shared(
-    symbol: &str,
+    symbol: &'static str,
     bytes: u64,
     place: *const u64,
     pool: Option<u64>,
-    call: impl FnOnce() -> CuResult,
+    call: impl Fn() -> CuResult,
 ) -> Option<CuResult> {
     let (pool, id, device) = shared_source(pool)?;
     let bytes = rounded(bytes);
@@ -173,7 +174,7 @@ pub(super) unsafe fn allocate_shared(
         SHARED_POOLS.failed(id, bytes, growth);
         return Some(CuResult::OUT_OF_MEMORY);
     };
-    let result = call();
+    let result = unasked::again(symbol, call);
     if !result.is_success() {
         LEDGER.forget(promise);
         SHARED_POOLS.failed(id, bytes, growth);

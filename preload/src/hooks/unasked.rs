@@ -61,10 +61,10 @@ pub(crate) fn again(symbol: &'static str, call: impl Fn() -> CuResult) -> CuResu
     if result == CuResult::OUT_OF_MEMORY { with_room(symbol, &call) } else { result }
 }
 
-/// A call that the driver had no memory for, once more.
+/// A call that the driver had no memory for, once more; also an allocation for which there is room, as far as anybody knows.
 #[cold]
 #[inline(never)]
-pub(super) fn with_room(symbol: &'static str, call: &dyn Fn() -> CuResult) -> CuResult {
+pub(crate) fn with_room(symbol: &'static str, call: &dyn Fn() -> CuResult) -> CuResult {
     const REFUSED: CuResult = CuResult::OUT_OF_MEMORY;
     // Nothing is asked of the driver while something is captured.
     if process::is_detached() || WORK.is_capturing() {

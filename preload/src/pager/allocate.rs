@@ -8,11 +8,13 @@ use super::pins::{RDMA, Why, has_rdma};
 use super::ranges::{GRANULE, NewRange, Range, SMALL, split};
 use super::table::{ChunkId, Mapping, State};
 use super::{Books, Pager};
+use crate::hooks::unasked;
 use crate::link::LINK;
 use crate::log::{debug, warning};
 use crate::memory::size;
 use crate::work::{self, WORK};
 use acb_cuda_abi::CuResult;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ const SAY_EACH: usize = 16;
 
 impl Pager {
     /// Memory in the current context, as cuMemAlloc gives it.
-    pub(crate) fn allocate(&self, call: &str, bytes: u64) -> Answer<u64> {
+    pub(crate) fn allocate(&self, call: &'static str, bytes: u64) -> Answer<u64> {
         let handle = work::current_context();
         let device = device::current_device().ok_or(CuResult::INVALID_CONTEXT)?;
         if device >= self.books().devices() {
@@ -36,7 +38,7 @@ impl Pager {
     /// Memory on a device, of a context there.
     pub(super) fn allocate_on(
         &self,
-        call: &str,
+        call: &'static str,
         bytes: u64,
         device: u32,
         handle: usize,
@@ -71,7 +73,7 @@ impl Pager {
     }
 
     /// A range of addresses with chunks behind it; `requested`: for one allocation, else to be shared.
-    fn add_range(&self, place: Place<'_>, bytes: u64, requested: Option<u64>) -> Answer<u64> {
+    fn add_range(&self, place: Place, bytes: u64, requested: Option<u64>) -> Answer<u64> {
         let Place { call, device, context } = place;
         self.reap();
         let mut claimed = self.claim(device, bytes);
@@ -119,7 +121,7 @@ impl Pager {
                 (bytes, vec![mapping])
             })
             .collect();
-        let chunks = self.place(device, &pieces, stays).map_err(|(failed, result)| {
+        let chunks = self.place_twice(call, device, &pieces, stays).map_err(|(failed, result)| {
             let _ = device::free_addresses(start, bytes);
             warning!(
                 "{call}: {failed} of {} on GPU {device} failed ({}), which is returned: programs outside of slurm-acb may hold \
@@ -156,6 +158,31 @@ impl Pager {
             );
         }
         Some(stays)
+    }
+
+    /// The same once more, where the driver had no memory although there is room: it has grown itself, and others make room for that.
+    fn place_twice(
+        &self,
+        call: &'static str,
+        device: u32,
+        pieces: &[(u64, Vec<Mapping>)],
+        stays: Option<Why>,
+    ) -> Result<Vec<ChunkId>, Failure> {
+        let first = self.place(device, pieces, stays);
+        let Err((failed, CuResult::OUT_OF_MEMORY)) = first else { return first };
+        let bytes = pieces.iter().map(|(bytes, _)| *bytes).sum();
+        let second = Cell::new(Err((failed, CuResult::OUT_OF_MEMORY)));
+        let _ = unasked::with_room(call, &|| {
+            // The claim has gone with the chunks.
+            if self.claim(device, bytes).is_err() {
+                return CuResult::OUT_OF_MEMORY;
+            }
+            let placed = self.place(device, pieces, stays);
+            let result = placed.as_ref().err().map_or(CuResult::SUCCESS, |(_, result)| *result);
+            second.set(placed);
+            result
+        });
+        second.into_inner()
     }
 
     /// Chunks for pieces that are claimed: on the GPU at once where a lease is held, else absent until the next one.
@@ -371,8 +398,8 @@ pub(super) type Failure = (&'static str, CuResult);
 
 /// Where and for whom memory is allocated.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    call: &'a str,
+struct Place {
+    call: &'static str,
     device: u32,
     context: u64,
 }

@@ -11,6 +11,7 @@ use super::table::{ChunkId, State};
 use super::{Books, Pager};
 use crate::log::warning;
 use crate::memory::size;
+use crate::paths::{Seen, has_loaded_since};
 use acb_cuda_abi::CuResult;
 use std::collections::BTreeMap;
 
@@ -125,7 +126,8 @@ impl Books {
 
 /// Whether a library is in this process through which memory is registered with devices that no call of the driver tells of.
 pub(crate) fn has_rdma() -> bool {
-    crate::paths::has_loaded(b"libibverbs.so")
+    static SEEN: Seen = Seen::new();
+    has_loaded_since(&SEEN, b"libibverbs.so")
 }
 
 /// Handle types that a chunk can have from the start, for a later export: files. Others depend on the machine, and are the

@@ -109,7 +109,7 @@ impl Pager {
     /// Memory of a pool, on a device that may not be the current one.
     pub(crate) fn allocate_in_pool(
         &self,
-        call: &str,
+        call: &'static str,
         bytes: u64,
         (pool, device): (u64, u32),
     ) -> Answer<u64> {

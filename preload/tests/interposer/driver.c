@@ -67,6 +67,8 @@ R cuInit(unsigned flags) {
     return OK;
 }
 R cuDriverGetVersion(int *v) { *v = getenv("DUMMY_VERSION") ? atoi(getenv("DUMMY_VERSION")) : 12090; return OK; }
+R cuGetErrorName(int e, const char **s) { *s = "CUDA_ERROR_OF_TESTS"; return OK; }
+R cuGetErrorString(int e, const char **s) { *s = "an error of tests"; return OK; }
 R cuDeviceGetCount(int *n) { if (ready()) return ready(); *n = 1; return OK; }
 R cuDeviceGet(int *d, int n) { if (ready()) return ready(); *d = n; return OK; }
 R cuCtxCreate_v2(struct context **c, unsigned f, int d) {
@@ -172,7 +174,8 @@ R dummyCancel(R (*memset)(ptr, unsigned char, size_t), int milliseconds) {
     return end == PTHREAD_CANCELED;
 }
 R cuMemAlloc_v2(ptr *p, size_t n) {
-    if (getenv("DUMMY_ALLOC")) return atoi(getenv("DUMMY_ALLOC"));
+    static int asked;
+    if (getenv("DUMMY_ALLOC") && (!getenv("DUMMY_ALLOC_ONCE") || !asked++)) return atoi(getenv("DUMMY_ALLOC"));
     used += n; *p = (ptr)malloc(16); *(size_t *)*p = n; say("cuMemAlloc %zu", n); return OK;
 }
 R cuMemFree_v2(ptr p) { used -= *(size_t *)p; free((void *)p); say("cuMemFree"); return OK; }

@@ -1,7 +1,7 @@
 //! Paged memory, on the software GPU: claims, credits, what is where and when, and that no byte is wrong.
 
 use crate::play::{MIB, Play, paged_welcome, start, start_in};
-use crate::setup::Lab;
+use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{Granted, RoomKind, RoomVerdict, Stay, Withdraw};
@@ -366,6 +366,34 @@ fn a_programs_own_mappings_come_and_go_with_their_content() {
     assert_eq!((back.bytes, back.resident), (32 * MIB, 32 * MIB));
     let ended = play.end().prints("unmapped=0").prints("released=0");
     assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
+}
+
+/// The driver has less than the assigner knows of: others make room for that, and the allocation is made once more.
+#[test]
+fn an_allocation_finds_room_that_a_full_gpu_did_not_have() {
+    let lab = Lab::on_software_gpu("memory = 67108864\ncontext_bytes = 1048576");
+    let outside = lab.outside();
+    let stranger = outside.start("paged a40 .");
+    wait_until("the stranger has its memory", || outside.count("paused") == 1);
+    let mut play = start_in(lab, "a2 w0:1 a40 w1:1 c1:1 .");
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.claim(40 * MIB);
+    play.credit(40 * MIB);
+    assert_eq!(play.returned().bytes, 40 * MIB);
+    let size = play.peer.room_request();
+    assert_eq!(size.kind(), RoomKind::ProcessSize);
+    play.peer.room_reply(size.seq, RoomVerdict::Denied, "nobody can tell");
+    let more = play.peer.room_request();
+    assert_eq!((more.bytes, more.kind()), (1 << 30, RoomKind::Memory));
+    drop(stranger);
+    play.peer.room_reply(more.seq, RoomVerdict::Granted, "");
+    play.claim(40 * MIB);
+    play.credit(40 * MIB);
+    let size = play.peer.room_request();
+    play.peer.room_reply(size.seq, RoomVerdict::Denied, "nobody can tell");
+    let ended = play.end().prints("wrong=0");
+    assert_eq!(ended.stdout().matches("allocate=0").count(), 2, "{}", ended.text());
 }
 
 /// What the driver would refuse is refused at once, also while nothing of it can be mapped; and it is not tried for ever afterwards.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // FFI: CUDA programs call C functions.
 
 use crate::client::{Cuda, Handle, NULL, function, pause};
-use std::ffi::{CString, c_int, c_uint};
+use std::ffi::{CString, c_char, c_int, c_uint};
 
 /// A call that waits for the GPU is interrupted by a signal handler that never returns.
 pub(crate) fn stuck_call() {
@@ -112,7 +112,19 @@ pub(crate) fn fork(when: &str) {
             function!(cuda, "cuDevicePrimaryCtxRetain", fn(*mut Handle, c_int))(&raw mut context, 0)
         };
         let results = [counted, cuda.init(), made, cuda.launch(0, NULL), cuda.allocate(1).0];
-        let line = format!("child={results:?}\n");
+        let (mut version, mut name) = (0, std::ptr::null::<c_char>());
+        // SAFETY: as declared.
+        let answered = unsafe {
+            [
+                function!(cuda, "cuDriverGetVersion", fn(*mut c_int))(&raw mut version),
+                function!(cuda, "cuGetErrorName", fn(c_int, *mut *const c_char))(2, &raw mut name),
+                function!(cuda, "cuGetErrorString", fn(c_int, *mut *const c_char))(
+                    2,
+                    &raw mut name,
+                ),
+            ]
+        };
+        let line = format!("child={results:?} without={answered:?} {}\n", version > 0);
         // SAFETY: plain system calls; the harness's stdout may be locked by a thread that is not here.
         unsafe {
             libc::write(1, line.as_ptr().cast(), line.len());

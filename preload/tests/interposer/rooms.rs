@@ -89,10 +89,47 @@ fn room_for_memory_that_the_driver_refuses_goes_back() {
     let assigner = Assigner::listen(&lab.socket());
     let client = lab.start("allocate 500");
     let mut peer = assigner.accept_client();
+    refused_by_the_driver(&mut peer);
+    // All but what the client keeps in hand.
+    let mut back = 0;
+    while back < GROWTH + 468 * MIB {
+        match peer.hear() {
+            Hear::RoomReturn(some) => back += some.bytes,
+            other => panic!("RoomReturn expected: {other:?}"),
+        }
+    }
+    client.end().succeeded().prints("allocate=2").says("end programs outside of slurm-acb");
+}
+
+/// A sixteenth of the GPU: nobody knows what the driver has taken for itself.
+const GROWTH: u64 = 1024 * MIB;
+
+/// There is room for an allocation, but no memory: others are asked to make room for what the driver has taken itself.
+fn refused_by_the_driver(peer: &mut Peer) {
     let request = peer.room_request();
+    assert_eq!(request.bytes, 500 * MIB);
     peer.room_reply(request.seq, RoomVerdict::Granted, "");
-    assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 500 * MIB));
-    client.end().succeeded().prints("allocate=2");
+    peer.grant(1);
+    let size = peer.room_request();
+    assert_eq!(size.kind(), RoomKind::ProcessSize);
+    peer.room_reply(size.seq, RoomVerdict::Denied, "nobody can tell");
+    let more = peer.room_request();
+    assert_eq!((more.bytes, more.kind()), (GROWTH, RoomKind::Memory));
+    peer.room_reply(more.seq, RoomVerdict::Granted, "");
+}
+
+#[test]
+fn an_allocation_finds_room_where_the_driver_has_grown() {
+    let lab = Lab::new().with("DUMMY_ALLOC", "2").with("DUMMY_ALLOC_ONCE", "1");
+    let lab = lab.with("ACB_LOG", "info");
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start("allocate 500 .");
+    let mut peer = assigner.accept_client();
+    refused_by_the_driver(&mut peer);
+    let size = peer.room_request();
+    assert_eq!(size.kind(), RoomKind::ProcessSize);
+    peer.room_reply(size.seq, RoomVerdict::Denied, "nobody can tell");
+    client.end_of_input().succeeded().prints("allocate=0").says("others made room");
 }
 
 #[test]

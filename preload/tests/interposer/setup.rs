@@ -100,6 +100,13 @@ impl Lab {
         lab.with("ACB_DRIVER", software_gpu().display()).with("SIMCUDA_CONFIG", path.display())
     }
 
+    /// For a program on the same software GPU that knows of no assigner.
+    pub(crate) fn outside(&self) -> Self {
+        let config = self.folder.path().join("gpu.toml");
+        let lab = Lab::new().with("ACB_SOCKET", "").with("ACB_DRIVER", software_gpu().display());
+        lab.with("SIMCUDA_CONFIG", config.display())
+    }
+
     fn state(&self) -> String {
         let name = self.folder.path().file_name().expect("the folder has a name");
         name.to_string_lossy().into_owned()
