@@ -216,10 +216,13 @@ pub enum Event {
         /// The client.
         client: ClientId,
     },
-    /// A client can be reached again. What it had been asked and told of memory, it has forgotten.
+    /// A client can be reached again. What it had been asked and told of memory, it has forgotten. What it was told of its lease
+    /// may have been lost, so it is told again: [`Action::Wanted`], [`Action::Recall`], [`Action::Overtaken`].
     Back {
         /// The client.
         client: ClientId,
+        /// The lease that it holds, as it says. A grant that it has not heard of is taken back.
+        lease: Option<Epoch>,
     },
     /// The deadline of [`Scheduler::poll_deadline`](crate::Scheduler::poll_deadline) has come.
     Timer,

@@ -328,6 +328,26 @@ impl Scheduler {
         }
     }
 
+    /// A client is back that holds, as it says, `theirs`, and may not have heard what it was told since.
+    pub(crate) fn agree_on_lease(&mut self, id: ClientId, theirs: Option<Epoch>) {
+        let Some(client) = self.clients.get(&id) else { return };
+        let told = client.lease.as_ref().filter(|lease| lease.is_told);
+        let ours = told.map(|lease| (lease.epoch, lease.wanted, lease.recalled.is_some()));
+        match (ours, theirs) {
+            (Some((epoch, wanted, recalled)), Some(theirs)) if epoch == theirs => {
+                let wanted = wanted.then_some(Action::Wanted { client: id, epoch });
+                let recalled = recalled.then_some(Action::Recall { client: id, epoch });
+                self.actions.extend(wanted.into_iter().chain(recalled));
+            }
+            (ours, theirs) => {
+                if let Some((epoch, ..)) = ours {
+                    self.release(id, epoch, None);
+                }
+                self.actions.extend(theirs.map(|epoch| Action::Overtaken { client: id, epoch }));
+            }
+        }
+    }
+
     /// When a lease must be recalled for those who wait for its GPUs; `None`: only when it is idle.
     fn recall_time(&self, holder: ClientId) -> Option<Time> {
         let lease = self.lease(holder);

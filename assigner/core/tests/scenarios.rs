@@ -321,7 +321,9 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
         "pinned" => Event::Pinned { client, gpu: gpu(3)?, movable: false },
         "unpinned" => Event::Pinned { client, gpu: gpu(3)?, movable: true },
         "away" => Event::Away { client },
-        "back" => Event::Back { client },
+        "back" => {
+            Event::Back { client, lease: line.key("lease").map(str::parse).transpose()?.map(Epoch) }
+        }
         other => bail!("nothing is called {other}"),
     })
 }

@@ -323,15 +323,11 @@ impl Broker {
         let Some(now) = snapshot.clients.iter().find(|other| other.client == client) else {
             return;
         };
-        let (epoch, rooms) = (now.epoch, now.room.clone());
-        if let Some(epoch) = epoch.filter(|epoch| Some(*epoch) != held.lease) {
-            self.apply(Event::Release { client, epoch, busy: None });
-        }
-        for (gpu, ours) in rooms {
+        for (gpu, ours) in now.room.clone() {
             let said = held.bound.iter().find(|(bound, _)| *bound == gpu);
             self.reconcile_room(client, gpu, ours, said.map_or(Room::default(), |(_, room)| *room));
         }
-        self.apply(Event::Back { client });
+        self.apply(Event::Back { client, lease: held.lease });
         self.save();
     }
 }

@@ -148,3 +148,56 @@ fn the_worker_ends_with_its_supervisor() {
     assert_eq!(home.assigner(&["status"]).status.code(), Some(69));
     home.start(&[]);
 }
+
+/// A client connects anew, as the one that it was. Until the end of its earlier connection has been seen, it is refused or taken for
+/// another one.
+fn come_back(socket: &Path, held: &Held) -> Client {
+    eventually("it is known again", || {
+        let mut client = Client::connect(socket);
+        client.hello(Some(held.clone()));
+        matches!(client.next(), Kind::Welcome(welcome) if welcome.client == held.client)
+            .then_some(client)
+    })
+}
+
+/// A client whose connection breaks while the assigner lives on, and that states what it holds: what was said to it meanwhile, it has
+/// not read.
+#[test]
+fn a_recall_that_was_lost_with_its_connection_is_said_again() {
+    let home = Home::new();
+    home.start(&["--gpu-list", "0", "--quantum-ms", "1"]);
+    let socket = home.socket();
+    let (mut holder, number) = Client::join(&socket, None);
+    let bound = holder.bind();
+    holder.acquire();
+    let epoch = holder.granted();
+    let (mut other, _) = rival(&socket);
+    eventually("it is recalled", || (state_of(&home, number) == "recalled").then_some(()));
+    drop(holder);
+    let held = Held { client: number, bound, epoch, room: vec![0], ..Held::default() };
+    let mut holder = come_back(&socket, &held);
+    loop {
+        if let Kind::Recall(recall) = holder.next() {
+            assert_eq!(recall.epoch, epoch);
+            break;
+        }
+    }
+    holder.release(epoch);
+    assert!(other.granted() > epoch);
+}
+
+#[test]
+fn a_lease_that_the_assigner_does_not_know_of_is_over() {
+    let home = Home::new();
+    let Orphan { held, socket, client: _silent, .. } = orphan(&home);
+    let epoch = held.epoch;
+    let (mut other, _) = rival(&socket);
+    other.granted();
+    // It hears that its lease is over, or would have: the connection breaks before that.
+    drop(come_back(&socket, &held));
+    let mut late = come_back(&socket, &held);
+    match late.next() {
+        Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
+        other => panic!("no Recall, but {other:?}"),
+    }
+}

@@ -252,6 +252,14 @@ impl Drop for Outside {
     }
 }
 
+/// A program on this machine's GPUs, not interposed.
+pub(super) fn on_system(system: &System, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    bare(&mut command);
+    system.hand_to(&mut command, system.folder());
+    command
+}
+
 /// The name of the software GPUs' shared state.
 fn state_of(folder: &TempDir) -> String {
     folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()

@@ -91,6 +91,12 @@ impl System {
         Ok(())
     }
 
+    /// NVML, as it can be opened.
+    pub(super) fn nvml(&self) -> &Path {
+        let named = self.kept.iter().find(|(name, _)| *name == "ACB_NVML");
+        named.map_or(Path::new("libnvidia-ml.so.1"), |(_, path)| Path::new(path))
+    }
+
     /// The folder of the driver, where the environment names it.
     pub(super) fn folder(&self) -> Option<&Path> {
         let (_, driver) = self.kept.iter().find(|(name, _)| *name == "ACB_DRIVER")?;

@@ -24,7 +24,12 @@ impl Scheduler {
             }
             Event::Claim { client, seq, gpu, bytes } => self.claim_memory(client, seq, gpu, bytes),
             Event::ClaimReturn { client, gpu, bytes, resident } if self.is_bound(client, gpu) => {
+                // What goes may be what could not be moved.
+                let was_anchored = self.memory.has_anchored(gpu);
                 self.memory.unclaim(client, gpu, bytes, resident);
+                if was_anchored {
+                    self.dirty.gpus.insert(gpu);
+                }
                 self.replan_memory(gpu);
             }
             Event::Evicted { client, gpu, bytes, rest } => self.evicted(client, gpu, bytes, rest),
@@ -43,7 +48,10 @@ impl Scheduler {
                 self.cancel(client); // nobody would hear of the grant
                 self.reach(client, Holds::Yes);
             }
-            Event::Back { client } => self.reach(client, Holds::No),
+            Event::Back { client, lease } => {
+                self.agree_on_lease(client, lease);
+                self.reach(client, Holds::No);
+            }
             _ => {}
         }
     }

@@ -31,6 +31,8 @@ pub(crate) enum Said {
 /// To the assigner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Says {
+    /// Nothing any more: the connection is broken.
+    Lost,
     /// Hello, with what is held.
     Join(Memory, Option<Epoch>),
     Acquire,

@@ -1,7 +1,8 @@
-//! Two or three clients, a GPU, an assigner that begins anew, a client that dies: every order of events (stateright).
+//! Two or three clients, a GPU, an assigner that begins anew, a client that dies, a connection that breaks: every order of events
+//! (stateright).
 //!
 //! Real: the scheduler, with its clock. What is on its way to somebody arrives in its order, as late as may be, and is lost with the
-//! assigner. A timer fires at any moment, and then it is as late as it says; so a quantum, a drain and the time after a restart can be
+//! assigner, or with the connection. A timer fires at any moment, and then it is as late as it says; so a quantum, a drain and the time after a restart can be
 //! over before anything else happens. What an assigner knows of its earlier life was written when a client came or went, or just now.
 //!
 //! Checked in every state: the scheduler's own invariants; at most one client computes, and none under a lease after which another
@@ -22,7 +23,7 @@ use acb_core::{Action, ClientId, ClientSpec, Epoch, Event, Held, Rest, Scheduler
 use stateright::{Model, Property};
 
 use crate::assigner::{Assigner, GPU};
-use crate::client::{Client, Flaw, Life, Said, Says};
+use crate::client::{Client, Flaw, Life, Memory, Said, Says};
 use crate::graph::{Ends, Trap, explore};
 
 #[derive(Clone, Debug, Default)]
@@ -33,7 +34,11 @@ struct Setup {
     memory: (u64, u64),
     restarts: u8,
     deaths: u8,
+    /// Connections that break while the assigner lives on.
+    breaks: u8,
     flaw: Option<Flaw>,
+    /// The assigner does not say again what may have been lost.
+    mute: bool,
     /// What clients have heard, to see that it happens at all.
     heard: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -58,6 +63,10 @@ struct World {
     keeps: Vec<Option<Epoch>>,
     restarts: u8,
     deaths: u8,
+    breaks: u8,
+    mute: bool,
+    /// Whose connection is broken: what is said to it is lost.
+    broken: Vec<bool>,
     wrong: Option<String>,
 }
 
@@ -75,6 +84,7 @@ enum Step {
     Exit(usize),
     Kill(usize),
     Gone(usize),
+    Break(usize),
     /// Whether what it knows is written down.
     Restart(bool),
     Back,
@@ -101,13 +111,16 @@ impl Model for Setup {
                 keeps: vec![None; count],
                 restarts: self.restarts,
                 deaths: self.deaths,
+                breaks: self.breaks,
+                mute: self.mute,
+                broken: vec![false; count],
                 wrong: None,
             },
         }]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
-        let World { clients, to, from, restarts, deaths, .. } = &state.world;
+        let World { clients, to, from, restarts, deaths, breaks, .. } = &state.world;
         let is_up = state.assigner.scheduler.is_some();
         for (at, client) in clients.iter().enumerate() {
             let mut may = |can: bool, step: Step| steps.extend(can.then_some(step));
@@ -124,6 +137,7 @@ impl Model for Setup {
             may(here && *deaths > 0, Step::Kill(at));
             may(client.life == Life::Dying && client.runs.is_none(), Step::Gone(at));
             may(here && is_up && !client.connected, Step::Reconnect(at));
+            may(here && is_up && client.connected && *breaks > 0, Step::Break(at));
         }
         if let Some(due) = state.assigner.scheduler.as_ref().and_then(Scheduler::poll_deadline) {
             let late =
@@ -199,6 +213,15 @@ impl State {
                 from[at].clear();
                 self.tell(Event::Leave { client: ClientId(at as u64) });
             }
+            Step::Break(at) => {
+                // What has not arrived by now is lost; that it is over arrives in any case.
+                clients[at].lose();
+                to[at].clear();
+                from[at].clear();
+                from[at].push_back(Says::Lost);
+                self.world.breaks -= 1;
+                self.world.broken[at] = true;
+            }
             Step::Restart(is_written) => self.restart(is_written),
             Step::Back => {
                 self.assigner.begin(self.now);
@@ -237,6 +260,7 @@ impl State {
         }
         for (at, client) in self.world.clients.iter_mut().enumerate() {
             client.lose();
+            self.world.broken[at] = false;
             self.world.to[at].clear();
             self.world.from[at].clear();
         }
@@ -259,7 +283,16 @@ impl State {
     /// What a client says reaches the assigner.
     fn reach(&mut self, at: usize, says: Says) {
         let client = ClientId(at as u64);
+        self.world.broken[at] &= !matches!(says, Says::Join(..));
         let event = match says {
+            Says::Lost => Event::Away { client },
+            Says::Join(memory, lease) if self.has(client) => {
+                self.agree_on_memory(client, memory);
+                if self.world.mute {
+                    return self.world.to[at].push_back(Said::Welcome);
+                }
+                Event::Back { client, lease }
+            }
             Says::Join(memory, lease) => {
                 let held = Some(Held { bound: vec![(GPU, memory.room())], lease });
                 Event::Join { client, spec: ClientSpec { held, ..ClientSpec::default() } }
@@ -279,6 +312,22 @@ impl State {
             if kept.is_some() && kept == lease && self.holds(client) != kept {
                 self.world.wrong = Some(format!("{client} has lost its lease by the restart"));
             }
+        }
+    }
+
+    fn has(&self, client: ClientId) -> bool {
+        let snapshot = self.assigner.scheduler.as_ref().map(Scheduler::snapshot);
+        snapshot.is_some_and(|snapshot| snapshot.clients.iter().any(|it| it.client == client))
+    }
+
+    /// Who is back says what it has; what the assigner counts beyond that was on its way when the connection broke.
+    fn agree_on_memory(&mut self, client: ClientId, memory: Memory) {
+        let scheduler = self.assigner.scheduler.as_ref().expect("a message has reached it");
+        let (ours, theirs) = (scheduler.room(client, GPU), memory.room());
+        let bytes = ours.claimed.saturating_sub(theirs.claimed);
+        let resident = ours.resident.saturating_sub(theirs.resident);
+        if bytes > 0 || resident > 0 {
+            self.tell(Event::ClaimReturn { client, gpu: GPU, bytes, resident });
         }
     }
 
@@ -320,7 +369,7 @@ impl State {
             }
         };
         let at = client.0 as usize;
-        if self.world.clients[at].life == Life::Here {
+        if self.world.clients[at].life == Life::Here && !self.world.broken[at] {
             self.world.to[at].push_back(said);
         }
     }
@@ -365,6 +414,39 @@ fn a_client_dies_and_the_assigner_begins_anew() {
     let (states, heard) = check(setup);
     assert!(states > 50_000, "{states}");
     assert!(heard.contains("Overtaken"), "{heard:?}");
+}
+
+#[test]
+fn a_connection_breaks_and_is_restored() {
+    let setup = Setup { phases: vec![2, 2], breaks: 2, ..Setup::default() };
+    let (states, heard) = check(setup);
+    assert!(states > 10_000, "{states}");
+    assert!(["Wanted", "Recall", "Welcome"].iter().all(|said| heard.contains(*said)), "{heard:?}");
+}
+
+#[test]
+fn a_connection_breaks_and_the_assigner_begins_anew() {
+    let setup = Setup { phases: vec![1, 1], breaks: 1, restarts: 1, ..Setup::default() };
+    let (states, heard) = check(setup);
+    assert!(states > 10_000, "{states}");
+    assert!(heard.contains("Overtaken"), "{heard:?}");
+}
+
+#[test]
+fn memory_through_a_broken_connection() {
+    let setup = Setup { phases: vec![1, 1], memory: (1, 1), breaks: 1, ..Setup::default() };
+    let (states, _) = check(setup);
+    assert!(states > 10_000, "{states}");
+}
+
+/// A recall may be lost with its connection.
+#[test]
+fn an_assigner_that_does_not_say_again_what_was_lost_is_found() {
+    let setup = Setup { phases: vec![2, 1], breaks: 1, mute: true, ..Setup::default() };
+    let trap = explore(setup).expect_err("somebody waits for ever");
+    assert!(trap.path.contains("Break("), "{}", trap.path);
+    let (trapped, all) = trap.states;
+    assert!(0 < trapped && trapped < all, "{trapped} of {all}");
 }
 
 #[test]

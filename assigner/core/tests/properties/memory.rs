@@ -57,7 +57,7 @@ impl World {
         if self.clients[slot].memory.deaf {
             if matches!(deed, Deed::Back | Deed::Away) {
                 self.clients[slot].memory.deaf = false;
-                self.tell(Event::Back { client });
+                self.back(slot);
             }
             return;
         }
@@ -93,8 +93,16 @@ impl World {
                 self.clients[slot].memory.forget_asked();
                 self.tell(Event::Away { client });
             }
-            Deed::Back => self.tell(Event::Back { client }),
+            Deed::Back => self.back(slot),
         }
+    }
+
+    /// It has heard all that it was told of its lease, and is told again.
+    fn back(&mut self, slot: usize) {
+        let lease = self.clients[slot].lease.as_ref().map(|lease| lease.epoch);
+        self.says_again = true;
+        self.tell(Event::Back { client: self.id(slot), lease });
+        self.says_again = false;
     }
 
     pub(crate) fn unclaim(&mut self, slot: usize, gpu: Gpu, bytes: u64) {

@@ -8,13 +8,15 @@ use serde::Deserialize;
 
 use super::On;
 use super::plan::Plan;
-use crate::bench::outside::{OnRequest, Outside};
+use crate::bench::outside::{self, OnRequest, Outside};
 use crate::bench::paging::gpu::OWN;
 use crate::bench::system::System;
 use crate::lab::Prefix;
 
 /// What a context takes on a software GPU.
 const CONTEXT: u64 = 1 << 20;
+/// What a context takes where nobody knows.
+const UNKNOWN_CONTEXT_MIB: u64 = 512;
 /// What `pages` has for its sums: the first range of small allocations.
 const SUMS: u64 = 2 << 20;
 /// Memory is taken in pieces of this.
@@ -67,16 +69,21 @@ impl Stage {
     fn real(prefix: &Prefix, plan: &Plan, system: System) -> Result<Self> {
         system.check()?;
         let wanted = &plan.node().config.gpus;
-        let mut options = plan.assigner();
-        options.extend(["--gpu-list".to_owned(), system.gpu_list(wanted.len())?]);
-        let all: Vec<&str> = options.iter().map(String::as_str).collect();
-        let outside = Outside::on_real_gpus(prefix, system, &all).with_context(|| {
+        let list = system.gpu_list(wanted.len())?;
+        let lacks = || {
             format!(
                 "--real plays on {} of this machine's GPUs; NVIDIA's driver is looked for in the usual places, or where ACB_DRIVER \
                  and ACB_NVML say",
                 wanted.len()
             )
-        })?;
+        };
+        let context_mib = context_mib(prefix, &system, &list).with_context(lacks)?;
+        let own = (context_mib << 20) + OWN + SUMS;
+        let mut options = plan.assigner();
+        options.extend(["--gpu-list".to_owned(), list]);
+        options.extend(["--context-mib".to_owned(), context_mib.to_string()]);
+        let all: Vec<&str> = options.iter().map(String::as_str).collect();
+        let outside = Outside::on_real_gpus(prefix, system, &all).with_context(lacks)?;
         let gpus = outside.status()?.context("the assigner does not answer")?.gpus;
         ensure!(
             gpus.len() == wanted.len(),
@@ -90,11 +97,6 @@ impl Stage {
             let variables = [("ACB_PAGER", "off"), ("ACB_ELIGIBLE", gpu.uuid.as_str())];
             rest.push(outside.on_request_with(&variables).context("a program on a GPU")?);
         }
-        let contexts = outside.wait_for("contexts are measured", |status| {
-            rest.iter().all(|program| context(status.client(program.pid())) > 0)
-        })?;
-        let context = rest.iter().map(|program| context(contexts.client(program.pid()))).max();
-        let own = context.unwrap_or(0) + OWN + SUMS;
         let bound: u64 =
             plan.scenario.clients.iter().map(|client: &Client| u64::from(client.gpus)).sum();
         let each = bound.div_ceil(gpus.len() as u64);
@@ -113,10 +115,19 @@ impl Stage {
     }
 }
 
-/// What a client's contexts take, as the assigner knows it.
-fn context(client: Option<&crate::bench::status::ClientStatus>) -> u64 {
-    let fixed = client.map(|client| client.memory().fixed).unwrap_or_default();
-    fixed.iter().filter(|fixed| fixed.kind == "contexts").map(|fixed| fixed.bytes).sum()
+/// What a context takes on the first of these GPUs, in whole MiB, as NVML says of a program that has one. Where it cannot tell (in
+/// some containers), what an assigner takes for granted.
+fn context_mib(prefix: &Prefix, system: &System, gpus: &str) -> Result<u64> {
+    let first = gpus.split(',').next().unwrap_or_default();
+    let mut command = outside::on_system(system, prefix.test_program("on_request"));
+    command.env("CUDA_VISIBLE_DEVICES", first);
+    let mut program = OnRequest::start(command)?;
+    program.request(&format!("nvml {}", system.nvml().display()))?;
+    let lists = program.reply()?.processes;
+    let own = lists.iter().flatten().filter(|(pid, _)| *pid == program.pid());
+    // A number beyond all memory means that it is not known.
+    let bytes = own.map(|(_, bytes)| *bytes).filter(|bytes| (1..1 << 40).contains(bytes)).max();
+    Ok(bytes.map_or(UNKNOWN_CONTEXT_MIB, |bytes| bytes.div_ceil(1 << 20)))
 }
 
 /// Bytes a second over the link of a GPU, in the slower direction.

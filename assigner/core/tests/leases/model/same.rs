@@ -104,7 +104,7 @@ fn each_epoch(
         match says {
             Says::Release(epoch) | Says::Ready(epoch) => visit(epoch),
             Says::Join(_, lease) => lease.iter_mut().for_each(&mut *visit),
-            Says::Acquire | Says::Evicted(_) | Says::Return(_) => {}
+            Says::Lost | Says::Acquire | Says::Evicted(_) | Says::Return(_) => {}
         }
     }
     visit(&mut world.granted);
