@@ -444,7 +444,7 @@ fn questions_about_absent_and_small_memory_are_answered() {
 #[test]
 fn an_allocation_beside_a_capture_leaves_it_whole() {
     let lab = Lab::on_software_gpu("memory_bandwidth = \"20 MB\"");
-    let mut play = start_in(lab, "A8 s C0:12 s .");
+    let mut play = start_in(lab, "A8 s o0:12 s .");
     play.claim(8 * MIB);
     play.turn(1, 8 * MIB);
     play.claim(12 * MIB);

@@ -194,7 +194,7 @@ pub(crate) fn play(words: &str) {
                 }
             }
             "Q" => refusals(&cuda, devices.current(), size(rest)),
-            "C" => {
+            "o" => {
                 let (index, bytes) = rest.split_once(':').expect("what is freed, and a size");
                 let (freed, bytes) = (held[index.parse::<usize>().unwrap()], size(bytes));
                 held.push((allocate_beside_capture(&cuda, stream, freed, bytes), bytes));
