@@ -10,7 +10,7 @@ use acb_cluster_conf::{QueueRule, TenantRule};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use acb_cluster_conf::ByteSize;
+use acb_cluster_conf::{ByteSize, Headroom};
 
 use crate::selection::GpuList;
 use crate::settings::MemoryTerms;
@@ -179,6 +179,9 @@ pub struct Paging {
     /// Share of the time that moving memory may cost; leases that others wait for last accordingly
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = part)]
     pub switch_share: f64,
+    /// GPU memory that no program is promised, for what drivers take unasked: 512M, 1%, 0, or auto (1 percent, 512 MiB at most)
+    #[arg(long, value_name = "SIZE", default_value_t = Headroom::Auto)]
+    pub headroom: Headroom,
     /// Compare memory byte by byte where hashes say that it has not changed, to check the hashes
     #[arg(long)]
     pub compare: bool,
@@ -192,6 +195,7 @@ impl Paging {
             chunk: u64::from(self.chunk_mib) << 20,
             host_budget: budget.unwrap_or_else(|| crate::host::memory() / 2),
             switch_share: self.switch_share,
+            headroom: self.headroom,
             compare: self.compare,
         }
     }

@@ -59,6 +59,8 @@ fn gpu(gpu: &GpuStatus) -> Value {
         "busy_ns": gpu.busy_ns,
         "claimed": gpu.claimed,
         "switch_ns": gpu.switch_ns,
+        "headroom": gpu.headroom,
+        "headroom_taken": gpu.headroom_taken,
     })
 }
 

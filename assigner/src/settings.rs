@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acb_cluster_conf::SOCKET_PATH_MAX;
-use acb_cluster_conf::{JobSpec, Key, LoadError, Multinode, OnFailure, Role as HostRole};
+use acb_cluster_conf::{Headroom, JobSpec, Key, LoadError, Multinode, OnFailure, Role as HostRole};
 use acb_core::{EstimatorConfig, PeakConfig, Policy, Select};
 
 use acb_sim::terms;
@@ -104,17 +104,25 @@ pub struct MemoryTerms {
     pub host_budget: u64,
     /// Part of the time that switching may cost.
     pub switch_share: f64,
+    /// What of each GPU is promised to nobody.
+    pub headroom: Headroom,
     /// Whether pages are compared byte by byte where their hashes agree.
     pub compare: bool,
 }
 
 impl MemoryTerms {
+    /// What of a GPU is promised to nobody. Where nothing is paged nobody could make room again, so that it would be lost for good.
+    pub fn headroom(&self, gpu: &crate::inventory::Device) -> u64 {
+        if self.chunk == 0 { 0 } else { self.headroom.of(gpu.memory) }
+    }
+
     fn of_job(memory: &acb_cluster_conf::MemoryConfig) -> MemoryTerms {
         let share = (crate::host::memory() as f64 * memory.host_share.value()) as u64;
         MemoryTerms {
             chunk: if memory.pager { u64::from(memory.chunk_mib) << 20 } else { 0 },
             host_budget: memory.host_budget.map_or(share, |budget| budget.bytes().min(share)),
             switch_share: memory.switch_share.value(),
+            headroom: memory.headroom,
             compare: memory.compare,
         }
     }

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use acb_core::Gpu;
 use tokio::time::MissedTickBehavior;
 
 use crate::broker::{Broker, size};
@@ -32,10 +33,15 @@ pub async fn watch(broker: Rc<RefCell<Broker>>) {
     loop {
         clock.tick().await;
         let (meter, gpus) = broker.borrow().gpus_to_watch();
-        let seen = tokio::task::spawn_blocking(move || users(&meter, &gpus)).await;
+        let look = move || (users(&meter, &gpus), in_use(&meter, &gpus));
+        let (seen, used) = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        for (gpu, used) in used {
+            // What programs outside have grown by comes out of the headroom.
+            broker.borrow_mut().in_use(gpu, Some(used));
+        }
         // Asked after NVML: who has joined meanwhile is no stranger.
         let clients = broker.borrow().processes();
-        for stranger in known.news(seen.unwrap_or_default(), &clients) {
+        for stranger in known.news(seen, &clients) {
             tell(&stranger);
         }
     }
@@ -85,6 +91,12 @@ impl Known {
         self.before = now;
         news
     }
+}
+
+/// How much of each GPU is in use, where NVML tells.
+fn in_use(meter: &Meter, gpus: &[String]) -> Vec<(Gpu, u64)> {
+    let gpus = (0..).map(Gpu).zip(gpus);
+    gpus.filter_map(|(gpu, uuid)| Some((gpu, meter.used(uuid)?))).collect()
 }
 
 /// Who uses the GPUs, of those whom this assigner could have as clients.

@@ -84,7 +84,8 @@ pub fn stage(stage: GangStage) -> &'static str {
 }
 
 fn gpus(node: &NodeStatus, paint: Paint) -> Table {
-    let heads = ["GPU", "NAME", "MEMORY", "FIXED", "PAGED", "HERE", "HELD BY", "HELD", "GRANTS"];
+    let heads =
+        ["GPU", "NAME", "MEMORY", "KEPT", "FIXED", "PAGED", "HERE", "HELD BY", "HELD", "GRANTS"];
     let mut table = table(&heads, paint);
     for gpu in &node.gpus {
         let own = |of: fn(&ClientStatus) -> u64| -> u64 {
@@ -97,6 +98,7 @@ fn gpus(node: &NodeStatus, paint: Paint) -> Table {
             Cell::new(gpu.index),
             Cell::new(&gpu.name),
             number(short(gpu.memory)),
+            number(short(gpu.headroom)),
             number(short(gpu.room - resident)),
             number(short(gpu.claimed)),
             number(short(resident)),
@@ -342,6 +344,7 @@ mod tests {
             uuid: "GPU-01234567-89ab-cdef-0123-456789abcdef".into(),
             holders: vec![123],
             memory: 80 << 30,
+            headroom: 512 << 20,
             room: 79 << 30,
             claimed: 300 << 30,
             grants: 123_456,

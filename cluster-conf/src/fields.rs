@@ -10,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostics::{Problem, nearest};
+use crate::headroom::{Headroom, NoHeadroom};
 use crate::size::{ByteSize, NoSize};
 use crate::values::Part;
 
@@ -293,6 +294,17 @@ pub(crate) fn size(value: &DeValue<'_>) -> Result<ByteSize, Fault> {
         return Err(Fault::new(format!("a string is needed, not {}", kind(value))).help(help));
     };
     text.parse().map_err(|error: NoSize| {
+        Fault::new(format!("\"{}\" is {error}", text.escape_debug())).help(help)
+    })
+}
+
+/// What of each GPU is kept free.
+pub(crate) fn headroom(value: &DeValue<'_>) -> Result<Headroom, Fault> {
+    let help = "write it in double quotes: \"512M\", \"1%\", \"0\", \"auto\"";
+    let DeValue::String(text) = value else {
+        return Err(Fault::new(format!("a string is needed, not {}", kind(value))).help(help));
+    };
+    text.parse().map_err(|error: NoHeadroom| {
         Fault::new(format!("\"{}\" is {error}", text.escape_debug())).help(help)
     })
 }

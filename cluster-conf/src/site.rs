@@ -12,6 +12,7 @@ use std::num::NonZeroU32;
 
 use crate::diagnostics::ConfigError;
 use crate::estimators::{PeakEstimator, PhaseEstimator};
+use crate::headroom::Headroom;
 use crate::policy::{OnFailure, Policy};
 use crate::size::ByteSize;
 use crate::tenancy::{QueueRule, TenantRule};
@@ -119,6 +120,8 @@ pub struct MemoryConfig {
     pub host_budget: Option<ByteSize>,
     /// The part of the time that moving memory may cost.
     pub switch_share: Part,
+    /// What of each GPU is promised to nobody, for what drivers take unasked.
+    pub headroom: Headroom,
     /// Whether memory is compared byte by byte where hashes say that it has not changed.
     pub compare: bool,
 }
@@ -230,6 +233,7 @@ impl Default for MemoryConfig {
             host_share: share(0.5),
             host_budget: None,
             switch_share: share(0.1),
+            headroom: Headroom::Auto,
             compare: false,
         }
     }

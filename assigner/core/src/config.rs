@@ -105,6 +105,8 @@ pub struct Config {
 pub struct MemoryConfig {
     /// Bytes of the host that may be needed for what leaves the GPUs.
     pub host_budget: u64,
+    /// Of each GPU, in their order, what is promised to nobody, for what drivers take unasked; 0 where none is named.
+    pub headroom: Vec<u64>,
     /// A client that was asked to move memory and moves none for so long is passed over. A holder
     /// that gets nothing for so long counts as one that is ready.
     pub late: Duration,
@@ -112,7 +114,7 @@ pub struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        MemoryConfig { host_budget: u64::MAX, late: Duration::from_secs(5) }
+        MemoryConfig { host_budget: u64::MAX, headroom: Vec::new(), late: Duration::from_secs(5) }
     }
 }
 
@@ -160,6 +162,10 @@ impl Config {
         }
         if let Some(index) = self.gpus.iter().position(|gpu| gpu.memory == 0) {
             return Err(ConfigError::NoMemory(index));
+        }
+        let headroom = self.memory.headroom.iter();
+        if let Some(index) = headroom.zip(&self.gpus).position(|(kept, gpu)| *kept >= gpu.memory) {
+            return Err(ConfigError::Headroom(index));
         }
         if self.quantum.is_zero() {
             return Err(ConfigError::ZeroQuantum);
@@ -380,6 +386,9 @@ pub enum ConfigError {
     /// A GPU without memory.
     #[error("GPU {0} has no memory to give; leave it out")]
     NoMemory(usize),
+    /// Nothing would be left.
+    #[error("all memory of GPU {0} is to be kept free; make the headroom smaller")]
+    Headroom(usize),
     /// A quantum of zero would recall every lease at once.
     #[error("the quantum is 0, so that no lease would last; make it longer than a switch takes")]
     ZeroQuantum,

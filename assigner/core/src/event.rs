@@ -127,6 +127,18 @@ pub enum Event {
         /// How much.
         bytes: u64,
     },
+    /// A driver has taken memory for a client unasked. It counts at once, out of the headroom, if whoever's turn it is still has
+    /// all of its memory then; else it is a [`RoomRequest`](Event::RoomRequest).
+    Grown {
+        /// The client.
+        client: ClientId,
+        /// The client's own number for the request.
+        seq: u64,
+        /// Where.
+        gpu: Gpu,
+        /// How much.
+        bytes: u64,
+    },
     /// A client withdraws a room request. When that was granted meanwhile, nothing happens: the
     /// client sees the verdict and gives the room back.
     RoomCancel {

@@ -52,6 +52,10 @@ pub struct GpuSnapshot {
     pub memory: u64,
     /// Bytes that are promised: fixed, resident or credited.
     pub room: u64,
+    /// What is kept free for what drivers take unasked…
+    pub headroom: u64,
+    /// …and what of that they have taken, so that others make room.
+    pub headroom_taken: u64,
     /// What clients have.
     pub total: Room,
     /// Time that holders have spent on getting their memory onto it.
@@ -232,6 +236,8 @@ impl Scheduler {
             gpu,
             memory: self.config.gpus[gpu.index()].memory,
             room: self.memory.used(gpu),
+            headroom: self.memory.headroom(gpu).0,
+            headroom_taken: self.memory.headroom(gpu).1,
             total: self.memory.total(gpu),
             switching: state.switching.into(),
             room_waiting: self.memory.waiting(gpu),

@@ -141,7 +141,8 @@ fn config(line: &Line<'_>) -> Result<Config> {
     for (key, _) in &line.keys {
         let known =
             ["gpus", "memory", "policy", "quantum", "epoch", "backfill", "bypass", "patience"];
-        let more = ["settle", "expect", "start-count", "drain", "late", "budget", "share"];
+        let more =
+            ["settle", "expect", "start-count", "drain", "late", "budget", "share", "headroom"];
         let tenancy = ["tenants", "queues", "fair", "credit", "distances", "links"];
         if !known.contains(key) && !more.contains(key) && !tenancy.contains(key) {
             bail!("unknown key {key}");
@@ -160,6 +161,7 @@ fn config(line: &Line<'_>) -> Result<Config> {
     if let Some(drain) = line.key("drain") {
         config.drain = span(drain)?;
     }
+    config.memory.headroom = vec![line.number("headroom", 0)?; count];
     config.memory.host_budget = line.number("budget", u64::MAX)?;
     if let Some(share) = line.key("share") {
         config.switch_share = share.parse()?;
@@ -304,6 +306,7 @@ fn event(verb: &str, line: &Line<'_>) -> Result<Event> {
         }
         "leave" => Event::Leave { client },
         "room" => Event::RoomRequest { client, seq: number(3)?, gpu: gpu(4)?, bytes: number(5)? },
+        "grown" => Event::Grown { client, seq: number(3)?, gpu: gpu(4)?, bytes: number(5)? },
         "room-cancel" => Event::RoomCancel { client, seq: number(3)? },
         "room-return" => Event::RoomReturn { client, gpu: gpu(3)?, bytes: number(4)? },
         "claim" => Event::Claim { client, seq: number(3)?, gpu: gpu(4)?, bytes: number(5)? },
@@ -396,12 +399,16 @@ fn show(scheduler: &Scheduler, now: Time) -> Vec<String> {
     for gpu in &snapshot.gpus {
         let holders: Vec<String> = gpu.holders.iter().map(|client| client.0.to_string()).collect();
         lines.push(format!(
-            "gpu {}: holders [{}] room {}/{}{} waiting {} held {} grants {}{}{}",
+            "gpu {}: holders [{}] room {}/{}{}{} waiting {} held {} grants {}{}{}",
             gpu.gpu.0,
             holders.join(" "),
             gpu.room,
             gpu.memory,
             paged(gpu.total),
+            match (gpu.headroom, gpu.headroom_taken) {
+                (0, _) => String::new(),
+                (kept, taken) => format!(" headroom {kept} taken {taken}"),
+            },
             gpu.room_waiting,
             seconds(gpu.held),
             gpu.grants,

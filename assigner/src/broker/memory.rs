@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use acb_core::{ClientId, Epoch, Event, Gpu, Obstacle, Rest, Room, RoomDenied, RoomVerdict};
+use acb_core::{
+    ClientId, Epoch, Event, Gpu, Obstacle, Rest, Room, RoomDenied, RoomVerdict, Snapshot,
+};
 use acb_wire::v1::{self, RefusedCode, RoomKind, assigner_message::Kind};
 
 use super::{Broker, Refused};
@@ -49,6 +51,7 @@ impl Broker {
         let bytes = request.bytes;
         self.apply(match request.kind() {
             RoomKind::Paged => Event::Claim { client, seq, gpu, bytes },
+            RoomKind::Taken => Event::Grown { client, seq, gpu, bytes },
             _ => Event::RoomRequest { client, seq, gpu, bytes },
         });
     }
@@ -149,7 +152,20 @@ impl Broker {
         is_missing
     }
 
-    /// What status says of memory that nobody has who is known.
+    /// What status says of what drivers have taken of the headroom.
+    pub(super) fn taken_notes(&self, snapshot: &Snapshot) -> impl Iterator<Item = String> {
+        let taken = snapshot.gpus.iter().filter(|gpu| gpu.headroom_taken > 0);
+        taken.map(|gpu| {
+            format!(
+                "{} of the {} of {} that are kept free are taken by the driver; others make room as soon as they can",
+                size(gpu.headroom_taken),
+                size(gpu.headroom),
+                self.name_of(gpu.gpu)
+            )
+        })
+    }
+
+    /// The same of memory that nobody has who is known.
     pub(super) fn missing_notes(&self) -> impl Iterator<Item = String> {
         let gpus = (0..self.gpus.len() as u32).map(Gpu);
         let missing = gpus.map(|gpu| (gpu, self.missing(gpu))).filter(|(_, bytes)| *bytes > 0);
@@ -368,7 +384,12 @@ fn denial(why: &RoomDenied) -> String {
             size(total)
         ),
         RoomDenied::ExceedsGpu { total, capacity } => {
-            format!("the program would have {}, and the GPU has {}", size(total), size(capacity))
+            format!(
+                "the program would have {}, and programs can have {} of the GPU (headroom in [memory] of the cluster file is kept \
+                 free for the driver)",
+                size(total),
+                size(capacity)
+            )
         }
         RoomDenied::OthersFixed { total, capacity, others } => format!(
             "the program would have {}, and of the GPU's {} other programs have {} that cannot be \

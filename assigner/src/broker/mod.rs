@@ -318,7 +318,8 @@ impl Broker {
 
     fn bound_gpu(&self, gpu: Gpu, limit: Option<u64>) -> v1::BoundGpu {
         let device = self.gpu(gpu);
-        let all = limit.map_or(device.memory, |limit| limit.min(device.memory));
+        let most = device.memory.saturating_sub(self.settings.memory.headroom(device));
+        let all = limit.map_or(most, |limit| limit.min(most));
         v1::BoundGpu {
             index: device.index,
             uuid: device.uuid.clone(),
@@ -342,6 +343,7 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     config.gangs.alone = settings.nodes <= 1;
     config.switch_share = settings.memory.switch_share;
     config.memory.host_budget = settings.memory.host_budget;
+    config.memory.headroom = devices.iter().map(|gpu| settings.memory.headroom(gpu)).collect();
     config.peaks = scheduling.peaks.clone();
     config.topology = crate::topology::topology(settings.nvml.as_deref(), devices);
     let tenancy = &scheduling.tenancy;

@@ -97,6 +97,8 @@ impl Broker {
             busy_ns: ns(*busy),
             claimed: state.total.claimed,
             switch_ns: ns(state.switching),
+            headroom: state.headroom,
+            headroom_taken: state.headroom_taken,
         });
         let clients = snapshot.clients.iter().filter_map(|state| {
             let member = self.clients.get(&state.client)?;
@@ -118,6 +120,7 @@ impl Broker {
                 "{count} clients from before the restart are not back (stopped?); their memory stays on the GPUs"
             )),
         }
+        notes.extend(self.taken_notes(&snapshot));
         notes.extend(self.missing_notes());
         let (gpus, clients) = (gpus.collect(), clients.collect());
         Shown { gpus, clients, gangs: self.gang_status(), notes }

@@ -18,7 +18,7 @@ use super::{
 use crate::diagnostics::Problem;
 use crate::election::CANDIDATE_PORTS;
 use crate::estimators::{PeakEstimator, PhaseEstimator};
-use crate::fields::{Fault, Fields, boolean, choice, integer, share, size, string};
+use crate::fields::{Fault, Fields, boolean, choice, headroom, integer, share, size, string};
 use crate::folder::{SOCKET_PATH_MAX, longest_socket};
 use crate::option::MAX_QUANTUM_MS;
 use crate::policy::{OnFailure, Policy};
@@ -263,6 +263,7 @@ impl Reader<'_> {
                 false => Err(Fault::new("nothing would be left for work").help("less than 1")),
             }
         });
+        let headroom = fields.read("headroom", self.problems, headroom);
         let compare = fields.read("compare", self.problems, boolean);
         self.finish(fields);
         MemoryConfig {
@@ -271,6 +272,7 @@ impl Reader<'_> {
             host_share: or(host_share, defaults.host_share),
             host_budget: host_budget.map(Spanned::into_inner),
             switch_share: or(switch_share, defaults.switch_share),
+            headroom: or(headroom, defaults.headroom),
             compare: or(compare, defaults.compare),
         }
     }

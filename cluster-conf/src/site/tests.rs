@@ -328,9 +328,14 @@ fn the_man_page_documents_every_key() {
 
 #[test]
 fn the_sharing_of_memory() {
-    let site = SiteConfig::parse("t", "[memory]\nhost_budget = \"64G\"\nchunk_mib = 2\n").unwrap();
+    let site = SiteConfig::parse(
+        "t",
+        "[memory]\nhost_budget = \"64G\"\nchunk_mib = 2\nheadroom = \"2%\"\n",
+    )
+    .unwrap();
     assert_eq!(site.memory.host_budget, crate::ByteSize::new(64 << 30));
     assert_eq!((site.memory.chunk_mib, site.memory.pager), (2, true));
+    assert_eq!(site.memory.headroom.of(100 << 30), 2 << 30);
     for (text, word) in [
         ("chunk_mib = 3", "odd"),
         ("chunk_mib = 2048", "out of range"),
@@ -338,6 +343,8 @@ fn the_sharing_of_memory() {
         ("switch_share = 1", "nothing would be left"),
         ("host_budget = 64", "a string is needed"),
         ("host_budget = \"64GB\"", "10G, 512M"),
+        ("headroom = 512", "a string is needed"),
+        ("headroom = \"60%\"", "50%"),
     ] {
         let error = SiteConfig::parse("t", &format!("[memory]\n{text}\n")).unwrap_err().to_string();
         assert!(error.contains(word), "{text}: {error}");

@@ -101,7 +101,7 @@ impl Ledger {
             return self.give_back(&mut books, device, counted - bytes, Portion::Exact);
         }
         drop(books);
-        match LEDGER.ask(device, bytes - counted, RoomKind::Context, Portion::Exact) {
+        match LEDGER.ask(device, bytes - counted, RoomKind::Taken, Portion::Exact) {
             Ok(()) => match self.books().contexts.get_mut(&context) {
                 Some((_, entry)) => *entry = bytes,
                 // It was destroyed meanwhile.

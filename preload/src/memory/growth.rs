@@ -141,7 +141,7 @@ impl Growth {
             self.book(device, bytes);
             return None;
         }
-        let seq = LEDGER.begin_question(device, missing, RoomKind::Memory)?;
+        let seq = LEDGER.begin_question(device, missing, RoomKind::Taken)?;
         Some(Step { device, seq, since: Instant::now(), kind: Kind::Booking { bytes } })
     }
 

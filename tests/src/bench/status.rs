@@ -40,6 +40,10 @@ pub struct GpuStatus {
     pub grants: u64,
     /// What switches took, as the clients said.
     pub switch_ns: u64,
+    /// Bytes that are promised to nobody, for what drivers take unasked…
+    pub headroom: u64,
+    /// …and what of these is taken.
+    pub headroom_taken: u64,
 }
 
 /// A client.

@@ -39,6 +39,45 @@ fn a_graph_that_needs_memory_of_a_full_gpu_finds_room() -> Result<()> {
 }
 
 #[test]
+fn what_the_driver_takes_comes_out_of_the_headroom_and_others_make_up_for_it() -> Result<()> {
+    const HEADROOM: u64 = 8 << 20;
+    let stage = Stage::with(&format!("graph_bytes = {GRAPH}"), &["--headroom", "8M"])?;
+    let mut victim = stage.filled_with("victim", "alloc 3 12M")?;
+    let mut holder = stage.filled_with("holder", "alloc 3 12M")?;
+    let headroom =
+        |status: &Status| status.gpus.first().map(|gpu| (gpu.headroom, gpu.headroom_taken));
+    let before = stage.status()?;
+    ensure!(headroom(&before) == Some((HEADROOM, 0)), "{before:#?}");
+    let resident = client(&before, &victim).resident;
+    holder.ask("capture")?;
+    holder.ask("replay")?;
+    // Nobody needs room, and all the same it is there again.
+    let after = stage.wait_for("what the driver has taken is made up for", &victim, |client| {
+        client.resident < resident
+    })?;
+    ensure!(of_driver(client(&after, &holder)) > 0, "{after:#?}");
+    stage.wait_for("the headroom is whole", &victim, |_| {
+        stage.status().is_ok_and(|status| headroom(&status) == Some((HEADROOM, 0)))
+    })?;
+    let log = stage.log_of("holder")?;
+    ensure!(!log.contains("OUT_OF_MEMORY") && !log.contains("others made room"), "{log}");
+    for program in [&mut victim, &mut holder] {
+        is_right(program)?;
+    }
+    // A program that wants all of the GPU is told what it can have.
+    let mut large = stage.program("large")?;
+    large.request("alloc 1 58M")?;
+    let refused = large.reply()?.error.unwrap_or_else(|| "it succeeded".into());
+    ensure!(refused.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{refused}");
+    stage.tells(
+        "large",
+        "cuMemAlloc",
+        "programs can have 56.0 MiB of the GPU",
+        "headroom in [memory]",
+    )
+}
+
+#[test]
 fn what_the_driver_takes_is_measured_again() -> Result<()> {
     const FUNCTION: u64 = 4 << 20;
     let stage = Stage::with(&format!("function_bytes = {FUNCTION}"), &[])?;

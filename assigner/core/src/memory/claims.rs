@@ -24,7 +24,8 @@ impl Memory {
             .or_else(|| {
                 let others = ledger.immovable_for_good(client);
                 let total = (room.fixed + room.claimed).saturating_add(bytes);
-                let (capacity, fits) = (ledger.capacity, total <= ledger.capacity - others);
+                let capacity = ledger.most();
+                let fits = total.saturating_add(others) <= capacity;
                 (!fits).then_some(RoomDenied::OthersFixed { total, capacity, others })
             })
             .or_else(|| self.over_budget(gpu, 0, bytes));
@@ -103,7 +104,7 @@ impl Ledger {
         let room = self.room(client);
         let total = (room.fixed + room.claimed).saturating_add(bytes);
         let limit = self.account(client).map_or(u64::MAX, |account| account.limit);
-        let capacity = self.capacity;
+        let capacity = self.most();
         if total > limit {
             return Some(RoomDenied::ExceedsLimit { total, limit });
         }

@@ -5,7 +5,8 @@
 //!    1. to waiting requests of fixed memory that are admissible      (saved until it suffices)
 //!    2. to holders, up to their claims
 //!    3. when they are ready, to the next in turn                     (prefetch)
-//!  what 1 and 2 still miss is asked back, counting what is on its way, from clients without a lease:
+//!  but for the headroom, which is for what drivers take unasked
+//!  what 1 and 2 still miss, and what drivers took of the headroom, is asked back, counting what is on its way, from clients without a lease:
 //!       who does not wait for this GPU, least recently used first ─► who waits, last in turn first
 //!  what 3 misses is asked back from those behind the next in turn alone
 //!  what only other holders could give makes their leases contended
@@ -138,6 +139,7 @@ impl Scheduler {
     /// `next`, only from those behind it.
     fn ask_back(&mut self, gpu: Gpu, wanted: u64, next: Option<ClientId>) -> u64 {
         let ledger = self.memory.ledger(gpu);
+        let wanted = wanted.saturating_add(ledger.overdraft());
         let mut missing = wanted.saturating_sub(ledger.free()).saturating_sub(ledger.sums().coming);
         if missing == 0 {
             return 0;

@@ -97,7 +97,8 @@ impl Scheduler {
         let others = ledger.accounts().filter(|(client, _)| !holders.contains(client));
         let movable: u64 = others.map(|(_, account)| account.movable()).sum();
         let coming = ledger.sums().coming.saturating_add(ledger.free());
-        (movable > 0 && due + lack > coming).then_some(RoomFault::Unasked)
+        let wanted = (due + lack).saturating_add(ledger.overdraft());
+        (movable > 0 && wanted > coming).then_some(RoomFault::Unasked)
     }
 }
 

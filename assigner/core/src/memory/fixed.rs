@@ -97,6 +97,18 @@ impl Memory {
         None
     }
 
+    /// A driver has taken memory for a client already: it counts at once, out of what is kept free for that. False: it does not
+    /// fit there.
+    pub(crate) fn grown(&mut self, client: ClientId, gpu: Gpu, bytes: u64) -> bool {
+        let fits =
+            self.ledger(gpu).bears(client, bytes) && self.over_budget(gpu, bytes, 0).is_none();
+        if fits {
+            self.gpus[gpu.index()].change(client, |account| account.fixed += bytes);
+            self.note(gpu);
+        }
+        fits
+    }
+
     /// A client withdraws a request on one of `gpus`; unknown ones are ignored.
     pub(crate) fn cancel(&mut self, client: ClientId, seq: u64, gpus: &[Gpu]) {
         for gpu in gpus {
@@ -233,13 +245,24 @@ impl Ledger {
     pub(crate) fn admits(&self, bytes: u64) -> bool {
         let all = [self.sums().fixed, bytes, self.largest_claim(), self.missing];
         let taken = all.into_iter().fold(0, u64::saturating_add);
-        !self.settling && taken <= self.capacity
+        !self.settling && taken <= self.most()
+    }
+
+    /// True if a driver can have taken so much more without it: then whoever's turn it is still has all of its memory, and
+    /// the client is within its limit.
+    fn bears(&self, client: ClientId, bytes: u64) -> bool {
+        let all = [self.sums().fixed, bytes, self.largest_claim(), self.missing];
+        let taken = all.into_iter().fold(0, u64::saturating_add);
+        let limit = self.account(client).map_or(0, |account| account.limit);
+        let room = self.room(client);
+        let own = (room.fixed + room.claimed).saturating_add(bytes);
+        !self.settling && bytes <= self.left() && taken <= self.capacity && own <= limit
     }
 
     /// What there would be if all but `kept` gave their room back.
     fn available(&self, kept: impl Iterator<Item = ClientId> + Clone) -> u64 {
         let fixed: u64 = kept.clone().map(|client| self.room(client).fixed).sum();
-        self.capacity.saturating_sub(fixed).saturating_sub(self.largest_claim_of(kept))
+        self.most().saturating_sub(fixed).saturating_sub(self.largest_claim_of(kept))
     }
 
     /// What each waiting client wants in all; more than it could ever have counts as that.
@@ -248,7 +271,7 @@ impl Ledger {
         for request in &self.waiting {
             let want = wants.entry(request.client).or_insert(0);
             let room = self.room(request.client);
-            let most = self.capacity.saturating_sub(room.fixed).saturating_sub(room.claimed);
+            let most = self.most().saturating_sub(room.fixed).saturating_sub(room.claimed);
             *want = want.saturating_add(request.bytes).min(most);
         }
         wants

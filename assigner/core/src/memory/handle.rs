@@ -13,6 +13,7 @@ impl Scheduler {
             Event::RoomRequest { client, seq, gpu, bytes } => {
                 self.room_request(client, seq, gpu, bytes);
             }
+            Event::Grown { client, seq, gpu, bytes } => self.grown(client, seq, gpu, bytes),
             Event::RoomCancel { client, seq } => {
                 if let Some(state) = self.clients.get(&client) {
                     self.memory.cancel(client, seq, &state.bound);
@@ -64,6 +65,16 @@ impl Scheduler {
         } else {
             let verdict = RoomVerdict::Denied(RoomDenied::NotBound);
             self.actions.push_back(Action::Room { client: id, seq, verdict });
+        }
+    }
+
+    fn grown(&mut self, id: ClientId, seq: u64, gpu: Gpu, bytes: u64) {
+        if self.is_bound(id, gpu) && self.memory.grown(id, gpu, bytes) {
+            self.replan_memory(gpu);
+            let (client, verdict) = (id, RoomVerdict::Granted);
+            self.actions.push_back(Action::Room { client, seq, verdict });
+        } else {
+            self.room_request(id, seq, gpu, bytes);
         }
     }
 

@@ -119,8 +119,12 @@ impl Sums {
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     pub(crate) capacity: u64,
+    /// What is kept free for what drivers take unasked, as long as promises leave it.
+    pub(crate) headroom: u64,
     /// What page-ins did not find: memory of programs outside, or of the driver's, that no account has.
     pub(crate) missing: u64,
+    /// What was in use beyond what is known, at the latest look.
+    pub(crate) unknown: u64,
     /// In the order of the clients.
     accounts: Vec<(ClientId, Account)>,
     sums: Sums,
@@ -141,10 +145,12 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(capacity: u64) -> Ledger {
+    pub(crate) fn new(capacity: u64, headroom: u64) -> Ledger {
         Ledger {
             capacity,
+            headroom: headroom.min(capacity),
             missing: 0,
+            unknown: 0,
             accounts: Vec::new(),
             sums: Sums::default(),
             waiting: VecDeque::new(),
@@ -201,9 +207,9 @@ impl Ledger {
     /// can have at most. They are not credited any more, so that it does not become more.
     pub(crate) fn expect_most(&mut self) {
         for (client, most) in self.guessed.clone() {
-            let free = self.free();
+            let left = self.left();
             self.change(client, |account| {
-                let more = most.saturating_sub(account.fixed + account.resident).min(free);
+                let more = most.saturating_sub(account.fixed + account.resident).min(left);
                 account.resident += more;
                 account.claimed = account.claimed.max(account.resident);
             });
@@ -240,9 +246,37 @@ impl Ledger {
             && self.missing == 0
     }
 
-    /// What is promised to nobody.
-    pub(crate) fn free(&self) -> u64 {
+    /// What clients can be promised altogether.
+    pub(crate) fn most(&self) -> u64 {
+        self.capacity - self.headroom
+    }
+
+    /// What nobody has.
+    pub(crate) fn left(&self) -> u64 {
         (self.capacity - self.sums.fixed - self.sums.resident).saturating_sub(self.missing)
+    }
+
+    /// What of the headroom can be kept free: whoever's turn it is must have all of its memory, whatever drivers have taken.
+    pub(crate) fn reserve(&self) -> u64 {
+        if self.headroom == 0 {
+            return 0;
+        }
+        let everywhere = self.sums.fixed + self.sums.anchored + self.missing;
+        let turns = self.accounts.iter().map(|(_, account)| {
+            (everywhere - account.sums().anchored).saturating_add(account.claimed)
+        });
+        let most = turns.max().unwrap_or(0);
+        self.headroom.min(self.capacity.saturating_sub(most))
+    }
+
+    /// What is promised to nobody, and kept free for no driver.
+    pub(crate) fn free(&self) -> u64 {
+        self.left().saturating_sub(self.reserve())
+    }
+
+    /// What drivers have taken of what is kept free for them: others make room for it, before it is needed again.
+    pub(crate) fn overdraft(&self) -> u64 {
+        self.reserve().saturating_sub(self.left())
     }
 
     /// What `client` has and claims.
@@ -285,7 +319,7 @@ impl Ledger {
     /// True if the claims and the fixed memory, with so much more, exceed the GPU.
     pub(crate) fn would_oversubscribe(&self, more: u64) -> bool {
         let waiting = self.waiting.iter().fold(more, |sum, r| sum.saturating_add(r.bytes));
-        self.sums.claimed.saturating_add(self.sums.fixed).saturating_add(waiting) > self.capacity
+        self.sums.claimed.saturating_add(self.sums.fixed).saturating_add(waiting) > self.most()
     }
 
     /// Whether the sums are those of the accounts, for `sanity_check`.

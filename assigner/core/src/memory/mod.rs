@@ -68,7 +68,10 @@ impl Memory {
         config: &MemoryConfig,
     ) -> Memory {
         Memory {
-            gpus: capacities.map(Ledger::new).collect(),
+            gpus: capacities
+                .zip(config.headroom.iter().copied().chain(std::iter::repeat(0)))
+                .map(|(capacity, headroom)| Ledger::new(capacity, headroom))
+                .collect(),
             patience,
             waiters: BTreeMap::new(),
             arrivals: 0,
@@ -165,9 +168,9 @@ impl Memory {
         let ledger = &mut self.gpus[gpu.index()];
         ledger.guessed.insert(client, room.fixed.saturating_add(room.resident));
         ledger.settling = true;
-        let fixed = room.fixed.min(ledger.free());
+        let fixed = room.fixed.min(ledger.left());
         ledger.change(client, |account| account.fixed = fixed);
-        let resident = room.resident.min(ledger.free());
+        let resident = room.resident.min(ledger.left());
         let claimed = room.claimed.min(ledger.capacity - ledger.sums().fixed);
         ledger.change(client, |account| {
             account.anchors.insert(Anchor::Away);
@@ -218,7 +221,7 @@ impl Memory {
     pub(crate) fn adopt(&mut self, client: ClientId, gpu: Gpu, room: Room) {
         let ledger = &mut self.gpus[gpu.index()];
         for guess in ledger.guessed.keys().copied().collect::<Vec<_>>() {
-            let short = (room.fixed + room.resident).saturating_sub(ledger.free());
+            let short = (room.fixed + room.resident).saturating_sub(ledger.left());
             ledger.change(guess, |account| {
                 let less = short.min(account.resident);
                 account.resident -= less;
@@ -293,12 +296,23 @@ impl Memory {
     fn found(&mut self, gpu: Gpu, used: u64) -> bool {
         let Some(ledger) = self.gpus.get_mut(gpu.index()) else { return false };
         let known = ledger.sums().fixed + ledger.sums().resident;
-        let missing = ledger.missing.min(used.saturating_sub(known));
+        let unknown = used.saturating_sub(known);
+        // Who is about to go is seen once.
+        let lasting = unknown.min(std::mem::replace(&mut ledger.unknown, unknown));
+        let kept = ledger.reserve().saturating_add(ledger.missing).min(ledger.headroom);
+        let missing = ledger.missing.min(unknown).max(lasting.min(kept));
+        let is_new = ledger.missing != missing;
         let is_less = std::mem::replace(&mut ledger.missing, missing) > missing;
-        if is_less {
+        if is_new {
             self.note(gpu);
         }
         is_less
+    }
+
+    /// What is kept free on `gpu` for what drivers take, and what of that they have taken.
+    pub(crate) fn headroom(&self, gpu: Gpu) -> (u64, u64) {
+        let ledger = self.ledger(gpu);
+        (ledger.headroom, ledger.headroom - ledger.headroom.min(ledger.left()))
     }
 
     /// What page-ins did not find on `gpu`, and nobody has who is known.
@@ -357,7 +371,7 @@ impl Memory {
         let ledger = self.ledger(gpu);
         let claimed = ledger.room(client).claimed;
         let sum = ledger.immovable(client).saturating_add(others).saturating_add(claimed);
-        claimed == 0 || sum <= ledger.capacity
+        claimed == 0 || sum <= ledger.capacity - ledger.reserve()
     }
 
     /// Whether there is paged memory on `gpu` that cannot be moved now.

@@ -25,6 +25,8 @@ pub(crate) struct Setup {
     pub(crate) half_life_ms: Option<u64>,
     /// Bytes of the host for what leaves the GPUs.
     pub(crate) budget: Option<u64>,
+    /// What of each GPU is kept free for drivers.
+    pub(crate) headroom: u64,
 }
 
 /// What a client says of itself.
@@ -63,6 +65,7 @@ impl Setup {
         config.estimator.start_count = 2;
         config.estimator.interval = 1;
         config.memory.late = Duration::from_millis(100);
+        config.memory.headroom = vec![self.headroom; self.gpus as usize];
         config.memory.host_budget = self.budget.unwrap_or(u64::MAX);
         let tenants = self.tenants.iter().enumerate().map(|(at, (guarantee, _, weight))| {
             let limit = self.quota(at).1;
@@ -109,6 +112,11 @@ pub(crate) enum What {
     },
     Leave,
     Room {
+        gpu: u32,
+        bytes: u64,
+    },
+    /// Its driver has taken that.
+    Grown {
         gpu: u32,
         bytes: u64,
     },
@@ -165,8 +173,9 @@ pub(crate) fn setups() -> impl Strategy<Value = Setup> {
     ];
     let backfill = prop_oneof![1 => Just(Backfill::Off), 3 => Just(Backfill::ByEstimate)];
     let budget = prop::option::weighted(0.3, 0..500u64);
-    (1..5u32, policy, backfill, 1..300u64, 0..4u32, tenancies(), budget).prop_map(
-        |(gpus, policy, backfill, quantum_ms, max_bypass, tenancy, budget)| {
+    let headroom = prop_oneof![1 => Just(0u64), 1 => 1..40u64];
+    (1..5u32, policy, backfill, 1..300u64, 0..4u32, tenancies(), budget, headroom).prop_map(
+        |(gpus, policy, backfill, quantum_ms, max_bypass, tenancy, budget, headroom)| {
             let (tenants, queues, half_life_ms) = tenancy;
             let mut left = gpus;
             let tenants = tenants.into_iter().map(|(guarantee, beyond, weight)| {
@@ -185,6 +194,7 @@ pub(crate) fn setups() -> impl Strategy<Value = Setup> {
                 queues,
                 half_life_ms,
                 budget,
+                headroom,
             }
         },
     )
@@ -230,6 +240,7 @@ fn whats() -> impl Strategy<Value = What> {
         1 => (0..40u64).prop_map(|epoch| What::ReleaseStale { epoch }),
         6 => Just(What::Leave),
         15 => (0..5u32, bytes()).prop_map(|(gpu, bytes)| What::Room { gpu, bytes }),
+        6 => (0..5u32, 1..40u64).prop_map(|(gpu, bytes)| What::Grown { gpu, bytes }),
         3 => (0..3usize).prop_map(|nth| What::RoomCancel { nth }),
         8 => (0..5u32, bytes()).prop_map(|(gpu, bytes)| What::RoomReturn { gpu, bytes }),
         60 => deeds().prop_map(What::Memory),

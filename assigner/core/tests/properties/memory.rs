@@ -152,16 +152,17 @@ impl World {
         let client = &mut self.clients[slot];
         let own = client.memory.of(gpu).claimed + client.room.get(&gpu).copied().unwrap_or(0);
         let limit = client.who.limit.unwrap_or(u64::MAX);
+        let most = 100 - self.setup.headroom;
         match verdict {
             RoomVerdict::Granted => {
-                assert!(own + bytes <= limit.min(100), "within the limit and the GPU");
+                assert!(own + bytes <= limit.min(most), "within the limit and the GPU");
                 client.memory.gpus.entry(gpu).or_default().claimed += bytes;
             }
             RoomVerdict::Denied(RoomDenied::NotBound) => assert!(!client.bound.contains(&gpu)),
             RoomVerdict::Denied(RoomDenied::ExceedsLimit { .. }) => assert!(own + bytes > limit),
-            RoomVerdict::Denied(RoomDenied::ExceedsGpu { .. }) => assert!(own + bytes > 100),
+            RoomVerdict::Denied(RoomDenied::ExceedsGpu { .. }) => assert!(own + bytes > most),
             RoomVerdict::Denied(RoomDenied::OthersFixed { others, .. }) => {
-                assert!(*others > 0 && own + bytes + others > 100);
+                assert!(*others > 0 && own + bytes + others > most);
             }
             RoomVerdict::Denied(RoomDenied::HostBudget { needed, .. }) => {
                 assert!(*needed > self.setup.budget.expect("there is one"));
@@ -255,7 +256,9 @@ impl World {
             };
             let wants =
                 |other: &usize| self.clients[*other].requests.values().any(|(on, _)| *on == gpu);
-            let urgent = (0..SLOTS).filter(here).any(|s| holds(&s) && lacking(&s) || wants(&s));
+            let taken = snapshot.gpus[gpu.0 as usize].headroom_taken > 0;
+            let urgent =
+                taken || (0..SLOTS).filter(here).any(|s| holds(&s) && lacking(&s) || wants(&s));
             let bound = |other: &usize| self.clients[*other].bound.contains(&gpu);
             let waits = |other: &usize| self.clients[*other].waiting && bound(other);
             if waits(&slot) {
@@ -294,7 +297,7 @@ impl World {
         }
         for gpu in &snapshot.gpus {
             assert!(on.get(&gpu.gpu).copied().unwrap_or(0) <= gpu.room, "all is counted");
-            let (claims, memory) = (gpu.total.claimed + gpu.total.fixed, gpu.memory);
+            let (claims, memory) = (gpu.total.claimed + gpu.total.fixed, gpu.memory - gpu.headroom);
             let bound: BTreeSet<ClientId> = gpu.bound.iter().copied().collect();
             for theirs in snapshot.clients.iter().filter(|client| bound.contains(&client.client)) {
                 let ours = &self.clients[self.slot(theirs.client)].memory;

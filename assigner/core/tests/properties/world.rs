@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) claims: BTreeMap<(usize, u64), (Gpu, u64)>,
     /// Who was asked by the latest event to move memory, and where.
     pub(crate) evictions: Vec<(usize, Gpu)>,
+    /// Drivers have taken memory unasked.
+    grew: bool,
     /// Counts uses of GPUs.
     uses: u64,
     now: Time,
@@ -98,6 +100,7 @@ impl World {
             clients: vec![Client::default(); SLOTS],
             claims: BTreeMap::new(),
             evictions: Vec::new(),
+            grew: false,
             uses: 0,
             now: Time(0),
             latest_epoch: Epoch(0),
@@ -181,6 +184,7 @@ impl World {
                 self.tell(Event::Leave { client });
             }
             What::Room { gpu, bytes } => self.room(slot, Gpu(*gpu), *bytes),
+            What::Grown { gpu, bytes } => self.grown(slot, Gpu(*gpu), *bytes),
             What::RoomCancel { nth } => {
                 if let Some(&seq) = self.clients[slot].requests.keys().nth(*nth) {
                     self.clients[slot].requests.remove(&seq);
@@ -274,12 +278,22 @@ impl World {
     }
 
     fn room(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
+        let (client, seq) = self.asks(slot, gpu, bytes);
+        self.tell(Event::RoomRequest { client, seq, gpu, bytes });
+    }
+
+    fn grown(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
+        self.grew = true;
+        let (client, seq) = self.asks(slot, gpu, bytes);
+        self.tell(Event::Grown { client, seq, gpu, bytes });
+    }
+
+    fn asks(&mut self, slot: usize, gpu: Gpu, bytes: u64) -> (ClientId, u64) {
         let client = &mut self.clients[slot];
         let seq = client.next_seq;
         client.next_seq += 1;
         client.requests.insert(seq, (gpu, bytes));
-        let client = self.name(self.clients[slot].id);
-        self.tell(Event::RoomRequest { client, seq, gpu, bytes });
+        (self.name(self.clients[slot].id), seq)
     }
 
     fn room_return(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
@@ -449,7 +463,9 @@ impl World {
             RoomVerdict::Granted => *client.room.entry(gpu).or_insert(0) += bytes,
             RoomVerdict::Waiting { .. } => {}
             RoomVerdict::Denied(RoomDenied::NotBound) => assert!(!client.bound.contains(&gpu)),
-            RoomVerdict::Denied(RoomDenied::ExceedsGpu { total, .. }) => assert!(*total > 100),
+            RoomVerdict::Denied(RoomDenied::ExceedsGpu { total, .. }) => {
+                assert!(*total > 100 - self.setup.headroom);
+            }
             RoomVerdict::Denied(RoomDenied::ExceedsLimit { total, limit }) => {
                 assert!(total > limit && Some(*limit) == client.who.limit);
             }
@@ -497,6 +513,8 @@ impl World {
         self.compare_memory(&snapshot);
         for gpu in &snapshot.gpus {
             assert!(gpu.room <= gpu.memory, "no room is promised twice");
+            let kept = if self.grew { 0 } else { gpu.headroom };
+            assert!(gpu.room <= gpu.memory - kept, "the headroom is for drivers");
             assert!(gpu.room >= room.get(&gpu.gpu).copied().unwrap_or(0));
         }
         // In truth, too, whoever has lost its assigner.

@@ -646,6 +646,12 @@ pub struct GpuStatus {
     /// Nanoseconds that switches took, as clients said Ready.
     #[prost(uint64, tag = "11")]
     pub switch_ns: u64,
+    /// Bytes that are promised to nobody, for what drivers take unasked…
+    #[prost(uint64, tag = "12")]
+    pub headroom: u64,
+    /// …and what of these they have taken, until others have made room.
+    #[prost(uint64, tag = "13")]
+    pub headroom_taken: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientStatus {
@@ -905,6 +911,9 @@ pub enum RoomKind {
     ContextSize = 4,
     /// A question: how much has the client's process on this GPU in all? Answered by GRANTED with the bytes.
     ProcessSize = 5,
+    /// What the driver has taken already, without being asked. It counts at once, out of the headroom; where that does not suffice
+    /// it is like ROOM_KIND_MEMORY, and what is given back is.
+    Taken = 6,
 }
 impl RoomKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -919,6 +928,7 @@ impl RoomKind {
             Self::Paged => "ROOM_KIND_PAGED",
             Self::ContextSize => "ROOM_KIND_CONTEXT_SIZE",
             Self::ProcessSize => "ROOM_KIND_PROCESS_SIZE",
+            Self::Taken => "ROOM_KIND_TAKEN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -930,6 +940,7 @@ impl RoomKind {
             "ROOM_KIND_PAGED" => Some(Self::Paged),
             "ROOM_KIND_CONTEXT_SIZE" => Some(Self::ContextSize),
             "ROOM_KIND_PROCESS_SIZE" => Some(Self::ProcessSize),
+            "ROOM_KIND_TAKEN" => Some(Self::Taken),
             _ => None,
         }
     }
