@@ -12,17 +12,21 @@ use super::places::RegionId;
 use super::ranges::GRANULE;
 use super::{Books, PAGER, Pager, device, hashing};
 use crate::environment;
+use crate::link::LINK;
 use crate::log::{info, warning};
 use crate::memory::size;
 use crate::work;
 use acb_cuda_abi::CuResult;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After a failure it is tried again no sooner.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Loading the hash kernel takes tens of milliseconds where it has to be compiled. Nobody waits longer.
+const LOAD: Duration = Duration::from_secs(2);
 
-/// The driver compiles the hash kernel on it; what is not touched costs nothing.
+/// The driver compiles the hash kernel on it, whatever stack the program's thread has; what is not touched costs nothing.
 const STACK: usize = 8 << 20;
 /// As many as are compared at a time.
 const SCRATCH_CHUNKS: u64 = 4;
@@ -77,10 +81,27 @@ impl Books {
 
 /// What the thread does next.
 enum Task {
+    /// The hash kernel.
     Load(Carrier),
-    Grow { bytes: u64, carrier: Carrier, node: u32 },
-    Repin { id: RegionId, address: usize, bytes: u64, carrier: Carrier },
-    Shrink { id: RegionId, address: usize, bytes: u64, carrier: Carrier },
+    /// The hashes of zeros.
+    Zeros(u64),
+    Grow {
+        bytes: u64,
+        carrier: Carrier,
+        node: u32,
+    },
+    Repin {
+        id: RegionId,
+        address: usize,
+        bytes: u64,
+        carrier: Carrier,
+    },
+    Shrink {
+        id: RegionId,
+        address: usize,
+        bytes: u64,
+        carrier: Carrier,
+    },
 }
 
 impl Pager {
@@ -104,6 +125,26 @@ impl Pager {
         self.start_arena(&mut books);
     }
 
+    /// Has the hash kernel loaded into a context that has just been made, before the program can launch anything there. The
+    /// driver compiles it; that is done on a stack that is known to suffice.
+    pub(super) fn load_kernel(&self, context: u64) {
+        let mut books = self.books();
+        if books.hashers.knows(context) || books.ended {
+            return;
+        }
+        books.hashers.expect(context);
+        self.start_arena(&mut books);
+        let deadline = Instant::now() + LOAD;
+        while books.hashers.is_due(context) && !books.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(books, left);
+            books = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     fn start_arena(&self, books: &mut Books) {
         self.changed.notify_all();
         if books.arena.started || books.ended {
@@ -114,6 +155,7 @@ impl Pager {
         let thread = environment::start_thread(c"acb-arena", STACK, serve);
         if let Err(cause) = thread {
             books.arena.exhausted = true;
+            books.hashers.despair();
             warning!(
                 "cannot start the thread that pins host memory: {cause}; memory stays on the GPU. Raise the limit of \
                  processes (ulimit -u)"
@@ -144,7 +186,22 @@ fn serve() {
 }
 
 impl Books {
+    /// Whether a kernel could not be loaded before the program's own ran, and can be now.
+    pub(super) fn kernel_is_lacking(&self) -> Option<Carrier> {
+        let openings = self.table.openings();
+        let carriers = (0..self.devices()).filter_map(|device| self.contexts.carrier(device));
+        let mut lacking = carriers.filter(|carrier| self.hashers.lacks(carrier.id, openings));
+        lacking.next().filter(|_| self.arena.started && !LINK.gate.snapshot().open)
+    }
+
     fn arena_task(&mut self) -> Option<Task> {
+        // Whoever has made the context waits.
+        if let Some(id) = self.hashers.due() {
+            match self.contexts.handle(id) {
+                Some(handle) => return Some(Task::Load(Carrier { handle, id })),
+                None => self.hashers.remove(id),
+            }
+        }
         let carriers: Vec<Carrier> =
             (0..self.devices()).filter_map(|device| self.contexts.carrier(device)).collect();
         // Everything needs a context; without one nothing is paged out either.
@@ -165,9 +222,11 @@ impl Books {
             let node = self.table.places.next_node(&gpus);
             return Some(Task::Grow { bytes, carrier, node });
         }
-        // After the memory: loading it may wait for kernels of the program's.
-        if let Some(carrier) = carriers.iter().find(|carrier| !self.hashers.knows(carrier.id)) {
-            return Some(Task::Load(*carrier));
+        if let Some(carrier) = self.kernel_is_lacking() {
+            return Some(Task::Load(carrier));
+        }
+        if self.table.zeros.is_empty() && wanted > 0 {
+            return Some(Task::Zeros(self.rules.chunk_bytes));
         }
         // A program that allocates and frees in turns shall not pin each time.
         let slack = if wanted == 0 { 0 } else { (wanted / 8).max(2 * self.rules.chunk_bytes) };
@@ -184,22 +243,24 @@ impl Books {
 fn perform(task: Task) -> bool {
     match task {
         Task::Load(carrier) => {
-            let mut trial = None;
+            let openings = PAGER.books().table.openings();
+            let mut loaded = Err(CuResult::INVALID_CONTEXT);
             let entered = inside(carrier, || {
-                trial = hashing::load();
+                loaded = hashing::load();
                 CuResult::SUCCESS
             });
-            let chunk_bytes = {
-                let books = PAGER.books();
-                if books.table.zeros.is_empty() { books.rules.chunk_bytes } else { 0 }
-            };
-            let zeros = hashing::zeros(chunk_bytes);
             let mut books = PAGER.books();
-            books.table.zeros.extend(zeros);
-            if entered.is_ok() && books.contexts.handle(carrier.id).is_some() {
-                books.hashers.try_out(carrier.id, trial);
+            match books.contexts.handle(carrier.id) {
+                Some(_) => books.hashers.loaded(carrier.id, loaded, openings),
+                None => books.hashers.remove(carrier.id),
             }
+            PAGER.changed.notify_all();
             entered.is_ok()
+        }
+        Task::Zeros(chunk_bytes) => {
+            let zeros = hashing::zeros(chunk_bytes);
+            PAGER.books().table.zeros.extend(zeros);
+            true
         }
         Task::Grow { bytes, carrier, node } => grow(bytes, carrier, node),
         Task::Repin { id, address, bytes, carrier } => repin(id, address, bytes, carrier),

@@ -430,6 +430,11 @@ pub(crate) fn allocate_host(bytes: u64) -> Answer<usize> {
     answer(result, address as usize)
 }
 
+pub(crate) fn free_host(address: usize) {
+    // SAFETY: memory of `allocate_host` that nothing uses.
+    let _ = unsafe { real::cuMemFreeHost(address as *mut c_void) };
+}
+
 /// Two words of host memory that a copy has written.
 pub(crate) fn read_host(address: usize) -> [u64; 2] {
     // SAFETY: inside memory of `allocate_host`, which no copy is writing now.
@@ -481,16 +486,27 @@ pub(crate) fn unpin(address: usize) -> Answer<()> {
     answer(unsafe { real::cuMemHostUnregister(address as *mut c_void) }, ())
 }
 
-/// Loads a module from PTX that ends in NUL, and finds a function in it.
-pub(crate) fn function(ptx: &'static str, name: &std::ffi::CStr) -> Answer<usize> {
+/// Loads a module from PTX that ends in NUL.
+pub(crate) fn load(ptx: &'static str) -> Answer<usize> {
     let mut module: sys::CUmodule = std::ptr::null_mut();
     // SAFETY: text that ends in NUL; a place on this stack.
     let loaded = unsafe { real::cuModuleLoadData(&raw mut module, ptx.as_ptr().cast::<c_void>()) };
-    answer(loaded, ())?;
+    answer(loaded, module as usize)
+}
+
+/// A function in it.
+pub(crate) fn function(module: usize, name: &std::ffi::CStr) -> Answer<usize> {
     let mut function: sys::CUfunction = std::ptr::null_mut();
-    // SAFETY: the module just loaded; a name that ends in NUL.
-    let found = unsafe { real::cuModuleGetFunction(&raw mut function, module, name.as_ptr()) };
+    // SAFETY: a module of `load`; a name that ends in NUL.
+    let found = unsafe {
+        real::cuModuleGetFunction(&raw mut function, module as sys::CUmodule, name.as_ptr())
+    };
     answer(found, function as usize)
+}
+
+pub(crate) fn unload(module: usize) {
+    // SAFETY: a module of `load` of which nothing runs.
+    let _ = unsafe { real::cuModuleUnload(module as sys::CUmodule) };
 }
 
 /// Launches a kernel whose parameters are 64 bits wide.

@@ -1,13 +1,20 @@
-//! The hash kernel in the program's contexts: loaded once each, outside the path of a switch, and tried before it is trusted.
+//! The hash kernel in the program's contexts: loaded as each is made, and tried before it is trusted.
 //!
 //! Owns: module, results, launches. Does not own: what follows from a hash (`table`).
 //! Where the kernel cannot be loaded, or computes something else than it should, every chunk counts as changed.
 //!
-//! The trial waits behind kernels of the program's, and nobody waits for it but the first page-out, at which these have ended.
+//! A driver that loads code may wait for the program's kernels, and lets nobody in meanwhile. So it is done before there are any; where
+//! the GPU is full then, or nobody knew of the context, while the gate is closed.
+//! The trial's launch makes the kernel resident, where code is loaded lazily. Nobody waits for its result but the first page-out.
+//! ```text
+//!  made ──► due ──► trying ──► tried: of use, or not
+//!            └─ full: due again, once for each time that the gate was open
+//! ```
 
 use super::device::{self, Answer};
 use super::ranges::GRANULE;
 use crate::log::info;
+use acb_cuda_abi::CuResult;
 use acb_cuda_abi::hash::{self, Hash128, hash128};
 use std::collections::BTreeMap;
 
@@ -34,6 +41,10 @@ pub(super) struct Hasher {
 /// What is known of the kernel in a context.
 #[derive(Debug)]
 enum State {
+    /// To be loaded at once: somebody waits for it.
+    Due,
+    /// There was no memory for it, at this opening of the gate.
+    Full(u64),
     Trying(Trial),
     Tried(Option<Hasher>),
 }
@@ -62,6 +73,39 @@ impl Hashers {
         self.hashers.contains_key(&context)
     }
 
+    /// It has just been made.
+    pub(super) fn expect(&mut self, context: u64) {
+        self.hashers.insert(context, State::Due);
+    }
+
+    pub(super) fn is_due(&self, context: u64) -> bool {
+        matches!(self.hashers.get(&context), Some(State::Due))
+    }
+
+    /// A context for which somebody waits.
+    pub(super) fn due(&self) -> Option<u64> {
+        self.hashers.iter().find(|(_, state)| matches!(state, State::Due)).map(|(id, _)| *id)
+    }
+
+    /// Whether it should be loaded when nothing runs; the gate was opened so often.
+    pub(super) fn lacks(&self, context: u64, openings: u64) -> bool {
+        match self.hashers.get(&context) {
+            None => true,
+            Some(State::Full(at)) => *at != openings,
+            Some(_) => false,
+        }
+    }
+
+    /// What came of loading it.
+    pub(super) fn loaded(&mut self, context: u64, loaded: Answer<Trial>, openings: u64) {
+        let state = match loaded {
+            Ok(trial) => State::Trying(trial),
+            Err(CuResult::OUT_OF_MEMORY) => State::Full(openings),
+            Err(_) => State::Tried(None),
+        };
+        self.hashers.insert(context, state);
+    }
+
     pub(super) fn find(&mut self, context: u64) -> Found {
         match self.hashers.remove(&context) {
             Some(State::Trying(trial)) => {
@@ -72,16 +116,28 @@ impl Hashers {
                 self.hashers.insert(context, State::Tried(hasher));
                 hasher.map_or(Found::Nothing, Found::Ready)
             }
+            Some(state) => {
+                self.hashers.insert(context, state);
+                Found::Nothing
+            }
             None => Found::Nothing,
         }
     }
 
-    pub(super) fn try_out(&mut self, context: u64, trial: Option<Trial>) {
-        self.hashers.insert(context, trial.map_or(State::Tried(None), State::Trying));
+    /// Its result has not come.
+    pub(super) fn try_on(&mut self, context: u64, trial: Trial) {
+        self.hashers.insert(context, State::Trying(trial));
     }
 
     pub(super) fn tried(&mut self, context: u64, hasher: Option<Hasher>) {
         self.hashers.insert(context, State::Tried(hasher));
+    }
+
+    /// Nobody will load any.
+    pub(super) fn despair(&mut self) {
+        for state in self.hashers.values_mut().filter(|state| matches!(state, State::Due)) {
+            *state = State::Tried(None);
+        }
     }
 
     pub(super) fn remove(&mut self, context: u64) {
@@ -99,16 +155,18 @@ pub(super) struct Trial {
     event: usize,
 }
 
-/// Loads the kernel into the current context and has it hash something; `None`, and a line in the log, where it is of no use.
-pub(super) fn load() -> Option<Trial> {
-    Trial::begin()
-        .inspect_err(|result| {
-            info!(
-                "the hash kernel cannot be used here ({}): all memory counts as changed when it is moved to the host",
-                device::name(*result)
-            );
-        })
-        .ok()
+/// Loads the kernel into the current context and has it hash something; a line in the log where it is of no use.
+pub(super) fn load() -> Answer<Trial> {
+    let module = device::load(hash::PTX);
+    let trial =
+        module.and_then(|module| Trial::begin(module).inspect_err(|_| device::unload(module)));
+    trial.inspect_err(|result| match *result {
+        CuResult::OUT_OF_MEMORY => info!("there is no memory for the hash kernel; it is loaded later"),
+        result => info!(
+            "the hash kernel cannot be used here ({}): all memory counts as changed when it is moved to the host",
+            device::name(result)
+        ),
+    })
 }
 
 /// The hashes of zeros, for all sizes of chunks. That takes milliseconds, and nobody waits for it.
@@ -125,19 +183,32 @@ pub(super) fn zeros(chunk_bytes: u64) -> BTreeMap<u64, Hash128> {
 }
 
 impl Trial {
-    fn begin() -> Answer<Trial> {
-        let function = device::function(hash::PTX, c"acb_hash128")?;
+    fn begin(module: usize) -> Answer<Trial> {
+        let function = device::function(module, c"acb_hash128")?;
         let results = device::allocate(SLOTS * 16)?;
         let landed = device::allocate_host(SLOTS * 16).inspect_err(|_| device::free(results))?;
         let hasher = Hasher { function, results, landed };
+        Trial::hash(hasher).inspect_err(|_| {
+            device::free(results);
+            device::free_host(landed);
+        })
+    }
+
+    fn hash(hasher: Hasher) -> Answer<Trial> {
         let words: Vec<u64> = (1..=TRIAL_WORDS)
             .map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17))
             .collect();
-        let (data, stream) = (device::allocate(TRIAL_WORDS * 8)?, device::stream()?);
+        let data = device::allocate(TRIAL_WORDS * 8)?;
+        let stream = device::stream().inspect_err(|_| device::free(data))?;
         let event = device::copy_in(data, words.as_ptr() as usize, TRIAL_WORDS * 8, stream)
             .and_then(|()| hasher.begin(1, stream))
             .and_then(|()| hasher.launch(0, data, TRIAL_WORDS * 8, stream))
-            .and_then(|()| hasher.collect(0, 1, stream))?;
+            .and_then(|()| hasher.collect(0, 1, stream));
+        let event = event.inspect_err(|_| {
+            device::drain(stream);
+            device::destroy_stream(stream);
+            device::free(data);
+        })?;
         Ok(Trial { hasher, words, data, stream, event })
     }
 

@@ -348,7 +348,8 @@ impl Pager {
     /// A context that has just been made: memory of its device can be moved through it.
     pub(crate) fn context_made(&self, handle: usize, device: i32) {
         if self.has_device(device) {
-            self.books().contexts.note(handle, device as u32);
+            let id = self.books().contexts.note(handle, device as u32);
+            self.load_kernel(id);
             self.changed.notify_all();
             self.arrived(device as u32);
         }

@@ -36,6 +36,26 @@ fn what_has_the_hash_of_its_host_copy_is_not_copied() {
     }
 }
 
+/// The kernel is loaded as the context is made; where there is no memory for it then, when the gate is closed.
+#[test]
+fn a_kernel_that_found_no_memory_is_loaded_between_two_leases() {
+    let fault = "[[fault]]\nkind = 'out_of_memory'\nat = 1";
+    let mut play = start_in(Lab::on_software_gpu(fault), "a48 w0:1 . c0:1 . c0:1 . c0:1 .");
+    play.first_turn(48 * MIB);
+    for epoch in 1..4 {
+        play.take_back(epoch);
+        // It comes as soon as nothing runs; what is asked back before is copied.
+        play.evict(48 * MIB);
+        play.evicted(48 * MIB);
+        play.client.tell("on");
+        play.turn(epoch + 1, 48 * MIB);
+    }
+    play.peer.wait_for_moves(|moves| moves.clean > 0);
+    let ended = play.end();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
+    ended.says("there is no memory for the hash kernel");
+}
+
 /// What nothing can be found out about is copied.
 #[test]
 fn memory_whose_hash_cannot_be_asked_for_is_copied() {

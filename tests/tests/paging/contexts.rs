@@ -1,5 +1,6 @@
 //! Contexts that break or go while their memory is elsewhere or on its way: the room comes back, and nobody else notices.
 
+use acb_tests::bench::status::ClientStatus;
 use anyhow::{Result, ensure};
 
 use crate::faults::{BROKEN, SLOW, fault, wait_for_the_middle};
@@ -36,6 +37,28 @@ fn a_kernel_that_fails_costs_its_own_program_alone() -> Result<()> {
     let status = stage.status()?;
     ensure!(status.gpus[0].claimed < 3 * MOST_BYTES, "{status:#?}");
     Ok(())
+}
+
+/// A driver that loads code waits for the program's kernels, and lets nobody in meanwhile; here one runs that does not end.
+#[test]
+fn nothing_is_loaded_while_a_program_computes() -> Result<()> {
+    let stage = Stage::with("load_waits = true", &[])?;
+    let mut program = stage.large("program")?;
+    program.ask("endless")?;
+    let mut other = stage.program("other")?;
+    other.ask(MOST)?;
+    stage.wait_for("its memory has a place on the host", &program, |client| {
+        client.memory().arena >= MOST_BYTES
+    })?;
+    program.ask("alloc 1 2M")?;
+    program.ask("end")?;
+    other.ask("fill")?;
+    for _ in 0..2 {
+        is_right(&mut program)?;
+        is_right(&mut other)?;
+    }
+    let hashed = |client: &ClientStatus| client.memory().clean > 0;
+    stage.wait_for("what has not changed is known", &program, hashed).map(drop)
 }
 
 #[test]

@@ -124,6 +124,9 @@ impl Mover {
                 self.lanes.iter_mut().for_each(Lane::leave);
                 return None;
             }
+            if leave == Leave::May && books.kernel_is_lacking().is_some() {
+                PAGER.changed.notify_all();
+            }
             books.devices()
         };
         if self.lanes.is_empty() {

@@ -247,7 +247,7 @@ impl Outbound {
                 drop(books);
                 let since = *self.trying.get_or_insert_with(Instant::now);
                 if !trial.has_come() {
-                    PAGER.books().hashers.try_out(context, Some(trial));
+                    PAGER.books().hashers.try_on(context, trial);
                     // Other programs may keep the GPU busy: then without hashes.
                     return since.elapsed() > TRIAL;
                 }

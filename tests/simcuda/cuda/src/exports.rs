@@ -21,6 +21,7 @@ struct Address(*const ());
 unsafe impl Sync for Address {}
 
 fn guard(symbol: &str, call: impl FnOnce() -> Outcome) -> CuResult {
+    crate::loading::enter();
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(())) => SUCCESS,
         Ok(Err(code)) => code,

@@ -21,6 +21,7 @@ mod host_time;
 mod kernels;
 mod link;
 mod loaded;
+mod loading;
 mod objects;
 mod physical;
 mod pool;

@@ -27,6 +27,8 @@ pub struct Config {
     pub peers: bool,
     /// Whether NVML tells of two GPUs how they reach each other; the oldest drivers do not.
     pub p2p_status: bool,
+    /// Whether code that comes to the GPU waits for what runs in its context, and everybody else for that.
+    pub load_waits: bool,
     /// Faults to show.
     pub faults: Vec<FaultRule>,
 }
@@ -155,6 +157,7 @@ impl Default for Config {
             driver_version: 13000,
             peers: true,
             p2p_status: true,
+            load_waits: false,
             faults: Vec::new(),
         }
     }
@@ -197,6 +200,7 @@ struct ConfigFile {
     driver_version: Option<i32>,
     peers: Option<bool>,
     p2p_status: Option<bool>,
+    load_waits: Option<bool>,
     gpus: Option<usize>,
     name: Option<String>,
     memory: Option<Bytes>,
@@ -331,6 +335,7 @@ fn resolve(
         driver_version: file.driver_version.unwrap_or(13000),
         peers: file.peers.unwrap_or(true),
         p2p_status: file.p2p_status.unwrap_or(true),
+        load_waits: file.load_waits.unwrap_or(false),
         faults: file.fault,
     })
 }

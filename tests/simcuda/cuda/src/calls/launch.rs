@@ -128,6 +128,9 @@ unsafe fn launch(
         submission.length = call.length(&driver.config.gpus[submission.gpu]);
     }
     if !captures {
+        if tables.functions.get(handle).is_some_and(|function| function.code.is_none()) {
+            tables = driver.await_quiet(tables, context);
+        }
         load(driver, &mut tables, handle, submission.gpu)?;
     }
     driver.submit(tables, stream, submission, &[]).map(drop)

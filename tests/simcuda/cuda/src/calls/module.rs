@@ -23,6 +23,7 @@ calls! {
         let image = Arc::new(read_image(image)?);
         let mut tables = driver.lock();
         let context = driver.current(&tables)?;
+        tables = driver.await_quiet(tables, context);
         let handle = tables.load(context, image, false)?;
         put(module, handle.bits() as sys::CUmodule)
     }
