@@ -14,6 +14,7 @@
 //! | [`launch`] | `agarun` |
 
 pub mod broker;
+pub mod cautions;
 pub mod channel;
 pub mod cli;
 pub mod clients;

@@ -27,7 +27,7 @@ use crate::process::ProcessId;
 use crate::settings::Settings;
 use crate::sockets::{self, Sockets};
 use crate::state::State;
-use crate::{clients, commands, outside, pidfile, strangers};
+use crate::{cautions, clients, commands, outside, pidfile, strangers};
 
 /// Exit code of a worker that could not start.
 const FAILED: i32 = 1;
@@ -94,10 +94,15 @@ fn serve(
     let gpus = inventory::devices(settings.nvml.as_deref(), &settings.gpus)
         .map_err(|error| error.to_string())?;
     log_gpus(&gpus);
+    let cautions = cautions::cautions(settings.nvml.as_deref(), &gpus)?;
+    for caution in &cautions {
+        tracing::warn!("{caution}");
+    }
     let state = State::read(&settings.folder.state());
     let (broker, survivors) = Broker::new(Rc::clone(&settings), gpus.clone(), &state)
         .map_err(|error| error.to_string())?;
     let broker = Rc::new(RefCell::new(broker));
+    broker.borrow_mut().caution(cautions);
     let system = |what: &str, error: std::io::Error| format!("{what}: {error}");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -86,6 +86,8 @@ pub struct Broker {
     written: BTreeMap<(ClientId, Gpu), Room>,
     /// GPUs on which memory is missing, and NVML is asked for it.
     looked_after: BTreeSet<Gpu>,
+    /// What of the GPUs' settings is in the way.
+    cautions: Vec<String>,
 }
 
 /// One client, as far as the scheduler does not know it.
@@ -197,6 +199,7 @@ impl Broker {
             settles: true,
             written: BTreeMap::new(),
             looked_after: BTreeSet::new(),
+            cautions: Vec::new(),
             settings,
         };
         for survivor in manual {
@@ -300,6 +303,11 @@ impl Broker {
         if next.is_some_and(|next| self.armed.is_none_or(|armed| next < armed)) {
             self.timer.notify_one();
         }
+    }
+
+    /// What a reader of status should know of the GPUs, as long as this lives.
+    pub fn caution(&mut self, cautions: Vec<String>) {
+        self.cautions = cautions;
     }
 
     /// Counts changes.

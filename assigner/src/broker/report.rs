@@ -120,6 +120,7 @@ impl Broker {
                 "{count} clients from before the restart are not back (stopped?); their memory stays on the GPUs"
             )),
         }
+        notes.extend(self.cautions.iter().cloned());
         notes.extend(self.taken_notes(&snapshot));
         notes.extend(self.missing_notes());
         let (gpus, clients) = (gpus.collect(), clients.collect());

@@ -10,6 +10,19 @@ use crate::support::{Client, Home, eventually};
 
 const MIB: u64 = 1 << 20;
 
+#[test]
+fn settings_of_gpus_that_are_in_the_way_are_told_with_the_remedy() {
+    let home = Home::with("gpus = 1\ncompute_mode = \"exclusive-process\"\nconfidential = true\n");
+    home.start(&[]);
+    let notes = home.status()["nodes"][0]["notes"].to_string();
+    assert!(notes.contains("EXCLUSIVE_PROCESS") && notes.contains("nvidia-smi -i 0 -c DEFAULT"));
+    assert!(notes.contains("confidential computing"), "{notes}");
+    let home = Home::with("gpus = 1\ncompute_mode = \"prohibited\"\n");
+    let output = home.assigner(&["start"]);
+    assert_ne!(output.status.code(), Some(0));
+    assert!(crate::support::errors(&output).contains("nvidia-smi -i 0 -c DEFAULT"), "{output:?}");
+}
+
 /// A client on the one GPU, which has 1 GiB.
 struct Program {
     socket: PathBuf,

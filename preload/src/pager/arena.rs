@@ -385,15 +385,34 @@ fn host_memory(bytes: u64, node: u32) -> Option<usize> {
     if node > 0 {
         bind(address, length, node - 1);
     }
-    // SAFETY: as above. Linux before 5.14 does not know it: then registering touches the pages.
+    // SAFETY: as above.
     let populated = unsafe { libc::madvise(place, length, libc::MADV_POPULATE_WRITE) };
-    let lacking =
-        populated != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
-    if lacking {
+    if populated == 0 {
+        return Some(address);
+    }
+    let cause = std::io::Error::last_os_error();
+    if cause.raw_os_error() == Some(libc::ENOMEM) {
         give_back(address, bytes);
         return None;
     }
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        info!(
+            "madvise(MADV_POPULATE_WRITE) failed ({cause}), which Linux has from 5.14 on: host memory is touched page by page, and is \
+             ready later"
+        );
+    }
+    touch(address, length);
     Some(address)
+}
+
+/// Has every page made, for registering memory that is not there yet takes the driver longer.
+fn touch(address: usize, length: usize) {
+    const PAGE: usize = 4096;
+    for at in (address..address + length).step_by(PAGE) {
+        // SAFETY: inside a mapping of the caller's that nobody else knows.
+        unsafe { (at as *mut u8).write_volatile(0) };
+    }
 }
 
 /// The node is preferred; where it is full, others do.
@@ -427,4 +446,29 @@ fn bind(address: usize, length: usize, node: u32) {
 fn give_back(address: usize, bytes: u64) {
     // SAFETY: a region that nothing lies in any more.
     unsafe { libc::munmap(address as *mut libc::c_void, bytes as usize) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_touched_is_there() {
+        const BYTES: usize = 4 << 20;
+        // SAFETY: a new anonymous mapping, anywhere; what it is asked about is on this stack.
+        let resident = unsafe {
+            let (read_write, new) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let start = libc::mmap(std::ptr::null_mut(), BYTES, read_write, new, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            let mut pages = [0u8; BYTES / 4096];
+            assert_eq!(libc::mincore(start, BYTES, pages.as_mut_ptr()), 0);
+            assert!(pages.iter().any(|page| page & 1 == 0), "nothing was touched yet");
+            touch(start as usize, BYTES);
+            assert_eq!(libc::mincore(start, BYTES, pages.as_mut_ptr()), 0);
+            libc::munmap(start, BYTES);
+            pages
+        };
+        assert!(resident.iter().all(|page| page & 1 == 1));
+    }
 }

@@ -4,7 +4,7 @@ use crate::play::{MIB, Play, gpu, paged_welcome, start_in, start_on};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{BoundGpu, Evict, Granted, RoomVerdict};
+use acb_wire::v1::{Arena, BoundGpu, Evict, Granted, RoomVerdict};
 
 /// A program with two GPUs.
 fn on_two(words: &str) -> Play {
@@ -53,6 +53,37 @@ fn turn(play: &mut Play, epoch: u64, credit: [u64; 2]) {
         play.credit_on(device, bytes);
     }
     play.ready(epoch);
+}
+
+/// Each GPU has a link of its own; one thread keeps both busy.
+#[test]
+fn the_memory_of_two_gpus_leaves_at_the_same_time() {
+    const EACH: u64 = 128 * MIB;
+    let mut play = on_two("a128 w0:1 @1 a128 w1:2 . c1:2 @0 c0:1 .");
+    play.claim_on(0, EACH);
+    play.peer.say(Say::Arena(Arena { bytes: 2 * EACH }));
+    turn(&mut play, 1, [EACH, 0]);
+    play.claim_on(1, EACH);
+    play.credit_on(1, EACH);
+    play.take_back(1);
+    play.evict_on(0, EACH);
+    play.evict_on(1, EACH);
+    let mut gone: Vec<u32> = Vec::new();
+    while (gone.len() as u64) < 2 * EACH / (16 * MIB) {
+        match play.peer.hear_moves() {
+            Hear::Evicted(evicted) => {
+                assert_eq!((evicted.bytes, evicted.failed.as_str()), (16 * MIB, ""));
+                gone.push(evicted.device);
+            }
+            other => panic!("Evicted expected: {other:?}"),
+        }
+    }
+    let half = &gone[..gone.len() / 2];
+    assert!([0, 1].into_iter().all(|device| half.contains(&device)), "in turns: {gone:?}");
+    play.client.tell("on");
+    turn(&mut play, 2, [EACH, EACH]);
+    let ended = play.end();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn what_a_context_takes_beyond_what_was_known_is_asked_for() {
     for (verdict, counted) in [(RoomVerdict::Granted, 420), (RoomVerdict::Denied, 300)] {
         let (_lab, client, mut peer) = context_that_takes(420);
         let more = peer.room_request();
-        assert_eq!((more.bytes, more.kind()), (120 * MIB, RoomKind::Context));
+        assert_eq!((more.bytes, more.kind()), (120 * MIB, RoomKind::Taken), "it is there already");
         peer.room_reply(more.seq, verdict, "others have it");
         let info = format!("info={} 16384", 16 * 1024 - counted);
         client.end().succeeded().prints(&info);

@@ -38,6 +38,8 @@ pub struct GpuStatus {
     pub holders: Vec<u64>,
     /// Leases so far.
     pub grants: u64,
+    /// Time in which somebody held it.
+    pub held_ns: u64,
     /// What switches took, as the clients said.
     pub switch_ns: u64,
     /// Bytes that are promised to nobody, for what drivers take unasked…

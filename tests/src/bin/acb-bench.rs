@@ -82,7 +82,7 @@ enum Measurement {
 use Measurement::{Alone, Apart, Installed};
 
 /// What is measured: the figures' names, and how they come about.
-const MEASUREMENTS: [(&[&str], Measurement); 21] = [
+const MEASUREMENTS: [(&[&str], Measurement); 22] = [
     (&["b6_fifo_s", "b6_affinity_s"], Alone(|_| simulated::b6())),
     (&["b1_cv0", "b1_cv1"], Alone(|_| simulated::b1())),
     (&["b4_8"], Alone(|_| simulated::b4())),
@@ -104,6 +104,7 @@ const MEASUREMENTS: [(&[&str], Measurement); 21] = [
     (&["pair_50_50"], Installed(paging::sharing::pair_50_50)),
     (&["pair_90_10"], Installed(paging::sharing::pair_90_10)),
     (&["b2_coarse"], Installed(paging::sharing::b2_coarse)),
+    (&["switch_time_share"], Installed(played::switching::switch_time_share)),
     (&["oversub_150_on_40"], Installed(paging::sharing::oversubscribed)),
     (&["swap_soak_wrong_bytes"], Installed(paging::soak::soak)),
     (&["solo_added_percent"], Installed(paging::solo::solo)),

@@ -29,8 +29,25 @@ pub struct Config {
     pub p2p_status: bool,
     /// Whether code that comes to the GPU waits for what runs in its context, and everybody else for that.
     pub load_waits: bool,
+    /// NVML's compute mode of all GPUs.
+    pub compute_mode: ComputeMode,
+    /// Whether NVML says that the GPUs are in confidential computing mode.
+    pub confidential: bool,
     /// Faults to show.
     pub faults: Vec<FaultRule>,
+}
+
+/// Who may have contexts on a GPU, by NVML's numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComputeMode {
+    /// Everybody.
+    #[default]
+    Default = 0,
+    /// Nobody.
+    Prohibited = 2,
+    /// One process.
+    ExclusiveProcess = 3,
 }
 
 /// One GPU.
@@ -158,6 +175,8 @@ impl Default for Config {
             peers: true,
             p2p_status: true,
             load_waits: false,
+            compute_mode: ComputeMode::Default,
+            confidential: false,
             faults: Vec::new(),
         }
     }
@@ -201,6 +220,8 @@ struct ConfigFile {
     peers: Option<bool>,
     p2p_status: Option<bool>,
     load_waits: Option<bool>,
+    compute_mode: Option<ComputeMode>,
+    confidential: Option<bool>,
     gpus: Option<usize>,
     name: Option<String>,
     memory: Option<Bytes>,
@@ -336,6 +357,8 @@ fn resolve(
         peers: file.peers.unwrap_or(true),
         p2p_status: file.p2p_status.unwrap_or(true),
         load_waits: file.load_waits.unwrap_or(false),
+        compute_mode: file.compute_mode.unwrap_or_default(),
+        confidential: file.confidential.unwrap_or(false),
         faults: file.fault,
     })
 }

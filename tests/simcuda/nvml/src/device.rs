@@ -195,7 +195,7 @@ exports! {
 
     fn nvmlDeviceGetComputeMode(device: Handle, mode: *mut c_uint) {
         of(device)?;
-        put(mode, 0)
+        put(mode, crate::session()?.config.compute_mode as c_uint)
     }
 
     fn nvmlDeviceGetPersistenceMode(device: Handle, mode: *mut c_uint) {

@@ -42,6 +42,16 @@ exports! {
         put(version, session()?.config.driver_version)
     }
 
+    /// The environment, what is on, whether debugging is: 2 is production.
+    fn nvmlSystemGetConfComputeState(state: *mut [c_uint; 3]) {
+        let on = session()?.config.confidential;
+        put(state, if on { [2, 1, 0] } else { [0, 0, 0] })
+    }
+
+    fn nvmlSystemGetConfComputeGpusReadyState(accepting: *mut c_uint) {
+        put(accepting, c_uint::from(session()?.config.confidential))
+    }
+
     fn nvmlDeviceGetCount_v2(count: *mut c_uint) {
         put(count, session()?.config.gpus.len() as c_uint)
     }

@@ -6,6 +6,7 @@
 
 pub mod plan;
 mod stage;
+pub mod switching;
 pub mod table;
 
 use std::collections::BTreeMap;

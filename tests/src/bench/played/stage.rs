@@ -51,7 +51,7 @@ impl Stage {
     fn software(prefix: &Prefix, plan: &Plan) -> Result<Self> {
         let (options, own) = (plan.assigner(), CONTEXT + OWN + SUMS);
         let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
-        all.extend(["--context-mib", "1"]);
+        all.extend(["--context-mib", "1", "--headroom", "0"]);
         let (node, clients) = (plan.node(), plan.scenario.clients.len() as u64);
         // What clients have beyond the memory of the scenario is no part of it.
         let memory = node.config.gpus[0].memory + clients * own;
