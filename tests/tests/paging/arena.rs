@@ -51,7 +51,7 @@ fn host_memory_goes_back_when_the_gpu_is_large_enough_again() -> Result<()> {
 fn host_memory_that_cannot_be_had_is_asked_for_again() -> Result<()> {
     let stage = Stage::new()?;
     let mut poor = stage.large("poor")?;
-    limit_addresses(&poor, Some(16 << 20))?;
+    limit_addresses(&poor, Some(1 << 20))?;
     let mut next = stage.program("next")?;
     next.request(MOST)?;
     within(&bounds::NO_HOST_MEMORY, || {

@@ -44,8 +44,9 @@ fn a_kernel_that_fails_costs_its_own_program_alone() -> Result<()> {
 fn nothing_is_loaded_while_a_program_computes() -> Result<()> {
     let stage = Stage::with("load_waits = true", &[])?;
     let mut program = stage.large("program")?;
-    program.ask("endless")?;
     let mut other = stage.program("other")?;
+    program.ask("check")?;
+    program.ask("endless")?;
     other.ask(MOST)?;
     stage.wait_for("its memory has a place on the host", &program, |client| {
         client.memory().arena >= MOST_BYTES

@@ -24,7 +24,7 @@ pub fn switch_time_share(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>>
         text = acb_sim::read::set(&text, value).with_context(|| value.to_owned())?;
     }
     let scenario = acb_sim::read("b2_fine", &text, acb_sim::read::Overrides::default())?;
-    let rounds = if effort == Effort::Quick { 40 } else { 120 };
+    let rounds = if effort == Effort::Quick { 150 } else { 400 };
     let plan = Plan::new(scenario, Scale { time: 10.0, memory: 128, rounds })?;
     let asked = plan.node().config.switch_share;
     let played = play(prefix, &plan, On::Software)?;
