@@ -134,7 +134,7 @@ fn memory_is_open_to_other_gpus_whether_or_not_the_program_has_that_enabled() {
 #[test]
 fn memory_is_copied_between_gpus_by_calls_that_name_no_context() {
     for config in ["", "peers = false"] {
-        let mut play = on_two_with(config, "a4 @1 a4 . C0:1 @0 C0:1 C1:0 . C0:1 .");
+        let mut play = on_two_with(config, "a4 @1 a4 . j0:1 @0 j0:1 j1:0 . j0:1 .");
         play.claim_on(0, 4 * MIB);
         play.claim_on(1, 4 * MIB);
         play.client.tell("on");
@@ -157,7 +157,7 @@ fn memory_is_copied_between_gpus_by_calls_that_name_no_context() {
 #[test]
 fn memory_that_the_driver_does_not_open_is_copied_all_the_same() {
     let fault = "[[fault]]\nkind = \"access_fails\"\nat = 2\ntimes = 1\n";
-    let mut play = on_two_with(fault, "a4 w0:1 @1 a4 . C0:1 @0 C1:0 .");
+    let mut play = on_two_with(fault, "a4 w0:1 @1 a4 . j0:1 @0 j1:0 .");
     play.claim_on(0, 4 * MIB);
     turn(&mut play, 1, [4 * MIB, 0]);
     play.claim_on(1, 4 * MIB);

@@ -8,7 +8,7 @@
 //!
 //! `@1` goes on with device 1, `e1` lets its current context reach memory of that on device 1, `d1` ends that. `k0:7` has a kernel
 //! write pattern 7, `v0:7` checks it. `M0:1` copies the first allocation to the second between contexts, `Z0:1` likewise as rows
-//! and layers, `C0:1` by each call that names no contexts, in turns. `g0:1` opens mapped memory to device 1. `h32` is `m32` with a handle type and RDMA asked for; `X0` exports it,
+//! and layers, `j0:1` by each call that names no contexts, in turns. `g0:1` opens mapped memory to device 1. `h32` is `m32` with a handle type and RDMA asked for; `X0` exports it,
 //! imports it again and compares. `i0` asks for a handle of the old way of sharing.
 //!
 //! `P` prints what the default pool has in use and reserved, `T` trims it. `L4` allocates 4 MiB in a stream of the current device
@@ -99,7 +99,7 @@ pub(crate) fn play(words: &str) {
                 let to = held[to.parse::<usize>().unwrap()];
                 println!("copied={}", devices.copy(what == "Z", from, to.0));
             }
-            "C" => {
+            "j" => {
                 let (from, to) = rest.split_once(':').expect("from, and to");
                 let from = held[from.parse::<usize>().unwrap()];
                 let to = held[to.parse::<usize>().unwrap()];
