@@ -49,6 +49,32 @@ macro_rules! functions {
                 unsafe { (self.$name)($($p),*) }
             })*
 
+            /// cuTensorMapEncodeTiled of 64 numbers of 32 bits; `None`: the driver is older than that.
+            pub(crate) fn tensor_map(&self, address: Address) -> Option<u32> {
+                type Encode = unsafe extern "C" fn(
+                    *mut c_void, c_uint, c_uint, Address, *const u64, *const u64, *const c_uint,
+                    *const c_uint, c_uint, c_uint, c_uint, c_uint,
+                ) -> c_uint;
+                let symbol = find(self.handle, "cuTensorMapEncodeTiled").ok()?;
+                crate::turns::offer();
+                // SAFETY: the driver's function of this name has this signature.
+                let encode: Encode = unsafe { std::mem::transmute(symbol) };
+                // Beginning at a multiple of 64, as the driver wants it.
+                #[repr(align(64))]
+                struct Map([u64; 16]);
+                let mut map = Map([0; 16]);
+                let (size, strides, one) = (64_u64, [0_u64], 1);
+                // SAFETY: a map, and lists of one dimension, on this stack; there are no strides between rows.
+                let code = unsafe {
+                    // Data type UINT32; no interleaving, swizzling, promotion, or special fill.
+                    encode(
+                        map.0.as_mut_ptr().cast(), 2, 1, address, &raw const size, strides.as_ptr(),
+                        [64].as_ptr(), &raw const one, 0, 0, 0, 0,
+                    )
+                };
+                Some(code)
+            }
+
             /// Whether the library exports a symbol.
             pub(crate) fn exports(&self, name: &str) -> bool {
                 find(self.handle, name).is_ok()
@@ -82,6 +108,7 @@ functions! {
     cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int);
     cuDevicePrimaryCtxRelease_v2(device: c_int);
     cuDevicePrimaryCtxGetState(device: c_int, flags: *mut c_uint, active: *mut c_int);
+    cuDevicePrimaryCtxReset_v2(device: c_int);
     cuCtxSetCurrent(context: Handle);
     cuCtxGetCurrent(context: *mut Handle);
     cuCtxPushCurrent_v2(context: Handle);

@@ -204,6 +204,24 @@ pub(super) fn pointers_have_attributes(path: &Path) -> Result<(), String> {
     same("other memory", kind(&raw const local as u64), Err(code::INVALID_VALUE))
 }
 
+/// How much of a program's variable the boolean attributes take.
+pub(super) fn boolean_attributes_have_32_bits(path: &Path) -> Result<(), String> {
+    const UNTOUCHED: u64 = 0xa5a5_a5a5_a5a5_a5a5;
+    let gpu = open(path)?;
+    let memory = gpu.alloc(4096).map_err(why("allocate"))?;
+    // SYNC_MEMOPS, IS_MANAGED, IS_LEGACY_CUDA_IPC_CAPABLE, MAPPED, IS_GPU_DIRECT_RDMA_CAPABLE
+    for attribute in [6, 8, 10, 13, 15] {
+        let mut value = UNTOUCHED;
+        let place = (&raw mut value).cast();
+        let code = gpu.driver.cuPointerGetAttribute(place, attribute, memory);
+        same("asked", (attribute, code), (attribute, 0))?;
+        let written = (0..8).filter(|at| (value >> (8 * at)) as u8 != 0xa5).count();
+        same("bytes written", (attribute, written), (attribute, 4))?;
+        same("a truth value", (attribute, value as u32 <= 1), (attribute, true))?;
+    }
+    Ok(())
+}
+
 pub(super) fn copies_between_contexts_have_rows_and_layers(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
     let mut context = 0;

@@ -38,6 +38,7 @@ cases! {
         errors_have_names
         without_a_context_nothing_is_allocated
         contexts_are_pushed_and_popped
+        a_primary_context_is_made_anew_after_its_reset
         primary_contexts_are_counted;
     memory:
         what_is_written_is_read
@@ -52,6 +53,7 @@ cases! {
         pinned_memory_is_known
         registered_twice_is_refused
         stream_ordered_allocation
+        boolean_attributes_have_32_bits
         pointers_have_attributes;
     order:
         copies_are_seen_when_they_are_done
@@ -82,6 +84,7 @@ cases! {
         data_moves_with_its_handle
         sizes_are_checked
         ranges_in_use_are_kept
+        tensors_are_described_where_nothing_is_mapped
         mappings_are_whole
         exported_memory_is_the_same_memory
         memory_is_exported_with_its_content;

@@ -94,6 +94,27 @@ pub(super) fn contexts_are_pushed_and_popped(path: &Path) -> Result<(), String> 
     same("nothing to pop", driver.cuCtxPopCurrent_v2(&raw mut popped), code::INVALID_CONTEXT)
 }
 
+/// As after cudaDeviceReset: what was in it is gone, and who retained it still has to release it.
+pub(super) fn a_primary_context_is_made_anew_after_its_reset(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let driver = &gpu.driver;
+    gpu.alloc(1 << 20).map_err(why("allocate"))?;
+    same("reset", driver.cuDevicePrimaryCtxReset_v2(0), 0)?;
+    let (mut flags, mut active) = (0, 1);
+    driver.cuDevicePrimaryCtxGetState(0, &raw mut flags, &raw mut active);
+    same("not active", active, 0)?;
+    let mut again = 0;
+    same("retain", driver.cuDevicePrimaryCtxRetain(&raw mut again, 0), 0)?;
+    same("current", driver.cuCtxSetCurrent(again), 0)?;
+    let memory = gpu.alloc(1 << 20).map_err(why("allocate anew"))?;
+    gpu.write(memory, &[4711]).map_err(why("write"))?;
+    same("data", gpu.read(memory, 1).map_err(why("read"))?, vec![4711])?;
+    same("release", driver.cuDevicePrimaryCtxRelease_v2(0), 0)?;
+    same("release the first", driver.cuDevicePrimaryCtxRelease_v2(0), 0)?;
+    let one_too_many = driver.cuDevicePrimaryCtxRelease_v2(0);
+    any_of("one too many", Err(one_too_many), &[code::INVALID_CONTEXT])
+}
+
 pub(super) fn primary_contexts_are_counted(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;
     let driver = &gpu.driver;

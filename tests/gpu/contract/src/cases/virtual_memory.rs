@@ -69,6 +69,18 @@ pub(super) fn sizes_are_checked(path: &Path) -> Result<(), String> {
     same("too much", gpu.create(huge), Err(code::OUT_OF_MEMORY))
 }
 
+/// A description of a tensor may be made while its memory is elsewhere. What a driver answers depends on the GPU, but not on that.
+pub(super) fn tensors_are_described_where_nothing_is_mapped(path: &Path) -> Result<(), String> {
+    let gpu = open(path)?;
+    let unit = gpu.granularity().map_err(why("granularity"))?;
+    let range = gpu.reserve(2 * unit).map_err(why("reserve"))?;
+    let handle = gpu.create(unit).map_err(why("create"))?;
+    gpu.map(range, unit, handle).map_err(why("map"))?;
+    gpu.open_up(range, unit).map_err(why("access"))?;
+    let [mapped, reserved] = [range, range + unit as u64].map(|at| gpu.driver.tensor_map(at));
+    same("as of mapped memory", reserved, mapped)
+}
+
 /// Objects, mappings and reservations are taken as a whole.
 pub(super) fn mappings_are_whole(path: &Path) -> Result<(), String> {
     let gpu = open(path)?;

@@ -66,8 +66,8 @@ calls! {
         let driver = driver::get()?;
         driver.gpu(dev)?;
         let mut tables = driver.lock();
+        // Who has retained it still has to release it.
         if let Some(context) = tables.primaries[dev as usize].context.take() {
-            tables.primaries[dev as usize].retained = 0;
             destroy(driver, tables, context);
         }
         Ok(())

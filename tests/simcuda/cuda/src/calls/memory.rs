@@ -415,8 +415,8 @@ unsafe fn pointer_attribute(
                 c_int::from(space.memory_at(pointer).is_some() || host.is_some()),
             ),
             14 => put(value.cast::<u64>(), 0),
-            15 => put(value.cast::<u64>(), 3),
-            16 => put(value.cast::<c_int>(), 0),
+            15 => put(value.cast::<c_int>(), 0),
+            16 => put(value.cast::<c_uint>(), 3),
             17 => match region {
                 Some(RegionKind::Pooled { pool, .. }) => put(value.cast::<u64>(), pool.bits()),
                 _ => put(value.cast::<u64>(), 0),
