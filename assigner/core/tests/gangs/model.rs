@@ -39,6 +39,8 @@ struct Small {
     gangs: Vec<Vec<(usize, usize)>>,
     /// Of each gang; 0 where it is not said.
     priorities: Vec<i32>,
+    /// GPUs of each member, from the one that its place names; 0 counts as 1.
+    width: usize,
     singles: Vec<(usize, usize)>,
     /// Messages on one way that can still arrive: the latest so many, in any order.
     on_the_way: usize,
@@ -57,11 +59,13 @@ struct Small {
 /// So often what is due comes when nothing else can happen, before a setup counts as stuck.
 const QUIET: u32 = 6;
 
-/// Faults of a controller, to see that they are found.
+/// Faults of a controller or a node, to see that they are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
     /// It does not listen to a node that begins anew.
     ForgetsNewcomers,
+    /// A node says that it has a member's GPUs when it has the first.
+    LooksAtOne,
 }
 
 /// To the controller from a node, or the other way.
@@ -124,7 +128,8 @@ impl Small {
                     let size = places.len() as u32;
                     let spec = GangSpec { name: Small::gang(gang), size };
                     let priority = self.priorities.get(gang).copied().unwrap_or_default();
-                    yard.join_gang(ClientId(number), *gpu, spec, priority, now);
+                    let gpus = (*gpu, self.width.max(1));
+                    yard.join_gang(ClientId(number), gpus, spec, priority, now);
                 }
             }
         }
@@ -143,6 +148,7 @@ impl Small {
             alone: false,
             timing: TIMING,
         });
+        yard.looks_at_one = self.flaw == Some(Flaw::LooksAtOne);
         self.join(node, &mut yard, now);
         yard.tell(NodeEvent::Connected(Session(session)), now);
         yard
@@ -359,6 +365,9 @@ impl Model for Small {
             Property::always(
                 "a GPU has one holder, and members hold in a round",
                 |_, state: &State| {
+                    if state.nodes.iter().any(|yard| yard.is_taken_twice) {
+                        return false;
+                    }
                     state.nodes.iter().for_each(Yard::check);
                     true
                 },
@@ -450,6 +459,32 @@ fn a_controller_that_forgets_who_begins_anew_is_found() {
     assert!(trap.path.contains("Crash("), "{}", trap.path);
     let (trapped, all) = trap.states;
     assert!(0 < trapped && trapped < all, "{trapped} of {all}");
+}
+
+/// Each member wants two GPUs of its node at once; a rival is in the way of the second of one of them.
+fn of_two_gpus_each() -> Small {
+    Small {
+        nodes: vec![2, 2],
+        gangs: vec![vec![(0, 0), (1, 0)]],
+        width: 2,
+        singles: vec![(0, 1)],
+        on_the_way: 1,
+        takes: true,
+        turns: true,
+        ..Small::default()
+    }
+}
+
+#[test]
+fn members_of_two_gpus_each() {
+    let states = check(of_two_gpus_each());
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+#[should_panic(expected = "counterexample")]
+fn a_node_that_looks_at_one_of_two_gpus_is_found() {
+    check(Small { flaw: Some(Flaw::LooksAtOne), ..of_two_gpus_each() });
 }
 
 #[test]

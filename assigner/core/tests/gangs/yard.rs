@@ -1,4 +1,5 @@
-//! The least scheduler that gangs can stand on: each client has its one GPU, waiting is first come, first served.
+//! The least scheduler that gangs can stand on: each client has its GPUs, one or several side by side; waiting is first come, first
+//! served.
 //!
 //! The real [`Node`] decides about gangs; this only has the GPUs. It is small, and can be compared and hashed, so that
 //! every state can be visited.
@@ -27,11 +28,17 @@ pub(crate) struct Yard {
     pub(crate) kept: Vec<(GangName, Round, u32)>,
     pub(crate) reports: Vec<Report>,
     pub(crate) refused: BTreeSet<ClientId>,
+    /// On purpose: of a member's GPUs it looks at the first alone.
+    pub(crate) looks_at_one: bool,
+    /// A GPU was given to somebody while another had it.
+    pub(crate) is_taken_twice: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Client {
+    /// Its GPU, the first of so many.
     pub(crate) gpu: usize,
+    pub(crate) width: usize,
     pub(crate) gang: Option<GangName>,
     pub(crate) state: Claim,
 }
@@ -67,6 +74,12 @@ enum Said {
     Kept,
 }
 
+impl Client {
+    fn gpus(&self) -> std::ops::Range<usize> {
+        self.gpu..self.gpu + self.width
+    }
+}
+
 impl Yard {
     pub(crate) fn new(config: NodeConfig) -> Yard {
         Yard {
@@ -79,14 +92,17 @@ impl Yard {
             kept: Vec::new(),
             reports: Vec::new(),
             refused: BTreeSet::new(),
+            looks_at_one: false,
+            is_taken_twice: false,
         }
     }
 
     pub(crate) fn join(&mut self, client: ClientId, gpu: usize, gang: Option<GangSpec>, now: Time) {
         match gang {
-            Some(gang) => self.join_gang(client, gpu, gang, 0, now),
+            Some(gang) => self.join_gang(client, (gpu, 1), gang, 0, now),
             None => {
-                self.clients.insert(client, Client { gpu, gang: None, state: Claim::Idle });
+                let single = Client { gpu, width: 1, gang: None, state: Claim::Idle };
+                self.clients.insert(client, single);
             }
         }
     }
@@ -95,18 +111,20 @@ impl Yard {
     pub(crate) fn join_gang(
         &mut self,
         client: ClientId,
-        gpu: usize,
+        (gpu, width): (usize, usize),
         gang: GangSpec,
         priority: i32,
         now: Time,
     ) {
         let name = Some(gang.name.clone());
-        self.clients.insert(client, Client { gpu, gang: name, state: Claim::Idle });
+        let member = Client { gpu, width, gang: name, state: Claim::Idle };
+        let gpus = member.gpus().map(|gpu| Gpu(gpu as u32)).collect();
+        self.clients.insert(client, member);
         let newcomer = Newcomer {
             client,
             gang,
-            width: 1,
-            gpus: BTreeSet::from([Gpu(gpu as u32)]),
+            width: width as u32,
+            gpus,
             priority,
             limits: Vec::new(),
             returns: false,
@@ -209,7 +227,7 @@ impl Yard {
     pub(crate) fn check(&self) {
         for (gpu, holder) in self.holders.iter().enumerate() {
             let here =
-                |client: &Client| matches!(client.state, Claim::Holds { .. }) && client.gpu == gpu;
+                |it: &Client| matches!(it.state, Claim::Holds { .. }) && it.gpus().contains(&gpu);
             let holders: Vec<_> = self.clients.iter().filter(|(_, it)| here(it)).collect();
             assert!(holders.len() <= 1, "GPU {gpu} is held twice: {holders:?}");
             assert_eq!(holders.first().map(|(client, _)| **client), *holder);
@@ -308,7 +326,12 @@ impl Yard {
                     };
                     let own = |gpu: &usize| self.gang_on(*gpu).is_none_or(|other| other == gang);
                     let first = gpus.iter().all(|gpu| !taken.contains(gpu) && own(gpu));
-                    let free = first && gpus.iter().all(|gpu| self.holders[*gpu].is_none());
+                    let members = self.members(&gang);
+                    let begins =
+                        |gpu: &usize| members.iter().any(|it| self.clients[it].gpu == *gpu);
+                    let overlooked = |gpu: &usize| self.looks_at_one && !begins(gpu);
+                    let is_free = |gpu: &usize| self.holders[*gpu].is_none() || overlooked(gpu);
+                    let free = first && gpus.iter().all(is_free);
                     let near = first
                         && gpus.iter().all(|gpu| self.holders[*gpu].as_ref().is_none_or(is_lent));
                     taken.extend(&gpus);
@@ -368,9 +391,10 @@ impl Yard {
 
     fn grant(&mut self, client: ClientId, lent: bool, now: Time) {
         let it = self.clients.get_mut(&client).unwrap();
-        let holder = &mut self.holders[it.gpu];
-        assert_eq!(*holder, None, "the GPU of {client} is taken");
-        *holder = Some(client);
+        for gpu in it.gpus() {
+            self.is_taken_twice |= self.holders[gpu].replace(client).is_some();
+        }
+        assert!(self.looks_at_one || !self.is_taken_twice, "a GPU of {client} is taken");
         it.state = Claim::Holds { lent, recalled: false };
         if it.gang.is_some() {
             self.tell(NodeEvent::Granted(client), now);
@@ -387,7 +411,7 @@ impl Yard {
     fn vacate(&mut self, client: ClientId) {
         let it = &self.clients[&client];
         if matches!(it.state, Claim::Holds { .. }) {
-            self.holders[it.gpu] = None;
+            it.gpus().for_each(|gpu| self.holders[gpu] = None);
         }
     }
 
@@ -419,6 +443,6 @@ impl Yard {
     }
 
     fn gpus(&self, gang: &GangName) -> BTreeSet<usize> {
-        self.members(gang).iter().map(|client| self.clients[client].gpu).collect()
+        self.members(gang).iter().flat_map(|client| self.clients[client].gpus()).collect()
     }
 }
