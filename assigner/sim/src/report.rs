@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::bound::{Source, exponential_busy, exposed_s, most_busy};
 use crate::scenario::{Scenario, Work};
 use crate::timeline::{GpuLane, Lane, Run, State};
-use crate::world::{Doing, Done, Outcome};
+use crate::world::{Doing, Done, Lag, Outcome};
 
 /// The figures of a run. Times are in seconds where the name says nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -60,6 +60,10 @@ pub struct Report {
     pub share_of_exact: Option<f64>,
     /// Jain's index of the clients' GPU time, the worst of the groups: 1 is even, 1/N is one for all.
     pub jain: f64,
+    /// By how much GPU time tenants that always want the same GPU were apart at most, by weight; where there are such.
+    pub fairness_lag: Option<FairnessLag>,
+    /// The same of the clients of one tenant.
+    pub fairness_lag_within: Option<FairnessLag>,
     /// Bytes moved to GPUs.
     pub bytes_in: u64,
     /// Bytes moved from GPUs.
@@ -94,6 +98,21 @@ pub struct Report {
     pub groups: Vec<Group>,
     /// Invariants violated: when and which.
     pub violations: Vec<String>,
+}
+
+/// How far those were apart who should get the same.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct FairnessLag {
+    /// At most, seconds of GPU time.
+    pub most_s: f64,
+    /// What is allowed.
+    pub bound_s: f64,
+}
+
+impl FairnessLag {
+    fn of(lag: Lag) -> FairnessLag {
+        FairnessLag { most_s: lag.most.as_secs_f64(), bound_s: lag.bound.as_secs_f64() }
+    }
 }
 
 /// Why a stretch is counted.
@@ -191,6 +210,8 @@ impl Report {
             exact,
             share_of_exact: exact.map(|exact| busy / exact),
             jain: groups.iter().map(|group| group.jain).fold(1.0, f64::min),
+            fairness_lag: outcome.lag_between.map(FairnessLag::of),
+            fairness_lag_within: outcome.lag_within.map(FairnessLag::of),
             bytes_in: outcome.moved.0,
             bytes_out: outcome.moved.1,
             switches: outcome.switches,

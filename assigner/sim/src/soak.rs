@@ -1,9 +1,11 @@
 //! Scenarios made up from a seed, to look for violations in: every policy, wrong estimates, deaths, stops, restarts, late
 //! messages, tenants, queues, priorities; in half of them limits of memory, shared links, queues with a policy each; in every
-//! fourth gangs over nodes, and what goes wrong between these. There, and in another fourth, all has to be done in the end.
+//! fourth gangs over nodes, and what goes wrong between these. There, and in another fourth, all has to be done in the end. In
+//! one of 32 nothing but fair share decides.
 //!
 //! Owns: which scenarios there are, and making one that fails smaller. Does not own: how many are played, and on what.
 
+mod fair;
 mod finish;
 mod gangs;
 mod setup;
@@ -75,6 +77,9 @@ pub fn scenario(seed: u64) -> Scenario {
     }
     if finish::has_end(seed) {
         finish::add(&mut Random::new(seed, 0xe4d), &mut scenario);
+    }
+    if fair::is_fair(seed) {
+        fair::add(&mut scenario);
     }
     if gangs::has_gangs(seed) {
         gangs::add(&mut scenario);
@@ -313,6 +318,12 @@ mod tests {
             89471, 90815, 96991, 519, 7818, 8114, 2861, 25404, 8621, 28515, 24242, 18736, 10500,
             52222, 49476, 49304, 96764, 69271, 26686,
         ];
+        let fair = (0..1500).filter(|seed| fair::is_fair(*seed));
+        let counted = fair.filter(|seed| {
+            let outcome = play(&scenario(*seed), 1000);
+            outcome.lag_within.or(outcome.lag_between).is_some()
+        });
+        assert!(counted.count() > 20, "the bound of fair share is for some of them");
         for seed in (0..1500).chain([1543, 2155, 2787, 3094]).chain(named) {
             let outcome = play(&scenario(seed), 1000);
             assert_eq!(outcome.violations, [], "seed {seed}");

@@ -26,7 +26,7 @@ use std::time::Duration;
 use acb_core::gang::{Order, Report, Session};
 use acb_core::{Action, ConfigError, Epoch, Event, Gpu, Time};
 
-pub use check::Violation;
+pub use check::{Lag, Violation};
 use client::Client;
 use gang::{End, Gangs};
 use memory::Way;
@@ -134,6 +134,10 @@ pub struct Outcome {
     pub reclaims: u64,
     /// By how much the slowest of them could compute later than after the longest kernel and the swap.
     pub reclaim_beyond: Duration,
+    /// By how much GPU time tenants are apart that always want the same GPU, by weight; where there are such.
+    pub lag_between: Option<Lag>,
+    /// The same of the clients of one tenant.
+    pub lag_within: Option<Lag>,
     /// What must not be.
     pub violations: Vec<Violation>,
 }
@@ -273,6 +277,9 @@ impl<'s, 'w> World<'s, 'w> {
             random: Random::new(scenario.seed, u64::MAX / 2),
             outcome,
         };
+        for node in 0..world.nodes.len() {
+            world.nodes[node].shares = world.shares(node);
+        }
         world.start_controller();
         for (index, fault) in scenario.faults.iter().enumerate() {
             world.plan_at(Time(0).after(fault.at), Happening::Fault(index));

@@ -237,6 +237,10 @@ fn tenants_get_gpu_time_by_weight_and_their_clients_the_same() -> Result<()> {
         }
         between(report.jain, 0.999, 1.0);
         between(report.busy, 0.999, 1.0);
+        for lag in [report.fairness_lag, report.fairness_lag_within] {
+            let lag = lag.expect("all of them always want the GPU");
+            assert!(lag.most_s > 1.0 && lag.most_s <= lag.bound_s, "{lag:?}");
+        }
     }
     Ok(())
 }

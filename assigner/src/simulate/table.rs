@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use acb_sim::Report;
-use acb_sim::report::Counted;
+use acb_sim::report::{Counted, FairnessLag};
 use acb_sim::timeline::Look;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, TableComponent, presets};
 
@@ -101,6 +101,14 @@ fn figures(report: &Report, look: Look) -> Table {
         format!("{:.3}", report.jain),
         "Jain's index of GPU time, the worst group".into(),
     );
+    for (whose, lag) in
+        [("tenants", report.fairness_lag), ("a tenant's clients", report.fairness_lag_within)]
+    {
+        if let Some(FairnessLag { most_s, bound_s }) = lag {
+            let what = format!("of GPU time between {whose} at most; the bound is {bound_s:.3} s");
+            row("fairness lag", format!("{most_s:.3} s"), what);
+        }
+    }
     row(
         "bytes moved",
         bytes(report.bytes_in + report.bytes_out),

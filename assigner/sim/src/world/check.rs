@@ -1,7 +1,7 @@
 //! What must be true of the world, whatever the schedulers believe.
 //!
 //! Owns: exclusion and epochs (`grant`), conservation (`conserved`), that no GPU is idle while one is wanted (`idle`),
-//! promises and guarantees (`due`, `guarantee`), liveness (`live`). Does not own: the
+//! promises and guarantees (`due`, `guarantee`), fairness (`lag`), liveness (`live`). Does not own: the
 //! invariants of a scheduler's own state (`Scheduler::sanity_check`); gangs (`apart`); why leases are asked back (`recalls`).
 
 mod conserved;
@@ -9,6 +9,7 @@ mod due;
 mod grant;
 mod guarantee;
 mod idle;
+mod lag;
 mod live;
 
 use std::time::Duration;
@@ -17,6 +18,8 @@ use acb_core::{Event, Gpu, Time};
 
 pub(super) use self::due::Due;
 pub(super) use self::grant::Passed;
+pub use self::lag::Lag;
+pub(super) use self::lag::{Shares, Use};
 use super::World;
 use super::node::index;
 
@@ -80,6 +83,7 @@ impl World<'_, '_> {
         match event {
             Event::Acquire { client, .. } => {
                 let index = index(*client);
+                self.note_use(index, Use::Asked);
                 if !self.clients[index].holds && self.clients[index].waits.is_none() {
                     let guaranteed = self.guaranteed(index);
                     self.clients[index].gave_way = false;
@@ -90,6 +94,7 @@ impl World<'_, '_> {
             }
             Event::Ready { client, .. } => self.check_ready(index(*client)),
             Event::Release { client, .. } => {
+                self.note_use(index(*client), Use::Ends);
                 let client = &mut self.clients[index(*client)];
                 (client.holds, client.leaves, client.due) = (false, false, None);
             }

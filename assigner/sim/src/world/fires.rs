@@ -232,3 +232,11 @@ fn the_host_has_more_than_its_budget_in_a_scheduler_that_does_not_know_it() {
     let what = violated(&text, |config| config.memory.host_budget = u64::MAX).expect("it has");
     assert!(what.contains("bytes are on the host"), "{what}");
 }
+
+#[test]
+fn tenants_are_apart_in_a_scheduler_without_fair_share() {
+    let text = include_str!("../../../../tests/scenarios/fair.toml").replace("36_000", "600");
+    assert_eq!(violated(&text, |_| {}), None);
+    let what = violated(&text, |config| config.fair_share = None).expect("weights do not count");
+    assert!(what.contains("of GPU time apart"), "{what}");
+}

@@ -9,6 +9,7 @@ use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
 
 use super::{Happening, World};
 use crate::scenario;
+use crate::world::check::Shares;
 use crate::world::client::Life;
 use crate::world::memory::LinkTruth;
 use crate::world::recalls::Moment;
@@ -55,6 +56,8 @@ pub(super) struct Node {
     pub(super) is_dead: bool,
     /// What was recalled at this moment.
     pub(super) moment: Moment,
+    /// What its clients have used of its GPU, where that has a bound.
+    pub(super) shares: Option<Shares>,
 }
 
 impl Node {
@@ -71,6 +74,7 @@ impl Node {
             kernel: Duration::ZERO,
             is_dead: false,
             moment: Moment::default(),
+            shares: None,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use acb_core::{Eligible, Epoch, Gpu, Time};
 
-use super::Due;
+use super::{Due, Use};
 use crate::world::node::{index, number};
 use crate::world::{Lease, World};
 
@@ -49,6 +49,7 @@ impl World<'_, '_> {
         let scheduler = self.nodes[node].scheduler.as_ref();
         let promised = scheduler.and_then(|s| s.promised_start(number(client)));
         self.outcome.promises += u64::from(promised.is_some());
+        self.note_use(client, Use::Begins);
         self.check_outrun(node, client, gpus);
         self.check_passed(node, client);
         let (asked, guaranteed) = self.check_wait(client);

@@ -46,7 +46,7 @@ impl World<'_, '_> {
 
     /// How long one of these clients has a GPU that is not recalled at once: until its memory is there, for a quantum
     /// that is worth the switch, and until it has stopped.
-    fn keeping(&self, node: usize, clients: &[usize]) -> Duration {
+    pub(super) fn keeping(&self, node: usize, clients: &[usize]) -> Duration {
         let config = &self.scenario.nodes[node].config;
         let switch = clients.iter().map(|client| self.switching(*client)).max();
         let switch = switch.unwrap_or_default();
