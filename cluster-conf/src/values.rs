@@ -141,7 +141,7 @@ pub enum VariableProblem {
 }
 
 /// What the plugin, agarun or the cluster file's own keys set.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "ACB_CONF",
     "ACB_DRIVER",
     "ACB_ELIGIBLE",
@@ -154,6 +154,7 @@ const OWN: [&str; 13] = [
     "ACB_RANK",
     "ACB_SOCKET",
     "ACB_STEP",
+    "ACB_UUIDS",
     "CUDA_VISIBLE_DEVICES",
 ];
 
