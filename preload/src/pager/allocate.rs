@@ -2,8 +2,9 @@
 //!
 //! Owns: the order of claim, addresses, chunks and books. Does not own: when chunks are moved (`mover`).
 
-use super::device::{self, Answer, Reach};
+use super::device::{self, Answer};
 use super::handed;
+use super::making::Made;
 use super::pins::{RDMA, Why, has_rdma};
 use super::ranges::{GRANULE, NewRange, Range, SMALL, split};
 use super::table::{ChunkId, Mapping, State};
@@ -12,7 +13,7 @@ use crate::hooks::unasked;
 use crate::link::LINK;
 use crate::log::{debug, warning};
 use crate::memory::size;
-use crate::work::{self, WORK};
+use crate::work;
 use acb_cuda_abi::CuResult;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 /// How long an allocation with room in hand waits for a GPU that is full of others' memory.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
+/// So many chunks of an allocation are made together, where there is credit for them.
+const TOGETHER: usize = 64;
 /// The assigner is told after so many chunks have been freed.
 const SAY_EACH: usize = 16;
 
@@ -232,10 +235,11 @@ impl Pager {
     /// Maps chunks that this thread moves, inside the gate, as credit comes. If the gate closes meanwhile, the rest is left
     /// absent: nothing can be submitted that would touch it.
     fn map_inside(&self, chunks: &[ChunkId]) -> Result<(), Failure> {
-        for id in chunks {
-            if !self.wait_for_credit(*id) {
+        let mut left = chunks;
+        while let Some(first) = left.first() {
+            if !self.wait_for_credit(*first) {
                 let mut books = self.books();
-                for id in chunks {
+                for id in left {
                     if books.table.chunk(*id).is_some_and(|chunk| chunk.state == State::Moving) {
                         books.table.fail_in(*id);
                     }
@@ -243,23 +247,46 @@ impl Pager {
                 self.changed.notify_all();
                 return Ok(());
             }
-            let handle = self.make_patiently(*id)?;
-            self.books().table.end_in(*id, handle, true);
+            // What there is credit for already comes with it.
+            let more = {
+                let mut books = self.books();
+                let metered = books.metered;
+                let rest = left[1..].iter().take(TOGETHER - 1);
+                rest.take_while(|id| books.table.take_for(**id, metered)).count()
+            };
+            let (now, later) = left.split_at(1 + more);
+            self.make_together(now)?;
+            left = later;
         }
         Ok(())
     }
 
-    /// With room in hand, but on a GPU that others may fill.
-    pub(super) fn make_patiently(&self, id: ChunkId) -> Result<u64, Failure> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.make(id) {
-                Err((_, CuResult::OUT_OF_MEMORY)) if Instant::now() < deadline => {
-                    std::thread::sleep(PAUSE);
+    /// Makes chunks for which there is credit, and says that they are there.
+    fn make_together(&self, chunks: &[ChunkId]) -> Result<(), Failure> {
+        let (mut made, mut outcome): (Vec<Made>, _) = (Vec::new(), Ok(()));
+        for id in chunks {
+            match patiently(|| self.make_closed(*id)) {
+                Ok(one) => made.push(one),
+                Err(failure) => {
+                    outcome = Err(failure);
+                    break;
                 }
-                made => return made,
             }
         }
+        let opened = self.open_all(made);
+        let mut books = self.books();
+        for (id, opened) in opened {
+            match opened {
+                Ok(handle) => books.table.end_in(id, handle, true),
+                Err(failure) => outcome = outcome.and(Err(failure)),
+            }
+        }
+        outcome
+    }
+
+    /// With room in hand, but on a GPU that others may fill.
+    pub(super) fn make_patiently(&self, id: ChunkId) -> Result<u64, Failure> {
+        patiently(|| self.make(id))
     }
 
     /// Gives up chunks that this thread was making; nobody else has touched them.
@@ -291,46 +318,6 @@ impl Pager {
             }
             books = self.wait(books);
         }
-    }
-
-    /// Physical memory for a chunk that the caller moves, mapped and accessible; all or nothing.
-    pub(super) fn make(&self, id: ChunkId) -> Result<u64, Failure> {
-        match self.make_open(id) {
-            Err(("cuMemSetAccess", result))
-                if !device::is_lost(result) && self.keep_to_itself(id) =>
-            {
-                self.make_open(id)
-            }
-            Err(("cuMemCreate", result))
-                if result != CuResult::OUT_OF_MEMORY
-                    && !device::is_lost(result)
-                    && self.without_descriptor(id) =>
-            {
-                self.make_open(id)
-            }
-            made => made,
-        }
-    }
-
-    fn make_open(&self, id: ChunkId) -> Result<u64, Failure> {
-        let books = self.books();
-        let Some(chunk) = books.table.chunk(id) else {
-            return Err(("cuMemMap", CuResult::INVALID_VALUE));
-        };
-        let reach = match chunk.stays {
-            Some(RDMA) => Reach::NetworkCards,
-            _ => Reach::Nobody,
-        };
-        let kind = (chunk.device, chunk.bytes, chunk.handle_types, reach);
-        let mappings = chunk.mappings.clone();
-        drop(books);
-        let capturing = WORK.is_capturing();
-        let mode = capturing.then(device::relax_capture);
-        let made = make(kind, &mappings);
-        if let Some(mode) = mode {
-            device::exchange_capture(mode);
-        }
-        made
     }
 
     // ------------------------------------------------------------ freeing
@@ -393,6 +380,18 @@ impl Pager {
     }
 }
 
+fn patiently<T>(make: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match make() {
+            Err((_, CuResult::OUT_OF_MEMORY)) if Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            made => return made,
+        }
+    }
+}
+
 /// A call that has failed, and its answer.
 pub(super) type Failure = (&'static str, CuResult);
 
@@ -402,22 +401,6 @@ struct Place {
     call: &'static str,
     device: u32,
     context: u64,
-}
-
-/// Create, map, set access.
-fn make(
-    (device, bytes, types, reach): (u32, u64, u32, Reach),
-    mappings: &[Mapping],
-) -> Result<u64, Failure> {
-    let handle =
-        device::create(device, bytes, types, reach).map_err(|result| ("cuMemCreate", result))?;
-    for (done, mapping) in mappings.iter().enumerate() {
-        if let Err(failure) = map_one(device, handle, mapping) {
-            let _ = unmake(device, &mappings[..done], handle);
-            return Err(failure);
-        }
-    }
-    Ok(handle)
 }
 
 fn map_one(device: u32, handle: u64, mapping: &Mapping) -> Result<(), Failure> {

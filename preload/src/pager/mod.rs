@@ -27,6 +27,7 @@ mod hashing;
 mod holes;
 pub(crate) mod imported;
 mod kept;
+mod making;
 mod mapped;
 mod mover;
 mod names;

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Number of a chunk, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ChunkId(u64);
+pub(crate) struct ChunkId(pub(super) u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -309,8 +309,13 @@ impl Table {
 
     // ------------------------------------------------------------ in
 
-    /// The next page-in for which there is credit.
-    pub(crate) fn begin_next_in(&mut self, device: u32, metered: bool) -> Option<Inward> {
+    /// The next page-in for which there is credit, of so many bytes at most.
+    pub(crate) fn begin_next_in(
+        &mut self,
+        device: u32,
+        metered: bool,
+        most: u64,
+    ) -> Option<Inward> {
         let credit = self.accounts[device as usize].credit();
         let mut absent = self
             .absent
@@ -318,7 +323,8 @@ impl Table {
             .take_while(|(of, _, _)| *of == device)
             .map(|(_, _, id)| *id);
         // A smaller one may fit where the first does not.
-        let fits = |id: &ChunkId| !metered || self.chunks[id].bytes <= credit;
+        let limit = if metered { credit.min(most) } else { most };
+        let fits = |id: &ChunkId| self.chunks[id].bytes <= limit;
         let id = absent.find(fits)?;
         self.begin_in(id, metered)
     }

@@ -70,7 +70,7 @@ impl World {
     }
 
     fn begin_in(&mut self) {
-        if let Some(inward) = self.table.begin_next_in(0, true) {
+        if let Some(inward) = self.table.begin_next_in(0, true, u64::MAX) {
             self.moving_in.push(inward);
         }
     }

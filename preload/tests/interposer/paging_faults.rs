@@ -268,3 +268,21 @@ fn without_results_of_the_kernel_all_is_copied() {
     assert_eq!((moves.lies, moves.clean), (0, 0));
     ended.prints("read=0 wrong=0");
 }
+
+/// Opening memory costs the same for one chunk as for its neighbours with it; here only so many calls succeed.
+#[test]
+fn neighbours_are_opened_together() {
+    let fault = "[[fault]]\nkind = 'access_fails'\nat = 17\ntimes = 0";
+    let blocks = "a2 ".repeat(16);
+    let words = format!("{blocks}w0:1 w15:2 . c0:1 c15:2");
+    let mut play = start_in(Lab::on_software_gpu(fault), &words);
+    for _ in 0..16 {
+        play.claim(2 * MIB);
+    }
+    play.turn(1, 32 * MIB);
+    play.swap_out(1, 32 * MIB);
+    play.turn(2, 32 * MIB);
+    let ended = play.client.end().succeeded();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    assert!(!ended.stderr().contains("cuMemSetAccess of"), "{}", ended.text());
+}

@@ -2,7 +2,7 @@
 //!
 //! Owns: the chunks on their way in. Does not own: credit, and which chunk is next (`table`).
 
-use super::{Progress, Retry, Station, has_space};
+use super::{FEW, MANY, Progress, Retry, Station, has_space};
 use crate::link::LINK;
 use crate::log::{info, warning};
 use crate::pager::allocate::{Failure, unmake};
@@ -10,11 +10,13 @@ use crate::pager::device::Window;
 use crate::pager::table::{ChunkId, Inward, Origin};
 use crate::pager::{PAGER, device};
 use acb_cuda_abi::CuResult;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Chunks mapped before the socket is looked at again.
 const AT_ONCE: usize = 8;
+/// Chunks that are made together.
+const GROUP: usize = 8;
 const COPY: &str = "cuMemcpyHtoDAsync";
 const CLEAR: &str = "cuMemsetD8Async";
 
@@ -94,30 +96,15 @@ impl Inbound {
         if !retry.is_due() {
             return Progress::Waiting;
         }
-        for _ in 0..AT_ONCE {
-            let next = {
-                let mut books = PAGER.books();
-                let chunk = books.rules.chunk_bytes;
-                if !has_space(self.flights.len(), self.bytes, chunk) {
-                    return Progress::Waiting;
-                }
-                let metered = books.metered;
-                books.table.begin_next_in(device, metered)
+        let mut begun = 0;
+        while begun < AT_ONCE {
+            let group = match self.next_group(device) {
+                Ok(group) => group,
+                Err(progress) => return progress,
             };
-            let Some(inward) = next else {
-                return if self.is_moving() { Progress::Waiting } else { Progress::Idle };
-            };
-            if let Err((made, (call, result))) = self.bring(device, &inward, station) {
-                let bereft = PAGER.failed_in(station.carrier, device, call, result);
-                settle(inward.id, made, bereft);
-                if result == CuResult::OUT_OF_MEMORY && !bereft {
-                    PAGER.short(device, inward.bytes, device::free_memory());
-                }
-                if !device::is_lost(result) {
-                    tell(retry, device, (call, result), inward.bytes);
-                    retry.failed();
-                }
-                return Progress::Waiting;
+            begun += group.len();
+            if let Err(progress) = self.bring_all(device, group, station, retry) {
+                return progress;
             }
             if retry.told {
                 info!("there is room on GPU {device} now");
@@ -125,6 +112,91 @@ impl Inbound {
             retry.succeeded();
         }
         Progress::More
+    }
+
+    /// Chunks to be brought together: no more than one of full size, and where nothing is on its way the first alone, for the link
+    /// waits for it.
+    fn next_group(&self, device: u32) -> Result<Vec<Inward>, Progress> {
+        let mut books = PAGER.books();
+        let chunk = books.rules.chunk_bytes;
+        if !has_space(self.flights.len(), self.bytes, chunk) || !self.is_time(chunk) {
+            return Err(Progress::Waiting);
+        }
+        let metered = books.metered;
+        let (mut group, mut left): (Vec<Inward>, _) = (Vec::new(), u64::MAX);
+        let is_alone = |first: &Inward| !self.is_moving() && first.from != Origin::Nothing;
+        while group.len() < GROUP && !group.first().is_some_and(is_alone) {
+            let Some(inward) = books.table.begin_next_in(device, metered, left) else { break };
+            left = left.min(chunk).saturating_sub(inward.bytes);
+            group.push(inward);
+        }
+        match (group.is_empty(), self.is_moving()) {
+            (false, _) => Ok(group),
+            (true, true) => Err(Progress::Waiting),
+            (true, false) => Err(Progress::Idle),
+        }
+    }
+
+    /// Small chunks are not brought one by one as others arrive.
+    fn is_time(&self, chunk: u64) -> bool {
+        self.flights.len() < FEW || self.bytes <= chunk && self.flights.len() <= MANY - GROUP
+    }
+
+    /// Makes chunks, opens neighbours together, and queues their copies. An error: what to do now; those that follow are absent again.
+    fn bring_all(
+        &mut self,
+        device: u32,
+        group: Vec<Inward>,
+        station: &mut Station,
+        retry: &mut Retry,
+    ) -> Result<(), Progress> {
+        let (mut made, mut handles, mut trouble) = (Vec::new(), BTreeMap::new(), None);
+        for inward in &group {
+            match PAGER.make_closed(inward.id) {
+                Ok(one) => made.push(one),
+                Err(failure) => {
+                    trouble = Some((inward.bytes, failure));
+                    break;
+                }
+            }
+        }
+        for (id, opened) in PAGER.open_all(made) {
+            match opened {
+                Ok(handle) => {
+                    handles.insert(id, handle);
+                }
+                Err(failure) => {
+                    let bytes = group.iter().find(|it| it.id == id).map_or(0, |it| it.bytes);
+                    trouble.get_or_insert((bytes, failure));
+                }
+            }
+        }
+        let mut absent = Vec::new();
+        for inward in &group {
+            let handle = handles.get(&inward.id).copied();
+            let filled = handle.map(|handle| self.fill(device, inward, handle, station));
+            match filled {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => {
+                    trouble.get_or_insert((inward.bytes, failure));
+                    absent.push((inward.id, handle.unwrap_or(0)));
+                }
+                None => absent.push((inward.id, 0)),
+            }
+        }
+        let Some((bytes, (call, result))) = trouble else { return Ok(()) };
+        let bereft = PAGER.failed_in(station.carrier, device, call, result);
+        for (id, handle) in absent {
+            settle(id, handle, bereft);
+        }
+        if result == CuResult::OUT_OF_MEMORY && !bereft {
+            PAGER.short(device, bytes, device::free_memory());
+        }
+        if !device::is_lost(result) {
+            tell(retry, device, (call, result), bytes);
+            retry.failed();
+        }
+        Err(Progress::Waiting)
     }
 
     /// All contexts are broken: memory comes without its content, or in name alone, so that the program is told of its own error
@@ -136,7 +208,7 @@ impl Inbound {
         for _ in 0..AT_ONCE {
             let mut books = PAGER.books();
             let metered = books.metered;
-            let Some(inward) = books.table.begin_next_in(device, metered) else {
+            let Some(inward) = books.table.begin_next_in(device, metered, u64::MAX) else {
                 return Progress::Idle;
             };
             drop(books);
@@ -155,14 +227,14 @@ impl Inbound {
         Progress::More
     }
 
-    /// The handle of what was made before it failed, and why it did.
-    fn bring(
+    /// Queues what comes into a chunk that is there.
+    fn fill(
         &mut self,
         device: u32,
         inward: &Inward,
+        handle: u64,
         station: &mut Station,
-    ) -> Result<(), (u64, Failure)> {
-        let handle = PAGER.make(inward.id).map_err(|failure| (0, failure))?;
+    ) -> Result<(), Failure> {
         if inward.from == Origin::Nothing {
             let mut books = PAGER.books();
             let open = LINK.gate.snapshot().open;
@@ -170,8 +242,7 @@ impl Inbound {
             PAGER.changed.notify_all();
             return Ok(());
         }
-        let window = Window::to(device, inward.bytes, handle, &inward.mappings)
-            .map_err(|failure| (handle, failure))?;
+        let window = Window::to(device, inward.bytes, handle, &inward.mappings)?;
         match self.copy(inward, window.address, station) {
             Ok(event) => {
                 let (id, bytes) = (inward.id, inward.bytes);
@@ -185,7 +256,7 @@ impl Inbound {
                 device::drain(station.inward());
                 window.close();
                 let call = if inward.from == Origin::Zeros { CLEAR } else { COPY };
-                Err((handle, (call, result)))
+                Err((call, result))
             }
         }
     }
