@@ -1,10 +1,10 @@
 //! Memory that stays where it is: asked for before it is there, told by its kind, given back.
 
 use crate::assigner::Peer;
+use crate::between::{returned, room};
 use crate::play::{MIB, Play, gpu, paged_welcome, start_scenario};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
-use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{RoomKind, RoomReply, RoomVerdict};
 
 fn start(words: &str) -> Play {
@@ -12,29 +12,12 @@ fn start(words: &str) -> Play {
     start_scenario(lab, &format!("fixed {words}"), paged_welcome(), vec![gpu()])
 }
 
-/// The program asks for so many bytes, and has them.
-#[track_caller]
-fn room(play: &mut Play, bytes: u64) {
-    let request = play.peer.room_request();
-    assert_eq!((request.device, request.bytes, request.kind()), (0, bytes, RoomKind::Memory));
-    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
-}
-
-/// …or has not.
+/// The program asks for so many bytes, and has them not.
 #[track_caller]
 fn no_room(play: &mut Play, bytes: u64) {
     let request = play.peer.room_request();
     assert_eq!((request.bytes, request.kind()), (bytes, RoomKind::Memory));
     play.peer.room_reply(request.seq, RoomVerdict::Denied, "held by 77 (python3)");
-}
-
-/// The program gives so many bytes back.
-#[track_caller]
-fn returned(play: &mut Play, bytes: u64) {
-    match play.peer.hear() {
-        Hear::RoomReturn(back) => assert_eq!((back.device, back.bytes), (0, bytes)),
-        other => panic!("RoomReturn expected: {other:?}"),
-    }
 }
 
 /// What status shows; an empty list: nothing.
