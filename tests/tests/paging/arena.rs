@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::bounds::{self, within};
 use crate::faults::{BROKEN, fault};
-use crate::stage::{MOST, MOST_BYTES, Stage, is_right};
+use crate::stage::{MOST, Stage, is_right};
 
 #[test]
 fn memory_that_cannot_be_pinned_is_moved_all_the_same() -> Result<()> {
@@ -59,8 +59,7 @@ fn host_memory_that_cannot_be_had_is_asked_for_again() -> Result<()> {
         stage.wait_for_log("poor", "there is no host memory for what would have to move")
     })?;
     // What found no place is where it was.
-    let part = |resident| (1..MOST_BYTES).contains(&resident);
-    stage.wait_for("a part has gone", &poor, |client| part(client.resident))?;
+    stage.wait_for("not all has gone", &poor, |client| client.resident > 0)?;
     limit_addresses(&poor, None)?;
     // Once it has had the GPU, it is asked again.
     is_right(&mut poor)?;

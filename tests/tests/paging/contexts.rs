@@ -53,6 +53,7 @@ fn nothing_is_loaded_while_a_program_computes() -> Result<()> {
     })?;
     program.ask("alloc 1 2M")?;
     program.ask("end")?;
+    program.ask("free 1")?;
     other.ask("fill")?;
     for _ in 0..2 {
         is_right(&mut program)?;
