@@ -108,6 +108,13 @@ impl Assigner {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// Bytes of its GPU that it promises to nobody.
+    pub(crate) fn headroom(&self) -> anyhow::Result<u64> {
+        let status = self.status()?;
+        let headroom = status["nodes"][0]["gpus"][0]["headroom"].as_u64();
+        headroom.with_context(|| format!("gpu_assigner status names no headroom: {status}"))
+    }
+
     /// The same, but the interposer must find the driver by itself.
     pub(crate) fn run_unaided(&self, program: impl AsRef<OsStr>) -> Command {
         self.agarun(&[], program)

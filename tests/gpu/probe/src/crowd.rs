@@ -154,8 +154,9 @@ impl Crowd {
             ("--host-budget", format!("{}M", 3 * rest / MIB)),
         ];
         let assigner = Assigner::start_with(bench, &options)?;
+        let headroom = assigner.headroom()?;
         // One more context is the filler's own.
-        let filled = sizes.free.saturating_sub(rest + (contexts + 1) * context);
+        let filled = sizes.free.saturating_sub(headroom + rest + (contexts + 1) * context);
         let filler = match filled >= 64 * MIB {
             true => {
                 let mut command = assigner.run(std::env::current_exe()?);
