@@ -22,6 +22,8 @@ pub const MAX_QUEUED: usize = 64 * 1024;
 pub struct Outbox {
     channel: Rc<Channel>,
     queue: RefCell<Vec<u8>>,
+    /// What is sent waits for the rest of it.
+    held: Cell<bool>,
     end: Cell<Option<End>>,
     /// Wakes the connection's task when there is something to flush or the end has come.
     attention: Notify,
@@ -44,6 +46,7 @@ impl Outbox {
         Outbox {
             channel,
             queue: RefCell::default(),
+            held: Cell::new(false),
             end: Cell::new(None),
             attention: Notify::new(),
         }
@@ -60,7 +63,7 @@ impl Outbox {
             self.stop(End::Overflow);
             return;
         }
-        if !queue.is_empty() {
+        if self.held.get() || !queue.is_empty() {
             queue.extend_from_slice(&frame);
             return;
         }
@@ -75,6 +78,20 @@ impl Outbox {
                 self.attention.notify_one();
             }
             Err(_) => self.stop(End::Broken),
+        }
+    }
+
+    /// What is sent from now on is written in one piece by [`Outbox::release`]: who reads the first message has the others, too.
+    pub fn hold(&self) {
+        self.held.set(true);
+    }
+
+    /// Ends [`Outbox::hold`].
+    pub fn release(&self) {
+        self.held.set(false);
+        self.flush();
+        if self.has_queued() || self.end.get().is_some() {
+            self.attention.notify_one();
         }
     }
 

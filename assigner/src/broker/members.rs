@@ -60,8 +60,17 @@ impl Broker {
         all
     }
 
-    /// A client says Hello. It is welcomed before anything else is sent to it.
+    /// A client says Hello. It is welcomed before anything else is sent to it; with what is to be said at once in one piece, so that who
+    /// comes back with a lease that is not its own any more does not believe in it in between.
     pub fn join(&mut self, newcomer: Newcomer) -> Result<ClientId, Refused> {
+        let outbox = Rc::clone(&newcomer.outbox);
+        outbox.hold();
+        let joined = self.let_in(newcomer);
+        outbox.release();
+        joined
+    }
+
+    fn let_in(&mut self, newcomer: Newcomer) -> Result<ClientId, Refused> {
         let hello = &newcomer.hello;
         if hello.protocol != acb_wire::PROTOCOL {
             let (theirs, ours) = (hello.protocol, acb_wire::PROTOCOL);

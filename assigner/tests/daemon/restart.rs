@@ -96,9 +96,10 @@ fn who_comes_back_late_keeps_its_place_and_hears_that_its_lease_is_over() {
 
     let (mut holder, again) = Client::join(&socket, Some(held));
     assert_eq!(again, number);
-    match holder.next() {
-        Kind::Recall(recall) => assert_eq!(recall.epoch, epoch),
-        other => panic!("no Recall, but {other:?}"),
+    // It must not believe in its lease between the two.
+    match holder.at_hand() {
+        Some(Kind::Recall(recall)) => assert_eq!(recall.epoch, epoch),
+        other => panic!("no Recall with the Welcome, but {other:?}"),
     }
     holder.release(epoch);
     holder.acquire();

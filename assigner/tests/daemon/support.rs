@@ -222,6 +222,11 @@ impl Client {
         self.try_next().expect("the connection was closed")
     }
 
+    /// What came together with the message before, without reading on.
+    pub(crate) fn at_hand(&mut self) -> Option<assigner_message::Kind> {
+        self.decoder.next::<v1::AssignerMessage>().unwrap()?.kind
+    }
+
     /// `None` at the end of the connection.
     pub(crate) fn try_next(&mut self) -> Option<assigner_message::Kind> {
         loop {
