@@ -43,6 +43,13 @@ pub(super) fn add(scenario: &mut Scenario) {
         family: Family::Gamma,
     };
     network.network_loss = *random.one_of(&[0.0, 0.0, 0.05, 0.2]);
+    // Four messages one after the other make a round, and each may have to be said again.
+    let way = network.network.mean.mul_f64(1.0 + network.network.spread);
+    for node in &mut scenario.nodes {
+        let timing = &mut node.config.gangs.timing;
+        timing.patience = timing.patience.max(8 * way + 4 * timing.retry);
+    }
+    let network = &mut scenario.costs;
     network.detect = Duration::from_millis(*random.one_of(&[10, 1000, 10_000]));
     if random.chance(0.6) {
         for _ in 0..random.between(1, 4) {
