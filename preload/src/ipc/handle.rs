@@ -1,6 +1,7 @@
 //! The 64 bytes that a program hands to another. Pure, but for the questions which machine this is and for a secret.
 //!
-//! Who knows the secret finds the socket: its name is made of it, for others to guess as hard as the secret.
+//! The secret names the socket, and tells one process's handles from another's. It keeps nobody out, for `/proc/net/unix` shows the
+//! names of sockets to everybody: who may have memory is decided by the user at the other end (`packet::accept`).
 
 /// As long as the driver's.
 pub(crate) const HANDLE_BYTES: usize = 64;
@@ -53,7 +54,7 @@ pub(super) fn host() -> u64 {
     })
 }
 
-/// What nobody guesses.
+/// What no other process has.
 pub(super) fn secret() -> std::io::Result<Token> {
     use std::io::Read;
     let mut token = Token::default();
