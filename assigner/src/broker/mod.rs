@@ -328,12 +328,17 @@ impl Broker {
         let device = self.gpu(gpu);
         let most = device.memory.saturating_sub(self.settings.memory.headroom(device));
         let all = limit.map_or(most, |limit| limit.min(most));
-        v1::BoundGpu {
-            index: device.index,
-            uuid: device.uuid.clone(),
-            memory: all.saturating_sub(self.settings.client.context),
-            numa_node: device.numa_node.map_or(0, |node| node.saturating_add(1)),
-        }
+        bound_gpu(device, all.saturating_sub(self.settings.client.context))
+    }
+}
+
+/// What a client is told of a GPU on which it may have so much memory.
+fn bound_gpu(device: &Device, memory: u64) -> v1::BoundGpu {
+    v1::BoundGpu {
+        index: device.index,
+        uuid: device.uuid.clone(),
+        memory,
+        numa_node: device.numa_node.map_or(0, |node| node.saturating_add(1)),
     }
 }
 
@@ -363,4 +368,21 @@ fn config(settings: &Settings, gpus: &[Device], state: &State, settle: Settle) -
     }
     config.fair_share = tenancy.fair_share();
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_the_node_of_its_gpu_plus_one() {
+        let told = |numa_node| {
+            let (uuid, name) = ("GPU-1".into(), "T".into());
+            bound_gpu(&Device { index: 3, uuid, name, memory: 80, numa_node }, 70)
+        };
+        let (first, unknown) = (told(Some(0)), told(None));
+        assert_eq!((first.index, first.memory, first.numa_node), (3, 70, 1));
+        assert_eq!(told(Some(1)).numa_node, 2);
+        assert_eq!(unknown.numa_node, 0);
+    }
 }

@@ -109,7 +109,7 @@ pub(super) fn listen(name: &[u8]) -> Result<Kept> {
 pub(super) fn connect(name: &[u8]) -> Result<Kept> {
     let socket = socket()?;
     be_patient(socket.as_fd())?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?).map_err(in_time)?;
     Ok(Kept::new(socket))
 }
 
@@ -126,6 +126,17 @@ fn be_patient(socket: BorrowedFd<'_>) -> Result<()> {
         set_socket_timeout(socket, side, Some(PATIENCE))?;
     }
     Ok(())
+}
+
+/// What an end of [`PATIENCE`] means.
+fn in_time(error: rustix::io::Errno) -> Error {
+    match error {
+        rustix::io::Errno::AGAIN => {
+            let why = format!("it has not answered for {} s: it is stopped", PATIENCE.as_secs());
+            Error::new(ErrorKind::TimedOut, why)
+        }
+        other => other.into(),
+    }
 }
 
 /// Four words, and a descriptor.
@@ -151,7 +162,8 @@ pub(super) fn receive(from: BorrowedFd<'_>) -> Result<([u64; 4], Option<OwnedFd>
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let got = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    let got = recvmsg(from, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)
+        .map_err(in_time)?;
     let mut descriptors = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(all) => Some(all),
         _ => None,

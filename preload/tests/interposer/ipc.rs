@@ -1,24 +1,70 @@
 //! Memory shared by handles of the old kind, of which the driver has none for paged memory.
 
 use crate::between::{ends, returned, room, shows};
-use crate::play::{MIB, Play, gpu, paged_welcome, start_scenario};
-use crate::setup::{Lab, wait_until};
+use crate::play::{MIB, Play, gpu, paged_welcome, start_as, start_scenario};
+use crate::setup::{Lab, interposer, software_gpu, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{Evict, Granted};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
 
 /// One that hands over, and one that is handed something; what they say goes to files.
 fn pair(one: &str, other: &str) -> (Play, Play) {
+    let (first, second) = labs();
+    (play(first, one), play(second, other))
+}
+
+/// Two folders with one GPU; what is handed over lies in the first.
+fn labs() -> (Lab, Lab) {
     let first = Lab::on_software_gpu("");
     let folder = first.folder.path().to_owned();
-    let config = folder.join("gpu.toml");
-    let second = Lab::on_software_gpu("").with("SIMCUDA_CONFIG", config.display());
-    let play = |lab: Lab, words: &str| {
+    let second = Lab::on_software_gpu("").with("SIMCUDA_CONFIG", folder.join("gpu.toml").display());
+    let both = [first, second].map(|lab| {
         let log = lab.folder.path().join("log");
-        let lab = lab.with("ACB_TEST_FOLDER", folder.display()).with("ACB_LOG_FILE", log.display());
-        start_scenario(lab, &format!("between {words}"), paged_welcome(), vec![gpu()])
+        lab.with("ACB_TEST_FOLDER", folder.display()).with("ACB_LOG_FILE", log.display())
+    });
+    both.into()
+}
+
+fn play(lab: Lab, words: &str) -> Play {
+    start_scenario(lab, &format!("between {words}"), paged_welcome(), vec![gpu()])
+}
+
+/// The same as a user who has nothing here but what everybody may read.
+fn play_as_nobody(lab: Lab, words: &str) -> Play {
+    const NOBODY: u32 = 65534;
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "another user is played by root: see scripts/test"
+    );
+    let folder = lab.folder.path().to_owned();
+    // Folders on the way to what was built may be closed to others.
+    let reachable = |file: &Path, name: &str| {
+        let copy = folder.join(name);
+        std::fs::copy(file, &copy).expect("it is built");
+        opened(&copy, 0o755);
+        copy
     };
-    (play(first, one), play(second, other))
+    let exe = reachable(&std::env::current_exe().expect("this program has a path"), "client");
+    let interposer = reachable(interposer(), "interposer.so");
+    let driver = reachable(software_gpu(), "driver.so");
+    opened(&folder, 0o777);
+    let lab = lab.with("LD_PRELOAD", interposer.display()).with("ACB_DRIVER", driver.display());
+    let start = |lab: &Lab, scenario: &str| {
+        opened(&lab.socket(), 0o777);
+        let mut command = Command::new(&exe);
+        command.args(["client_entry", "--exact", "--nocapture", "--test-threads=1"]);
+        lab.start_program(command.uid(NOBODY).gid(NOBODY).current_dir("/"), scenario)
+    };
+    start_as(lab, &format!("between {words}"), paged_welcome(), vec![gpu()], start)
+}
+
+fn opened(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
 }
 
 /// Waits until a program's interposer has said something so often.
@@ -186,6 +232,93 @@ fn what_cannot_be_opened_says_why() {
     other.client.tell("on");
     said(&other, "Connection refused", 1);
     ends(other, &["I=1", "I=1", "I=1"]);
+}
+
+/// Whoever it is that knows a handle: memory is for processes of the same user. One of them gets it after that all the same.
+#[test]
+fn another_user_is_refused_and_the_exporter_goes_on() {
+    let (first, second) = labs();
+    opened(first.folder.path(), 0o755);
+    let third = Lab::on_software_gpu("")
+        .with("SIMCUDA_CONFIG", first.folder.path().join("gpu.toml").display())
+        .with("ACB_TEST_FOLDER", first.folder.path().display());
+    // The software GPU is its user's; the stranger has another.
+    let second = second.with("SIMCUDA_CONFIG", "");
+    let mut one = play(first, "m4 w7 i . .");
+    one.claim(4 * MIB);
+    lease(&mut one, 1, 4 * MIB);
+    shows(&mut one, &[("ipc", 4 * MIB)]);
+    let mut stranger = play_as_nobody(second, ". I4 .");
+    stranger.client.tell("on");
+    said(
+        &stranger,
+        "CUDA_ERROR_INVALID_VALUE is returned: it must live, have the memory still, be of this user",
+        1,
+    );
+    let pid = stranger.client.pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    assert!(status.contains("Uid:\t65534\t65534"), "{status}");
+    ends(stranger, &["I=1"]);
+    one.take_back(1);
+    let mut other = play(third, "I4 v7 C .");
+    lease(&mut other, 1, 0);
+    ends(other, &[]).prints("wrong=0");
+    one.client.tell("on");
+    ends(one, &[]);
+}
+
+/// It waits for the exporter, but not for ever.
+#[test]
+fn an_exporter_that_is_stopped_does_not_hang_the_opener() {
+    let (mut one, mut other) = pair("m4 w7 i . .", ". I4 . I4 v7 C .");
+    one.claim(4 * MIB);
+    lease(&mut one, 1, 4 * MIB);
+    shows(&mut one, &[("ipc", 4 * MIB)]);
+    one.take_back(1);
+    one.client.stop();
+    other.client.tell("on");
+    said(&other, "it has not answered for 10 s", 1);
+    one.client.go_on();
+    other.client.tell("on");
+    lease(&mut other, 1, 0);
+    ends(other, &["I=1"]).prints("wrong=0");
+    one.client.tell("on");
+    ends(one, &[]);
+}
+
+/// Handles go between programs with the interposer, or between programs without it: others are refused, by both.
+#[test]
+fn a_handle_means_nothing_on_the_other_side() {
+    let (first, second) = labs();
+    let config = first.folder.path().join("gpu.toml");
+    let folder = first.folder.path().to_owned();
+    let mut one = play(first, "m4 w7 i . .");
+    one.claim(4 * MIB);
+    lease(&mut one, 1, 4 * MIB);
+    shows(&mut one, &[("ipc", 4 * MIB)]);
+    one.take_back(1);
+    // The driver's own answer to what is no handle of its own.
+    let outside = |words: &str| {
+        let lab = second.outside().with("SIMCUDA_CONFIG", config.display());
+        let lab = lab.with("ACB_TEST_FOLDER", folder.display());
+        let lab = lab.with("LD_PRELOAD", software_gpu().display());
+        let client = lab.start(&format!("between {words}"));
+        (lab, client)
+    };
+    let (_lab, client) = outside("I4");
+    client.end().succeeded().prints("I=1");
+    // The driver's own handle means what it says; it counts where it was made.
+    let (lab, mut client) = outside("m4 w9 i .");
+    wait_until("it is handed over", || lab.count("paused") == 1);
+    let mut other = play(second, "I4 v9 C .");
+    other.peer.grant(1);
+    other.ready(1);
+    shows(&mut other, &[]);
+    ends(other, &[]).prints("wrong=0");
+    client.tell("on");
+    client.end().succeeded();
+    one.client.tell("on");
+    ends(one, &[]);
 }
 
 impl Play {

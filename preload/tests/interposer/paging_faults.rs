@@ -269,6 +269,30 @@ fn without_results_of_the_kernel_all_is_copied() {
     ended.prints("read=0 wrong=0");
 }
 
+/// Where there is no place on the host to compare in, nothing is taken for unchanged.
+#[test]
+fn without_room_to_compare_all_is_copied() {
+    let words = "a64 w0:1 . c0:1 . c0:1 .";
+    let welcome = Welcome { compare: true, ..paged_welcome() };
+    let mut play = start_with(Lab::on_software_gpu(""), words, welcome);
+    play.claim(64 * MIB);
+    play.turn(1, 64 * MIB);
+    // What comparing needs is all there is, and the copies take it.
+    play.peer.wait_for_moves(|moves| moves.arena == 64 * MIB);
+    for epoch in 1..3 {
+        play.take_back(epoch);
+        play.evict(64 * MIB);
+        play.evicted(64 * MIB);
+        play.client.tell("on");
+        play.turn(epoch + 1, 64 * MIB);
+    }
+    let moved = |moves: &MemoryReport| moves.paged_out + moves.clean;
+    let moves = play.peer.wait_for_moves(|moves| moved(moves) == 128 * MIB);
+    assert_eq!((moves.clean, moves.lies, moves.arena), (0, 0, 64 * MIB));
+    let ended = play.end();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+}
+
 /// Opening memory costs the same for one chunk as for its neighbours with it; here only so many calls succeed.
 #[test]
 fn neighbours_are_opened_together() {

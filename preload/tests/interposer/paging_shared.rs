@@ -1,7 +1,7 @@
 //! Memory that several GPUs reach, and memory that is handed to others, on the software GPU.
 
 use crate::play::{MIB, Play, gpu, paged_welcome, start_in, start_on};
-use crate::setup::Lab;
+use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{Arena, BoundGpu, Evict, Granted, RoomVerdict};
@@ -12,12 +12,13 @@ fn on_two(words: &str) -> Play {
 }
 
 fn on_two_with(config: &str, words: &str) -> Play {
-    let lab = Lab::on_software_gpu(&format!(
-        "gpus = 2
-{config}"
-    ))
-    .with("ACB_GPUS", "2")
-    .with("CUDA_VISIBLE_DEVICES", "0,1");
+    on_two_of(&format!("gpus = 2\n{config}"), words)
+}
+
+/// The same where the configuration says what GPUs there are.
+fn on_two_of(config: &str, words: &str) -> Play {
+    let lab =
+        Lab::on_software_gpu(config).with("ACB_GPUS", "2").with("CUDA_VISIBLE_DEVICES", "0,1");
     let second = BoundGpu { index: 1, uuid: "1".into(), ..gpu() };
     start_on(lab, words, paged_welcome(), vec![gpu(), second])
 }
@@ -84,6 +85,51 @@ fn the_memory_of_two_gpus_leaves_at_the_same_time() {
     turn(&mut play, 2, [EACH, EACH]);
     let ended = play.end();
     assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+}
+
+/// And comes back at the same time.
+#[test]
+fn the_memory_of_two_gpus_comes_at_the_same_time() {
+    const EACH: u64 = 128 * MIB;
+    let slow = "[[gpu]]\nlink_in = '32 MB'\n".repeat(2);
+    let mut play = on_two_of(&slow, "a128 k0:1 @1 a128 k1:2 . v1:2 @0 v0:1 .");
+    play.claim_on(0, EACH);
+    play.peer.say(Say::Arena(Arena { bytes: 2 * EACH }));
+    turn(&mut play, 1, [EACH, 0]);
+    play.claim_on(1, EACH);
+    play.credit_on(1, EACH);
+    play.take_back(1);
+    play.evict_on(0, EACH);
+    play.evict_on(1, EACH);
+    play.evicted(2 * EACH);
+    let before = in_use(&play);
+    play.client.tell("on");
+    play.peer.acquire();
+    play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+    for device in [0, 1] {
+        play.credit_on(device, EACH);
+    }
+    wait_until("a part of both GPUs' memory is there, and of none all", || {
+        play.client.stop();
+        let now = in_use(&play);
+        play.client.go_on();
+        now.iter().zip(&before).all(|(now, then)| (16..=112).contains(&(now - then)))
+    });
+    play.ready(2);
+    let ended = play.end();
+    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+}
+
+/// Memory of each GPU that somebody has, in MiB, as a program outside sees it.
+fn in_use(play: &Play) -> Vec<u64> {
+    let outside = play.lab.outside().with("CUDA_VISIBLE_DEVICES", "0,1");
+    let client = outside.start("paged ? @1 ?");
+    let ended = client.end().succeeded();
+    let out = ended.stdout();
+    let free = out.split_whitespace().filter_map(|word| word.strip_prefix("info=")?.parse().ok());
+    let used: Vec<u64> = free.map(|mib: u64| (16 << 10) - mib).collect();
+    assert_eq!(used.len(), 2, "{}", ended.text());
+    used
 }
 
 #[test]

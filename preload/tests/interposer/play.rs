@@ -40,8 +40,19 @@ pub(crate) fn start_scenario(
     welcome: Welcome,
     gpus: Vec<BoundGpu>,
 ) -> Play {
+    start_as(lab, scenario, welcome, gpus, Lab::start)
+}
+
+/// The same for a client that is started in a way of its own.
+pub(crate) fn start_as(
+    lab: Lab,
+    scenario: &str,
+    welcome: Welcome,
+    gpus: Vec<BoundGpu>,
+    start: impl FnOnce(&Lab, &str) -> Client,
+) -> Play {
     let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start(scenario);
+    let client = start(&lab, scenario);
     let mut peer = assigner.accept();
     peer.hello();
     peer.say(Say::Welcome(welcome));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The software GPU's driver, built.
-fn software_gpu() -> &'static Path {
+pub(crate) fn software_gpu() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| build("simcuda").join("debug/libsimcuda.so"))
 }
