@@ -86,6 +86,28 @@ fn several_streams_and_all_kinds_at_once() -> Result<()> {
     stage.run(commands.collect()).map(drop)
 }
 
+/// The GPU is wanted while all of it is under way: default streams of threads that have ended, streams that wait for events, functions
+/// of the program's own.
+#[test]
+fn work_of_threads_events_and_functions_keeps_its_order() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut programs = [stage.large("one")?, stage.large("two")?];
+    for _ in 0..3 {
+        for program in &mut programs {
+            program.ask("wander")?;
+        }
+    }
+    for program in &mut programs {
+        is_right(program)?;
+        let told = program.ask("told")?;
+        ensure!(told.checked == 3 * 3, "functions that have run: {told:?}");
+    }
+    stage.outside.wait_for("memory was moved in between", |status| {
+        status.clients.iter().all(|client| client.memory().paged_in >= MOST_BYTES)
+    })?;
+    Ok(())
+}
+
 #[test]
 fn unchanged_memory_is_not_copied_again() -> Result<()> {
     let stage = Stage::new()?;

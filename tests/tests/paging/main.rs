@@ -13,6 +13,7 @@ mod faults;
 mod fixed;
 mod kinds;
 mod limits;
+mod shared;
 mod sharing;
 mod stage;
 mod unasked;

@@ -145,7 +145,7 @@ fn a_program_that_ends_leaves_its_room_to_others() -> Result<()> {
 
 #[test]
 fn programs_with_two_gpus_each_do_not_fit_on_them_together() -> Result<()> {
-    let stage = Stage::on(2, GPU, "", &[])?;
+    let stage = Stage::on(2, GPU, "", &["--verbose"])?;
     let commands = ["a", "bb", "ccc"].map(|name| {
         let mut command =
             stage.outside.agarun(&["--gpus", "2"], stage.prefix.test_program("pages"));
@@ -155,5 +155,16 @@ fn programs_with_two_gpus_each_do_not_fit_on_them_together() -> Result<()> {
     });
     let record = stage.run(commands.into())?;
     ensure!(record.rounds.len() == 3 * 4, "{record:#?}");
+    // More came to each GPU than the programs have there: it has come back.
+    let log = stage.outside.log();
+    for gpu in ["GPU 0", "GPU 1"] {
+        let credits = log.lines().filter_map(|line| {
+            let (_, credit) = line.split_once(" is credited ")?;
+            let (bytes, of) = credit.split_once(" bytes of ")?;
+            (of == gpu).then(|| bytes.parse::<u64>().ok()).flatten()
+        });
+        let come: u64 = credits.sum();
+        ensure!(come > 3 * (44 << 20) + (40 << 20), "{gpu}: {come} bytes\n{log}");
+    }
     Ok(())
 }

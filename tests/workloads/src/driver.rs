@@ -2,7 +2,7 @@
 //!
 //! Owns: finding the functions by `dlopen` and `dlsym`, as programs without the CUDA runtime do, and
 //! turning their results into errors that name the call. What only some need is found by those: streams and
-//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]), NVML ([`nvml`]), memory that stays ([`staying`]). Does not own:
+//! graphs ([`queues`]), the program's own mappings ([`mapped`]), pinned memory ([`pinned`]), memory of other processes ([`shared`]), NVML ([`nvml`]), memory that stays ([`staying`]). Does not own:
 //! what is done with them.
 //!
 //! Functions return plain numbers here: a Rust enum that holds a result unknown to it would be
@@ -88,6 +88,7 @@ pub mod mapped;
 pub mod nvml;
 pub mod pinned;
 pub mod queues;
+pub mod shared;
 pub mod staying;
 
 functions! {
@@ -231,6 +232,10 @@ pub struct Stream {
 impl Stream {
     /// The default stream.
     pub const DEFAULT: Self = Self { handle: ptr::null_mut() };
+    /// `CU_STREAM_LEGACY`: the same, by its own handle.
+    pub const LEGACY: Self = Self { handle: ptr::without_provenance_mut(1) };
+    /// `CU_STREAM_PER_THREAD`: the calling thread's own.
+    pub const PER_THREAD: Self = Self { handle: ptr::without_provenance_mut(2) };
 }
 
 /// A primary context that this process has retained.

@@ -18,6 +18,11 @@
 //! | `free REGION` | frees one |
 //! | `hold KIND BYTES`, `drop KIND` | allocates a piece of memory that stays on the GPU (managed, array, graph, module, packed, heap), frees it |
 //! | `held` | checks all such pieces |
+//! | `wander` | lets all memory change on the default streams of threads that end, on streams that wait for events, with functions between |
+//! | `told` | how many of these functions have run, and how many of them out of their order |
+//! | `offer FILE BYTES` | allocates memory and hands it to other processes by a handle of the old kind |
+//! | `open FILE BYTES`, `close` | opens such memory, closes it |
+//! | `write WORD`, `look WORD` | writes that into the memory that is offered or open, looks for it there |
 //! | `info`, `nvml [PATH]` | asks how much memory there is: the driver, or NVML, opened by its name or by a path |
 //! | `fork` | calls the driver in a forked child, which must fail |
 //! | `endless`, `end` | launches a kernel that does not end; ends the last of them |
@@ -27,13 +32,18 @@
 
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{self, Command, ExitCode};
 use std::thread;
 
 use acb_workloads::driver::nvml::Told;
 use acb_workloads::driver::pinned::Pinned;
+use acb_workloads::driver::queues::{self, Queues};
+use acb_workloads::driver::shared::{Handle, Sharing};
 use acb_workloads::driver::staying::{Kind, Staying};
-use acb_workloads::driver::{Context as CudaContext, Driver, DriverError, Kernel, Stream};
+use acb_workloads::driver::{
+    Context as CudaContext, DevicePtr, Driver, DriverError, Kernel, Stream,
+};
 use acb_workloads::memory::{Check, Memory, RegionId, Replay, Shape, Way};
 use acb_workloads::quantities::bytes;
 use acb_workloads::{clock, fork, kernels};
@@ -43,6 +53,8 @@ use serde::Serialize;
 /// What memory takes its steps with.
 const SALT: u64 = 0x5eed;
 const STREAM: &[Stream] = &[Stream::DEFAULT];
+/// So long that what comes after it is not done when the GPU is wanted.
+const SPIN_NS: u64 = 20_000_000;
 
 /// The answer; times are CLOCK_MONOTONIC in nanoseconds.
 #[derive(Serialize)]
@@ -124,6 +136,13 @@ enum Request {
     Held,
     Info,
     Nvml(String),
+    Wander,
+    Told,
+    Offer(PathBuf, usize),
+    Open(PathBuf, usize),
+    Close,
+    Write(u64),
+    Look(u64),
     Fork,
     Endless,
     End,
@@ -164,6 +183,13 @@ impl Request {
             ["info"] => Self::Info,
             ["nvml"] => Self::Nvml("libnvidia-ml.so.1".into()),
             ["nvml", path] => Self::Nvml(path.into()),
+            ["wander"] => Self::Wander,
+            ["told"] => Self::Told,
+            ["offer", file, size] => Self::Offer(file.into(), number(size)? as usize),
+            ["open", file, size] => Self::Open(file.into(), number(size)? as usize),
+            ["close"] => Self::Close,
+            ["write", word] => Self::Write(number(word)?),
+            ["look", word] => Self::Look(number(word)?),
             ["fork"] => Self::Fork,
             ["endless"] => Self::Endless,
             ["end"] => Self::End,
@@ -190,6 +216,10 @@ struct Client<'a> {
     unfilled: Vec<RegionId>,
     replay: Option<Replay<'a>>,
     staying: Staying<'a>,
+    /// Functions that were put into streams.
+    functions: u64,
+    /// Memory that other processes have too, and how much it is.
+    shared: (DevicePtr, usize),
 }
 
 impl<'a> Client<'a> {
@@ -209,6 +239,8 @@ impl<'a> Client<'a> {
             unfilled: vec![],
             replay: None,
             staying: Staying::of(driver)?,
+            functions: queues::told().0,
+            shared: (0, 0),
         })
     }
 
@@ -261,6 +293,34 @@ impl<'a> Client<'a> {
                 let Told { total, free, used, processes } = self.driver.ask_nvml(&name)?;
                 return Ok(Outcome { free, total, used, processes, ..Outcome::default() });
             }
+            Request::Wander => self.wander()?,
+            Request::Told => {
+                let (checked, wrong) = queues::told();
+                let first = (wrong > 0).then(|| "a function out of its order".to_owned());
+                return Ok(Outcome { checked, wrong, first, ..Outcome::default() });
+            }
+            Request::Offer(file, bytes) => {
+                self.shared = (self.driver.alloc(bytes)?, bytes);
+                let handle = Sharing::of(self.driver)?.handle(self.shared.0)?;
+                std::fs::write(&file, handle.bytes()).expect("the folder is writable");
+            }
+            Request::Open(file, bytes) => {
+                let handle = std::fs::read(&file).expect("it was handed over");
+                self.shared = (Sharing::of(self.driver)?.open(Handle::of(&handle))?, bytes);
+            }
+            Request::Close => Sharing::of(self.driver)?.close(self.shared.0)?,
+            Request::Write(word) => {
+                self.driver.copy_in(self.shared.0, &pattern(word, self.shared.1))?;
+            }
+            Request::Look(word) => {
+                let right = pattern(word, self.shared.1);
+                let mut found = vec![0; right.len()];
+                self.driver.copy_out(&mut found, self.shared.0)?;
+                let wrong = found.iter().zip(&right).filter(|(found, right)| found != right);
+                let (checked, wrong) = (self.shared.1 as u64, 8 * wrong.count() as u64);
+                let first = (wrong > 0).then(|| "in memory of several processes".to_owned());
+                return Ok(Outcome { checked, wrong, first, ..Outcome::default() });
+            }
             Request::Fork => {
                 let driver = self.driver;
                 let code = fork::run_in_child(|| i32::from(driver.memory_info().is_ok()));
@@ -296,6 +356,36 @@ impl<'a> Client<'a> {
         Ok(Outcome::default())
     }
 
+    /// Each step waits for the one before, wherever that is; nothing is waited for here.
+    fn wander(&mut self) -> Result<(), DriverError> {
+        let queues = Queues::of(self.driver)?;
+        let (driver, context, memory) = (self.driver, self.context, &mut self.memory);
+        let (spin, turns) = (&self.spin, &mut self.functions);
+        for _ in 0..2 {
+            thread::scope(|scope| {
+                let steps = || {
+                    driver.set_current(&context)?;
+                    queues.join(Stream::LEGACY, Stream::PER_THREAD)?;
+                    driver.launch_in(Stream::PER_THREAD, spin, 1, 1, &[SPIN_NS])?;
+                    memory.step(SALT, &[Stream::PER_THREAD])?;
+                    queues.tell(Stream::PER_THREAD, *turns)?;
+                    queues.join(Stream::PER_THREAD, Stream::LEGACY)
+                };
+                scope.spawn(steps).join().expect("no panic")
+            })?;
+            *turns += 1;
+        }
+        let own = queues.create()?;
+        queues.join(Stream::LEGACY, own)?;
+        driver.launch_in(own, spin, 1, 1, &[SPIN_NS])?;
+        memory.step(SALT, &[own])?;
+        queues.tell(own, *turns)?;
+        *turns += 1;
+        queues.join(own, Stream::LEGACY)?;
+        queues.destroy(own)?;
+        memory.step(SALT, &[Stream::LEGACY])
+    }
+
     fn fetch_and_check(&self) -> Result<Check, DriverError> {
         self.driver.synchronize()?;
         let mut found = Check::default();
@@ -304,6 +394,11 @@ impl<'a> Client<'a> {
         }
         Ok(found)
     }
+}
+
+/// Words that are all different.
+fn pattern(word: u64, bytes: usize) -> Vec<u64> {
+    (0..bytes as u64 / 8).map(|at| word << 32 | at).collect()
 }
 
 fn answer(request: impl FnOnce() -> Result<Outcome, DriverError>) -> anyhow::Result<()> {
