@@ -124,16 +124,17 @@ impl Pager {
                 (bytes, vec![mapping])
             })
             .collect();
-        let chunks = self.place_twice(call, device, &pieces, stays).map_err(|(failed, result)| {
-            let _ = device::free_addresses(start, bytes);
-            warning!(
-                "{call}: {failed} of {} on GPU {device} failed ({}), which is returned: programs outside of slurm-acb may hold \
-                 the GPU's memory; end them (nvidia-smi shows them)",
-                size(bytes),
-                device::name(result)
-            );
-            result
-        })?;
+        let chunks =
+            self.place_twice(call, device, &pieces, stays).map_err(|(failed, result)| {
+                let _ = device::free_addresses(start, bytes);
+                warning!(
+                    "{call}: {failed} of {} on GPU {device} failed ({}), which is returned: {}",
+                    size(bytes),
+                    device::name(result),
+                    remedy(result)
+                );
+                result
+            })?;
         let range = NewRange { bytes, device, context, chunks };
         let mut books = self.books();
         match requested {
@@ -395,6 +396,16 @@ fn patiently<T>(make: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
 /// A call that has failed, and its answer.
 pub(super) type Failure = (&'static str, CuResult);
 
+/// What can be done about an allocation that the driver refuses.
+fn remedy(result: CuResult) -> &'static str {
+    match result {
+        CuResult::OUT_OF_MEMORY => {
+            "programs outside of slurm-acb may hold the GPU's memory; end them (nvidia-smi shows them)"
+        }
+        _ => "look for Xid errors of this GPU (dmesg), and start the program anew",
+    }
+}
+
 /// Where and for whom memory is allocated.
 #[derive(Clone, Copy)]
 struct Place {
@@ -427,10 +438,11 @@ pub(super) fn unmake(device: u32, mappings: &[Mapping], handle: u64) -> Result<(
     }
     let again = |gone: &[Mapping]| {
         for mapping in gone {
-            if let Err((_, result)) = map_one(device, handle, mapping) {
-                let cause = device::name(result);
+            if let Err((call, result)) = map_one(device, handle, mapping) {
                 warning!(
-                    "cuMemMap of memory that the driver would not let go failed ({cause}): it is out of reach"
+                    "{call} of memory that the driver would not let go failed ({}): the program cannot reach it any more, and a \
+                     call that uses it fails; start it anew",
+                    device::name(result)
                 );
             }
         }

@@ -201,6 +201,49 @@ fn addresses_that_cannot_be_had_are_no_memory_and_no_claim() {
     );
 }
 
+/// Also where the cause is not that the GPU is full.
+#[test]
+fn memory_that_cannot_be_opened_is_not_allocated_and_harms_no_other() {
+    let mut play = faulty("kind = 'access_fails'\nat = 2\ntimes = 0", "a2 w0:1 a40 c0:1 .");
+    play.claim(2 * MIB);
+    play.turn(1, 2 * MIB);
+    play.claim(40 * MIB);
+    play.credit(40 * MIB);
+    assert_eq!(play.returned().bytes, 40 * MIB);
+    play.end().prints("allocate=999").prints("read=0 wrong=0").tells(
+        "cuMemSetAccess",
+        "CUDA_ERROR_UNKNOWN",
+        "dmesg",
+    );
+}
+
+/// The driver lets it go from its addresses and not altogether, and then not back: the program hears of it, and reads no other bytes.
+#[test]
+fn memory_that_the_driver_neither_lets_go_nor_takes_back_is_out_of_reach() {
+    let faults = "kind = 'release_fails'\nat = 2\n[[fault]]\nkind = 'map_fails'\nat = 4\n";
+    let mut play = faulty(faults, "a48 w0:1 . c0:1 .");
+    play.claim(48 * MIB);
+    play.turn(1, 48 * MIB);
+    play.take_back(1);
+    play.evict(48 * MIB);
+    let mut left = 0;
+    loop {
+        let Hear::Evicted(evicted) = play.peer.hear_moves() else { panic!("not Evicted") };
+        left += evicted.bytes;
+        if !evicted.failed.is_empty() {
+            let why = "its memory cannot be moved to the host";
+            assert!(evicted.failed.contains(why), "{}", evicted.failed);
+            break;
+        }
+    }
+    assert!(left < 48 * MIB, "what is out of reach is the GPU's still");
+    play.client.tell("on");
+    play.turn(2, left);
+    let ended = play.end();
+    assert!(!ended.stdout().contains("read=0"), "{}", ended.text());
+    ended.tells("cuMemMap", "CUDA_ERROR_OUT_OF_MEMORY", "start it anew");
+}
+
 /// Memory that is mapped nowhere is copied through addresses for the time of the copy.
 #[test]
 fn a_window_that_cannot_be_opened_is_tried_again() {
