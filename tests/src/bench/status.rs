@@ -82,6 +82,8 @@ pub struct MemoryStatus {
     pub clean: u64,
     /// Time that page-outs waited for the pinning of host memory.
     pub pin_in_switch_ns: u64,
+    /// Chunks whose hash was that of the host's copy and whose content was not, as comparing found.
+    pub lies: u64,
     /// Why nothing can be moved.
     pub pinned: String,
 }
@@ -125,6 +127,7 @@ impl ClientStatus {
             sum.paged_in += memory.paged_in;
             sum.clean += memory.clean;
             sum.pin_in_switch_ns += memory.pin_in_switch_ns;
+            sum.lies += memory.lies;
             sum.fixed.extend(memory.fixed.iter().cloned());
             if sum.pinned.is_empty() {
                 sum.pinned.clone_from(&memory.pinned);

@@ -1,7 +1,9 @@
 //! The ways in which programs have memory and use it.
 
+use acb_tests::bench::status::ClientStatus;
 use anyhow::{Result, ensure};
 
+use crate::faults::{BROKEN, fault};
 use crate::stage::{MOST_BYTES, Stage, is_right};
 
 /// Two programs with memory of one kind, that take turns.
@@ -131,6 +133,34 @@ fn unchanged_memory_is_not_copied_again() -> Result<()> {
     ensure!(after.paged_out == before.paged_out, "{before:?} {after:?}");
     is_right(&mut two)?;
     is_right(&mut one)
+}
+
+/// With `--compare` nobody's hash is believed: one that lies harms nothing, and who looks at status sees it.
+#[test]
+fn a_hash_that_lies_is_found_out_where_memory_is_compared() -> Result<()> {
+    // The first time it is tried.
+    let stage = Stage::with(&fault("hash_lies", 2, 0), &["--compare"])?;
+    let mut liar = stage.large_with("liar", &[BROKEN])?;
+    let mut honest = stage.large("honest")?;
+    for _ in 0..3 {
+        for program in [&mut liar, &mut honest] {
+            is_right(program)?;
+            program.ask("step")?;
+        }
+    }
+    is_right(&mut liar)?;
+    stage.wait_for("lies are reported", &liar, |client| client.memory().lies > 0)?;
+    stage.wait_for_log("liar", "has the hash of its host copy but differs from it")?;
+    // What is alike is found alike: unchanged memory of the other is not copied.
+    for _ in 0..2 {
+        is_right(&mut honest)?;
+        is_right(&mut liar)?;
+    }
+    let compared = |client: &ClientStatus| client.memory().clean > 0;
+    let status = stage.wait_for("unchanged memory is known", &honest, compared)?;
+    let lies = status.client(honest.pid()).map(|client| client.memory().lies);
+    ensure!(lies == Some(0), "{status:#?}");
+    Ok(())
 }
 
 #[test]
