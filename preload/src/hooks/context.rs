@@ -10,7 +10,10 @@ use crate::pager::PAGER;
 use crate::table::real;
 use crate::work::{WORK, current_context};
 use acb_cuda_abi::{CuResult, sys};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 macro_rules! create {
     ($($symbol:ident (pctx: *mut sys::CUcontext $(, $parameter:ident: $kind:ty)*) on $device:ident;)*) => {$(
@@ -97,12 +100,48 @@ pub(crate) unsafe fn cuCtxDestroy_v2(ctx: sys::CUcontext) -> CuResult {
     destroy(ctx, || unsafe { real::cuCtxDestroy_v2(ctx) })
 }
 
+/// How often contexts were attached beyond their making.
+static ATTACHED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+fn attached() -> MutexGuard<'static, BTreeMap<usize, usize>> {
+    ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) unsafe fn cuCtxAttach(pctx: *mut sys::CUcontext, flags: c_uint) -> CuResult {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real::cuCtxAttach(pctx, flags) };
+    if result.is_success() {
+        *attached().entry(current_context()).or_default() += 1;
+    }
+    result
+}
+
+/// The last one to detach a context destroys it.
+pub(crate) unsafe fn cuCtxDetach(ctx: sys::CUcontext) -> CuResult {
+    // SAFETY: the program's own argument.
+    let call = || unsafe { real::cuCtxDetach(ctx) };
+    if !attached().contains_key(&(ctx as usize)) {
+        return destroy(ctx, call);
+    }
+    let result = call();
+    if result.is_success()
+        && let Entry::Occupied(mut times) = attached().entry(ctx as usize)
+    {
+        *times.get_mut() -= 1;
+        if *times.get() == 0 {
+            times.remove();
+        }
+    }
+    result
+}
+
 fn destroy(context: sys::CUcontext, call: impl FnOnce() -> CuResult) -> CuResult {
     let leaving = WORK.remove_context(context as usize);
     PAGER.retire_context(context as usize);
     let result = call();
     match result.is_success() {
         true => {
+            attached().remove(&(context as usize));
             LEDGER.context_gone(context as usize);
             PAGER.context_gone(context as usize);
             ipc::context_gone(context as usize);

@@ -130,3 +130,19 @@ fn a_context_that_goes_in_mid_page_in_takes_what_has_come_along() {
     play.credit(48 * MIB);
     play.end().prints("destroyed=0").prints("read=0 wrong=0");
 }
+
+/// The old way to end a context: by the last one who detaches it.
+#[test]
+fn a_context_that_is_detached_takes_its_memory_along() {
+    let mut play = start("a40 w0:1 > < c0:1 + =0 < =1 a4 w1:2 c1:2 .");
+    play.claim(40 * MIB);
+    play.turn(1, 40 * MIB);
+    let back = play.returned();
+    assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
+    play.claim(4 * MIB);
+    play.credit(4 * MIB);
+    let ended = play.end().prints("attached=0");
+    let out = ended.stdout();
+    assert_eq!(out.matches("detached=0").count(), 2, "{}", ended.text());
+    assert_eq!(out.matches("read=0 wrong=0").count(), 2, "{}", ended.text());
+}

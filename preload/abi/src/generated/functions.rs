@@ -38,14 +38,14 @@ macro_rules! driver_functions {
             [pass] cuCoredumpRegisterStartCallback "cuCoredumpRegisterStartCallback" "cuCoredumpRegisterStartCallback" 13020 Legacy (callback: *mut c_void, userData: *mut c_void, callbackOut: *mut c_void);
             [pass] cuCoredumpSetAttribute "cuCoredumpSetAttribute" "cuCoredumpSetAttribute" 12010 Legacy (attrib: c_uint, value: *mut c_void, size: *mut usize);
             [pass] cuCoredumpSetAttributeGlobal "cuCoredumpSetAttributeGlobal" "cuCoredumpSetAttributeGlobal" 12010 Legacy (attrib: c_uint, value: *mut c_void, size: *mut usize);
-            [pass] cuCtxAttach "cuCtxAttach" "cuCtxAttach" 2000 Legacy (pctx: *mut sys::CUcontext, flags: c_uint);
+            [context] cuCtxAttach "cuCtxAttach" "cuCtxAttach" 2000 Legacy (pctx: *mut sys::CUcontext, flags: c_uint);
             [context] cuCtxCreate "cuCtxCreate" "cuCtxCreate" 2000 Legacy (pctx: *mut sys::CUcontext, flags: c_uint, dev: c_int);
             [context] cuCtxCreate_v2 "cuCtxCreate_v2" "cuCtxCreate" 3020 Legacy (pctx: *mut sys::CUcontext, flags: c_uint, dev: c_int);
             [context] cuCtxCreate_v3 "cuCtxCreate_v3" "cuCtxCreate" 11040 Legacy (pctx: *mut sys::CUcontext, paramsArray: *mut sys::CUexecAffinityParam, numParams: c_int, flags: c_uint, dev: c_int);
             [context] cuCtxCreate_v4 "cuCtxCreate_v4" "cuCtxCreate" 12050 Legacy (pctx: *mut sys::CUcontext, ctxCreateParams: *mut sys::CUctxCreateParams, flags: c_uint, dev: c_int);
             [context] cuCtxDestroy "cuCtxDestroy" "cuCtxDestroy" 2000 Legacy (ctx: sys::CUcontext);
             [context] cuCtxDestroy_v2 "cuCtxDestroy_v2" "cuCtxDestroy" 4000 Legacy (ctx: sys::CUcontext);
-            [pass] cuCtxDetach "cuCtxDetach" "cuCtxDetach" 2000 Legacy (ctx: sys::CUcontext);
+            [context] cuCtxDetach "cuCtxDetach" "cuCtxDetach" 2000 Legacy (ctx: sys::CUcontext);
             [context] cuCtxDisablePeerAccess "cuCtxDisablePeerAccess" "cuCtxDisablePeerAccess" 4000 Legacy (peerContext: sys::CUcontext);
             [context] cuCtxEnablePeerAccess "cuCtxEnablePeerAccess" "cuCtxEnablePeerAccess" 4000 Legacy (peerContext: sys::CUcontext, Flags: c_uint);
             [green] cuCtxFromGreenCtx "cuCtxFromGreenCtx" "cuCtxFromGreenCtx" 12040 Legacy (pContext: *mut sys::CUcontext, hCtx: sys::CUgreenCtx);

@@ -43,6 +43,24 @@ impl<'a> Contexts<'a> {
         println!("destroyed={result}");
     }
 
+    pub(super) fn attach(&self) {
+        let mut context = NULL;
+        // SAFETY: as declared.
+        let result = unsafe {
+            let attach = function!(self.cuda, "cuCtxAttach", fn(*mut Handle, c_uint));
+            attach(&raw mut context, 0)
+        };
+        assert_eq!(context, current(self.cuda));
+        println!("attached={result}");
+    }
+
+    pub(super) fn detach(&self) {
+        let context = current(self.cuda);
+        // SAFETY: as declared.
+        let result = unsafe { function!(self.cuda, "cuCtxDetach", fn(Handle))(context) };
+        println!("detached={result}");
+    }
+
     /// Writes a pattern on a thread, in the context that is current here.
     pub(super) fn write_meanwhile(&mut self, address: u64, bytes: usize, seed: u64) {
         let words: Vec<u64> = (0..bytes as u64 / 8).map(|i| pattern(seed, i)).collect();

@@ -2,7 +2,7 @@
 //!
 //! `a64` allocates 64 MiB (`a3k`: KiB), `A64` in a stream, `w0:7` writes pattern 7 (0: zeros) into the first allocation, `c0:7` checks
 //! it, `f0` and `F0` free it (in a stream), `p0` prints where it is, `q0` asks the driver about it, `s` synchronises, `?` asks
-//! what is free, `[` and `]` begin and end a capture, `!` destroys the context, `+` makes another, `=0` goes back to the first, `t0:7` is
+//! what is free, `[` and `]` begin and end a capture, `!` destroys the context, `>` attaches it, `<` detaches it, `+` makes another, `=0` goes back to the first, `t0:7` is
 //! `w0:7` on a thread of its own, `.` pauses. `m32` creates and maps 32 MiB,
 //! `u0` unmaps them, `n0` maps them anew, `x0` unmaps and releases them.
 //!
@@ -202,6 +202,8 @@ pub(crate) fn play(words: &str) {
             "[" => capture(&cuda, stream, true),
             "]" => capture(&cuda, stream, false),
             "!" => contexts.destroy(),
+            ">" => contexts.attach(),
+            "<" => contexts.detach(),
             "+" => contexts.make(),
             "=" => contexts.choose(rest.parse().unwrap()),
             "t" => {

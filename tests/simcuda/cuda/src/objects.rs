@@ -28,6 +28,8 @@ pub(crate) struct Context {
     /// The GPU as the machine counts.
     pub(crate) gpu: usize,
     pub(crate) primary: bool,
+    /// How often it was made and attached, less detached.
+    pub(crate) users: usize,
     pub(crate) flags: u32,
     /// The error that broke it.
     pub(crate) broken: Option<CuResult>,

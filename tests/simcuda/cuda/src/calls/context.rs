@@ -164,6 +164,35 @@ calls! {
         Ok(())
     }
 
+    fn cuCtxAttach(context: *mut sys::CUcontext, flags: c_uint) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let handle = driver.current(&tables)?;
+        if flags != 0 {
+            return Err(INVALID_VALUE);
+        }
+        let current = tables.contexts.get_mut(handle).ok_or(INVALID_CONTEXT)?;
+        current.users += 1;
+        put_wanted(context, handle.bits() as sys::CUcontext);
+        Ok(())
+    }
+
+    fn cuCtxDetach(context: sys::CUcontext) {
+        let driver = driver::get()?;
+        let mut tables = driver.lock();
+        let handle = Handle::from_bits(context as u64);
+        let known = tables.contexts.get_mut(handle).ok_or(INVALID_CONTEXT)?;
+        if known.primary || driver::with_stack(|stack| stack.last() != Some(&handle)) {
+            return Err(INVALID_CONTEXT);
+        }
+        known.users -= 1;
+        if known.users == 0 {
+            destroy(driver, tables, handle);
+            driver::with_stack(Vec::pop);
+        }
+        Ok(())
+    }
+
     fn cuCtxPushCurrent_v2(context: sys::CUcontext) {
         let driver = driver::get()?;
         let handle = Handle::from_bits(context as u64);
@@ -417,6 +446,7 @@ fn create(
         ordinal,
         gpu,
         primary,
+        users: 1,
         flags: flags | MAP_HOST,
         broken: None,
         pending: 0,
