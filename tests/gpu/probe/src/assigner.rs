@@ -105,7 +105,8 @@ impl Assigner {
                 text.push('\n');
             })?;
         anyhow::ensure!(ending.is_success(), "gpu_assigner status: {}", ending.why());
-        Ok(serde_json::from_str(&text)?)
+        serde_json::from_str(&text)
+            .with_context(|| format!("gpu_assigner status printed '{}'", text.trim()))
     }
 
     /// Bytes of its GPU that it promises to nobody.

@@ -85,6 +85,11 @@ impl Entry {
         if lines.is_empty() { vec![None] } else { lines.into_iter().map(Some).collect() }
     }
 
+    /// Those of them that are chunk sizes.
+    pub(crate) fn chunks(&self) -> Vec<&'static str> {
+        self.lines().into_iter().filter(|line| CHUNKS.contains(line)).collect()
+    }
+
     /// Whether a row is the entry's in such a line.
     pub(crate) fn has(&self, line: Option<&str>, row: &str) -> bool {
         match (row.split_once('@'), line) {

@@ -63,8 +63,9 @@ impl Sizes {
     }
 
     /// What lines of a table can be planned by.
-    pub(crate) fn pace(&self) -> Pace {
-        Pace::new(self.both.min(self.slower()), self.host)
+    pub(crate) fn pace(&self, simulated: bool) -> Pace {
+        let pace = Pace::new(self.both.min(self.slower()), self.host);
+        if simulated { pace.without_trying() } else { pace }
     }
 
     /// For people.

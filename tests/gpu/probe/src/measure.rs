@@ -162,6 +162,9 @@ fn measure(
         whys.push(format!("{part}: {why}"));
         ended.push(part);
     }
+    if worst == Ended::Well {
+        leave_out(group, request, results);
+    }
     let why = whys.join("; ");
     if !why.is_empty() {
         eprintln!("        {}: {why}", group.name());
@@ -244,10 +247,11 @@ fn put(results: &mut Results, row: Row) {
 /// A part that was lost: its cells say why.
 fn give_up(group: Group, part: &str, why: &str, simulated: bool, results: &mut Results) {
     let Some((matrix, line)) = part.split_once('@') else { return };
+    // A part with the group's name stands for all its matrices, where none of them has that name.
+    let all = matrix == group.name() && !catalogue::matrices(group.name()).contains(&matrix);
     for entry in catalogue::ROWS.iter().filter(|entry| entry.group == group.name()) {
         let of = entry.name.split_once('.').map(|(matrix, _)| matrix);
-        // A part with the group's name stands for all its matrices.
-        if of.is_none_or(|of| of != matrix && matrix != group.name()) {
+        if of.is_none_or(|of| of != matrix && !all) {
             continue;
         }
         let Some(line) = entry.lines().into_iter().find(|own| *own == line) else { continue };
@@ -255,6 +259,33 @@ fn give_up(group: Group, part: &str, why: &str, simulated: bool, results: &mut R
         if !results.rows.iter().any(known) {
             let row = Row::missing(entry.group, &format!("{}@{line}", entry.name), "", why);
             results.rows.push(Row { simulated, ..row });
+        }
+    }
+}
+
+/// Chunk sizes that a group which has ended well gave no row for: they say why.
+fn leave_out(group: Group, request: &Request, results: &mut Results) {
+    let why = match request.depth {
+        Depth::Quick => "too large for --quick",
+        Depth::Full => "too large for the memory of this GPU, or of the host",
+    };
+    let own = || catalogue::ROWS.iter().filter(|entry| entry.group == group.name());
+    for matrix in catalogue::matrices(group.name()) {
+        let columns = || own().filter(|entry| entry.name.split('.').next() == Some(matrix));
+        for line in columns().flat_map(catalogue::Entry::chunks).collect::<BTreeSet<_>>() {
+            let given = |entry: &catalogue::Entry| {
+                results
+                    .rows
+                    .iter()
+                    .any(|r| r.group == entry.group && entry.has(Some(line), &r.name))
+            };
+            if columns().any(given) {
+                continue;
+            }
+            for entry in columns() {
+                let row = Row::missing(entry.group, &format!("{}@{line}", entry.name), "", why);
+                results.rows.push(Row { simulated: request.simulated, ..row });
+            }
         }
     }
 }
@@ -454,6 +485,48 @@ mod tests {
         // Of groups that nobody asked for nothing is missing.
         assert!(told.iter().all(|(name, _)| name.starts_with("swap")), "{told:?}");
         assert_eq!(wrong(&run), [format!("swap@8MiB: {NO_TIME}")]);
+    }
+
+    fn request(depth: Depth) -> Request {
+        Request {
+            groups: vec![],
+            depth,
+            simulated: true,
+            prefix: None,
+            budget: Duration::from_secs(1),
+            json: None,
+            command: String::new(),
+        }
+    }
+
+    fn missing(results: &Results) -> Vec<(&str, &str)> {
+        let missing = results.rows.iter().filter(|row| !row.is_measured());
+        missing.map(|row| (row.name.as_str(), row.why.as_str())).collect()
+    }
+
+    #[test]
+    fn a_line_that_is_lost_takes_no_other_table_with_it() {
+        let mut run = results("a", "swap", 1.0);
+        give_up(Group::Swap, "swap@64MiB", "late", false, &mut run);
+        assert!(missing(&run).contains(&("swap.data@64MiB", "late")));
+        assert!(!missing(&run).iter().any(|(name, _)| name.starts_with("swap_most")), "{run:?}");
+        // Where no table has the group's name the part stands for all.
+        give_up(Group::Memory, "memory@8MiB", "late", false, &mut run);
+        for name in ["mapped_idle.map_us@8MiB", "mapped_busy.map_us@8MiB", "plain.free_us@8MiB"] {
+            assert!(missing(&run).contains(&(name, "late")), "{name}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_were_left_out_say_so() {
+        let mut run = results("a", "hash", 1.0);
+        run.rows = vec![Row::value("hash", "hash.gb_per_s@2MiB", "GB/s", 1.0)];
+        leave_out(Group::Hash, &request(Depth::Quick), &mut run);
+        assert_eq!(missing(&run).len(), 2 * 5);
+        assert!(missing(&run).contains(&("hash.gb_per_s@1GiB", "too large for --quick")));
+        // What has no chunks has nothing to leave out.
+        leave_out(Group::Contract, &request(Depth::Full), &mut run);
+        assert_eq!(missing(&run).len(), 2 * 5);
     }
 
     #[test]

@@ -29,13 +29,20 @@ pub(crate) struct Pace {
     slowness: f64,
     /// Bytes of the largest line so far.
     largest: Option<u64>,
+    /// Whether a line is tried that would only end in time if it were quicker than those before.
+    tries: bool,
 }
 
 impl Pace {
     pub(crate) fn new(link: f64, host: f64) -> Self {
         // Whatever was measured, no size becomes infinite.
         let sane = |rate: f64| if rate.is_finite() { rate.clamp(0.05, 1000.0) } else { 1.0 };
-        Self { link: sane(link), host: sane(host), slowness: CAREFUL, largest: None }
+        Self { link: sane(link), host: sane(host), slowness: CAREFUL, largest: None, tries: true }
+    }
+
+    /// Of a GPU whose lines are not worth one that does not end: a software GPU, which is as slow as the host is busy.
+    pub(crate) fn without_trying(self) -> Self {
+        Self { tries: false, ..self }
     }
 
     /// Seconds that a byte takes beyond what is fixed.
@@ -63,10 +70,14 @@ impl Pace {
         least: u64,
         most: u64,
     ) -> anyhow::Result<u64> {
-        let hoped = least as f64 * self.per_byte(load) / self.slowness.max(1.0);
+        let expected = load.fixed + least as f64 * self.per_byte(load);
+        let hoped = match self.tries || self.largest.is_none() {
+            true => least as f64 * self.per_byte(load) / self.slowness.max(1.0),
+            false => expected,
+        };
         anyhow::ensure!(
             hoped <= limit,
-            "would take {hoped:.0} s of {limit:.0}: this machine moves {:.1} GB/s",
+            "would take {hoped:.0} s of {limit:.0}: this machine moves {:.2} GB/s",
             self.link / self.slowness.max(1.0)
         );
         Ok(self.fitting(limit, load).clamp(least, most.max(least)))
@@ -151,5 +162,13 @@ mod tests {
         assert_eq!(pace.within(10.0, SWAP, 512 * MIB, 8 * GIB).unwrap(), 512 * MIB);
         let why = pace.within(10.0, SWAP, 4 * GIB, 8 * GIB).unwrap_err().to_string();
         assert!(why.contains("of 10") && why.contains("GB/s"), "{why}");
+        // Lines have taken four times as long as by the rates: so will this one, and on the software GPU that is not tried.
+        let mut slow = pace;
+        slow.learn(64 * MIB, SWAP, 4.0 + 4.0 * 15.0 * (64 * MIB) as f64 / 1e9);
+        assert_eq!(slow.within(20.0, SWAP, GIB, 8 * GIB).unwrap(), GIB);
+        assert!(slow.without_trying().within(20.0, SWAP, GIB, 8 * GIB).is_err());
+        assert_eq!(slow.without_trying().within(90.0, SWAP, GIB, GIB).unwrap(), GIB);
+        // The first line shows how slow it is.
+        assert!(pace.without_trying().within(20.0, SWAP, GIB, 8 * GIB).is_ok());
     }
 }

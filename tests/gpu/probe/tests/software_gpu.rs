@@ -1,6 +1,7 @@
 //! `tests/gpu/run --sim` from start to end: every group runs, every row has a value or a reason, nothing
 //! that was checked is wrong, and no simulated number passes for a measured one.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -274,8 +275,15 @@ fn a_line_that_hangs_loses_itself_alone() {
     assert_eq!(most, ["swap_most.data@64MiB-256MiB"]);
 }
 
+/// Of the probe, and of the script with all that is in its process group, as Ctrl-C ends it.
 #[test]
 fn a_run_that_is_ended_leaves_no_process_behind() {
+    for (program, group) in [(PathBuf::from(PROBE), false), (script(), true)] {
+        ended_while_it_runs(&program, group);
+    }
+}
+
+fn ended_while_it_runs(program: &Path, group: bool) {
     let scratch = tempfile::tempdir().unwrap();
     // A "driver" that never answers, in place of the real one: its constructor sleeps.
     let source = scratch.path().join("sleeps.c");
@@ -289,13 +297,14 @@ fn a_run_that_is_ended_leaves_no_process_behind() {
         Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
     assert!(built.unwrap().success());
     let json = scratch.path().join("results.json");
-    let mut run = Command::new(PROBE)
-        .args(["some", "hash", "--json"])
-        .arg(&json)
-        .env("LD_LIBRARY_PATH", scratch.path())
-        .env("TMPDIR", scratch.path())
-        .spawn()
-        .unwrap();
+    let mut run = Command::new(program);
+    match group {
+        false => run.args(["some", "hash"]),
+        true => run.args(["--groups", "hash", "--prefix"]).arg(prefix(scratch.path())),
+    };
+    run.arg("--json").arg(&json).process_group(0);
+    run.env("LD_LIBRARY_PATH", scratch.path()).env("TMPDIR", scratch.path());
+    let mut run = run.spawn().unwrap();
     let ours = format!("ACB_GPU_PROBE_RUN={}", scratch.path().display());
     let marked = || {
         std::fs::read_dir("/proc")
@@ -312,9 +321,17 @@ fn a_run_that_is_ended_leaves_no_process_behind() {
         assert!(Instant::now() < deadline, "the group never started");
         std::thread::yield_now();
     }
-    let killed = Command::new("kill").args(["-TERM", &run.id().to_string()]).status();
+    let of = format!("{}{}", if group { "-" } else { "" }, run.id());
+    let killed = Command::new("kill").args(["-TERM", "--", &of]).status();
     assert!(killed.unwrap().success());
-    assert_eq!(run.wait().unwrap().code(), Some(128 + 15));
+    let ended = loop {
+        if let Some(status) = run.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "{} goes on", program.display());
+        std::thread::yield_now();
+    };
+    assert!(group && !ended.success() || ended.code() == Some(128 + 15), "{ended}");
     while marked() > 0 {
         assert!(Instant::now() < deadline, "a process outlived the run");
         std::thread::yield_now();

@@ -103,7 +103,7 @@ fn plain(bench: &Bench, parts: &Parts, blocks: &[u64], size: u64) -> anyhow::Res
     }
     work.fill(ends.device_out.at, size, 77)?;
     let streams = [work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?, work.gpu.stream()?];
-    let mut pace = bench.sizes()?.pace();
+    let mut pace = bench.sizes()?.pace(bench.simulated);
     for block in blocks.iter().copied() {
         let kinds: [(&str, &[Way], usize); 6] = [
             ("out_1", &[Way::Out], 1),

@@ -52,7 +52,7 @@ pub(crate) fn run(bench: &Bench, parts: &Parts) -> anyhow::Result<()> {
     let most = bench.device_bytes(&gpu, 4 * GIB, 0.25)?.min(bench.host_bytes(4 * GIB, 0.15));
     let chunks: Vec<(u64, String)> =
         SWITCHED.map(|chunk| (chunk, format!("pipeline@{}", label(chunk)))).to_vec();
-    let mut pace = bench.sizes()?.pace();
+    let mut pace = bench.sizes()?.pace(bench.simulated);
     let mut pair: Option<Pair> = None;
     let mut best: Option<(f64, String)> = None;
     for (chunk, part) in chunks {

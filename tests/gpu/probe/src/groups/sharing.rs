@@ -51,7 +51,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     };
     let weights = FLAVOURS.map(|(name, _, room)| (part(name), weight(name, room)));
     let parts = Parts::new(bench, weights);
-    let mut pace = bench.sizes().map(|sizes| sizes.pace()).ok();
+    let mut pace = bench.sizes().map(|sizes| sizes.pace(bench.simulated)).ok();
     for (name, make, room) in FLAVOURS {
         let measured = parts.run(&part(name), |limit| {
             let until = Instant::now() + Duration::from_secs_f64(limit);

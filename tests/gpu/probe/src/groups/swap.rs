@@ -55,7 +55,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         _ => 1.0,
     };
     let parts = Parts::new(bench, lines.iter().map(|line| (name(line), weight(line))));
-    let mut pace = sizes.pace();
+    let mut pace = sizes.pace(bench.simulated);
     for line in lines {
         let (matrix, chunk) = line;
         let measured = parts.run(&name(&line), |limit| {
