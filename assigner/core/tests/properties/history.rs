@@ -129,6 +129,12 @@ pub(crate) enum What {
     },
     /// Something with paged memory.
     Memory(Deed),
+    /// What is in use on a GPU is measured: so much of what was not found there is free again, and so much more is new.
+    Measured {
+        gpu: u32,
+        freed: u64,
+        new: u64,
+    },
     /// The caller waits for the deadline, if there is one.
     Timer,
     /// The assigner starts again; everybody has to join again.
@@ -156,6 +162,11 @@ pub(crate) enum Deed {
         gpu: u32,
     },
     Ready,
+    /// A page-in finds less than was credited: somebody outside has it.
+    Short {
+        gpu: u32,
+        bytes: u64,
+    },
     Pin {
         gpu: u32,
         movable: bool,
@@ -244,6 +255,8 @@ fn whats() -> impl Strategy<Value = What> {
         3 => (0..3usize).prop_map(|nth| What::RoomCancel { nth }),
         8 => (0..5u32, bytes()).prop_map(|(gpu, bytes)| What::RoomReturn { gpu, bytes }),
         60 => deeds().prop_map(What::Memory),
+        4 => (0..5u32, 0..60u64, prop_oneof![2 => Just(0u64), 1 => 0..30u64])
+            .prop_map(|(gpu, freed, new)| What::Measured { gpu, freed, new }),
         10 => Just(What::Timer),
         1 => Just(What::Restart),
     ]
@@ -258,6 +271,7 @@ fn deeds() -> impl Strategy<Value = Deed> {
         12 => (gpu(), bytes()).prop_map(|(gpu, bytes)| Deed::Evict { gpu, bytes }),
         1 => gpu().prop_map(|gpu| Deed::Fail { gpu }),
         8 => Just(Deed::Ready),
+        4 => (gpu(), 1..60u64).prop_map(|(gpu, bytes)| Deed::Short { gpu, bytes }),
         1 => (gpu(), any::<bool>()).prop_map(|(gpu, movable)| Deed::Pin { gpu, movable }),
         1 => Just(Deed::Away),
         2 => Just(Deed::Back),

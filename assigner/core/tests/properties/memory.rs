@@ -78,6 +78,7 @@ impl World {
                     self.tell(Event::Ready { client, epoch });
                 }
             }
+            Deed::Short { gpu, bytes } => self.short(slot, Gpu(gpu), bytes),
             Deed::Pin { gpu, movable } => {
                 let gpu = Gpu(gpu);
                 if self.clients[slot].bound.contains(&gpu) {
@@ -121,6 +122,30 @@ impl World {
         paged.owed = paged.owed.min(paged.resident);
         let client = self.id(slot);
         self.tell(Event::ClaimReturn { client, gpu, bytes, resident });
+    }
+
+    /// Credit that cannot be used comes back: what is lacking there has somebody who is not known.
+    fn short(&mut self, slot: usize, gpu: Gpu, bytes: u64) {
+        let client = &mut self.clients[slot];
+        let may_come = client.lease.is_some() || client.waiting;
+        let Some(paged) = client.memory.gpus.get_mut(&gpu).filter(|_| may_come) else { return };
+        let bytes = bytes.min(paged.resident);
+        paged.resident -= bytes;
+        paged.owed = paged.owed.min(paged.resident);
+        *self.outside.entry(gpu).or_insert(0) += bytes;
+        self.tell(Event::Short { client: self.id(slot), gpu, bytes });
+    }
+
+    /// The driver says what is in use: what is known, what was not found and is not free yet, and what nobody has heard of.
+    pub(crate) fn measured(&mut self, gpu: Gpu, freed: u64, new: u64) {
+        let snapshot = self.scheduler.snapshot();
+        let Some(known) = snapshot.gpus.iter().find(|other| other.gpu == gpu) else {
+            return self.tell(Event::Used { gpu, bytes: new });
+        };
+        let outside = self.outside.entry(gpu).or_insert(0);
+        *outside = outside.saturating_sub(freed);
+        let bytes = known.room + *outside + new;
+        self.tell(Event::Used { gpu, bytes });
     }
 
     pub(crate) fn evict(&mut self, slot: usize, gpu: Gpu, most: u64, rest: Rest) {

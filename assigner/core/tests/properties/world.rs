@@ -70,6 +70,8 @@ pub(crate) struct World {
     pub(crate) evictions: Vec<(usize, Gpu)>,
     /// Drivers have taken memory unasked.
     grew: bool,
+    /// What page-ins did not find on each GPU: nobody may be credited that, until it is measured to be free.
+    pub(crate) outside: BTreeMap<Gpu, u64>,
     /// Counts uses of GPUs.
     uses: u64,
     now: Time,
@@ -101,6 +103,7 @@ impl World {
             claims: BTreeMap::new(),
             evictions: Vec::new(),
             grew: false,
+            outside: BTreeMap::new(),
             uses: 0,
             now: Time(0),
             latest_epoch: Epoch(0),
@@ -146,6 +149,9 @@ impl World {
         if let What::Timer = step.what {
             self.now = self.now.max(self.scheduler.poll_deadline().unwrap_or(self.now));
             return self.tell(Event::Timer);
+        }
+        if let What::Measured { gpu, freed, new } = step.what {
+            return self.measured(Gpu(gpu), freed, new);
         }
         if self.clients[slot].away {
             return self.step_away(slot, &step.what);
@@ -193,7 +199,9 @@ impl World {
             }
             What::RoomReturn { gpu, bytes } => self.room_return(slot, Gpu(*gpu), *bytes),
             What::Memory(deed) => self.deed(slot, deed),
-            What::Timer | What::Restart => unreachable!("handled above"),
+            What::Timer | What::Restart | What::Measured { .. } => {
+                unreachable!("handled above")
+            }
         }
     }
 
@@ -343,6 +351,7 @@ impl World {
             }
         }
         self.scheduler = Scheduler::new(config).expect("the configuration is valid");
+        self.outside.clear(); // the new life does not know of it
         self.write_first();
         self.tell(Event::Timer);
     }
@@ -529,7 +538,8 @@ impl World {
         }
         for gpu in &snapshot.gpus {
             let here = here.get(&gpu.gpu).copied().unwrap_or(0);
-            assert!(here <= gpu.memory, "{here} bytes are on {}", gpu.gpu);
+            let outside = self.outside.get(&gpu.gpu).copied().unwrap_or(0);
+            assert!(here + outside <= gpu.memory, "{here} bytes, {outside} are on {}", gpu.gpu);
         }
         for kept in &snapshot.reservations {
             assert!(kept.bypassed <= self.setup.max_bypass, "nobody is passed too often");
@@ -551,6 +561,9 @@ impl World {
                     self.deed(slot, &Deed::Pin { gpu, movable: true });
                 }
             }
+        }
+        for gpu in 0..self.setup.gpus {
+            self.measured(Gpu(gpu), u64::MAX, 0);
         }
         self.now = self.now.max(self.settled);
         self.tell(Event::Timer);
