@@ -42,6 +42,15 @@ pub(crate) struct Client {
     pub(crate) next_seq: u64,
 }
 
+impl Client {
+    /// Whether its memory on a GPU may be where it is for good, as far as the scheduler knows.
+    fn stays_on(&self, gpu: Gpu) -> bool {
+        let paged = self.memory.of(gpu);
+        let is_asked = paged.pinned || paged.failed || paged.owed > 0;
+        self.present && (self.away || self.memory.deaf || is_asked)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     pub(crate) epoch: Epoch,
@@ -522,7 +531,9 @@ impl World {
         self.compare_memory(&snapshot);
         for gpu in &snapshot.gpus {
             assert!(gpu.room <= gpu.memory, "no room is promised twice");
-            let kept = if self.grew { 0 } else { gpu.headroom };
+            // Whoever's turn it is has all of its memory also where others cannot move theirs, or have not said what they have.
+            let stays = self.clients.iter().any(|client| client.stays_on(gpu.gpu));
+            let kept = if self.grew || stays { 0 } else { gpu.headroom };
             assert!(gpu.room <= gpu.memory - kept, "the headroom is for drivers");
             assert!(gpu.room >= room.get(&gpu.gpu).copied().unwrap_or(0));
         }
