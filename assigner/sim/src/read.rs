@@ -73,6 +73,12 @@ impl Reader<'_> {
         let stop = top.read("stop_s", self.problems, seconds);
         let steady = self.steady(&mut top, stop.as_ref().map(|stop| *stop.get_ref()));
         let due = top.read("due_s", self.problems, seconds);
+        if let (Some(due), Some(stop)) = (&due, &stop)
+            && due.get_ref() > stop.get_ref()
+        {
+            self.say(due.span(), "the run is cut off before all must be done")
+                .related(stop.span(), "by this");
+        }
         let costs = self.costs(&mut top);
         let mut nodes = self.nodes(&mut top);
         let alone = nodes.len() == 1;
