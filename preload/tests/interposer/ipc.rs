@@ -243,7 +243,8 @@ fn another_user_is_refused_and_the_exporter_goes_on() {
         .with("SIMCUDA_CONFIG", first.folder.path().join("gpu.toml").display())
         .with("ACB_TEST_FOLDER", first.folder.path().display());
     // The software GPU is its user's; the stranger has another.
-    let second = second.with("SIMCUDA_CONFIG", "");
+    let config = second.folder.path().join("gpu.toml");
+    let second = second.with("SIMCUDA_CONFIG", config.display());
     let mut one = play(first, "m4 w7 i . .");
     one.claim(4 * MIB);
     lease(&mut one, 1, 4 * MIB);
