@@ -70,7 +70,8 @@ fn right(record: Record) -> Result<Record> {
     Ok(record)
 }
 
-/// Two programs of 95 % of the memory each, whose GPU phases are so many full switches long.
+/// Two programs of 95 % of the GPU's memory each, whose GPU phases are so many full switches long. A GPU of this size has no headroom
+/// by itself; beside one of 1 % and two contexts that stand for 5 %, 95 % would not fit.
 fn pair(
     prefix: &Prefix,
     name: &'static str,

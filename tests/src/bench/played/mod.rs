@@ -11,6 +11,9 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use acb_sim::{Report, Watch};
 use anyhow::{Context, Result, bail};
@@ -19,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use self::plan::Plan;
 use self::stage::Stage;
 use super::analysis::{Window, steady_state};
+use super::clock;
 use super::outside;
 use super::paging::crowd::{self, Record};
 use super::record::Round;
@@ -27,6 +31,9 @@ use crate::lab::Prefix;
 
 /// Rounds of a client that has the GPU alone, without the interposer.
 const ALONE: u64 = 3;
+
+/// How often the assigner is asked what switching took.
+const BETWEEN: Duration = Duration::from_millis(500);
 
 /// What the programs run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +82,7 @@ pub struct Played {
     /// Measured share of the bound of the lengths that the scenario says: without spread never more than 1, but for the phases that
     /// the window cuts.
     pub share_of_stated_bound: f64,
-    /// Seconds in which holders waited for their memory, from begin to end.
+    /// Seconds in which holders waited for their memory, in the steady state.
     pub switch_s: f64,
     /// The share of the GPUs' time that this is.
     pub switching: f64,
@@ -127,16 +134,65 @@ pub fn play(prefix: &Prefix, plan: &Plan, on: On) -> Result<Played> {
         command.env("CUDA_VISIBLE_DEVICES", outside::place_holders(scenario.clients[index].gpus));
         command
     });
-    let record = crowd::run_patiently(commands.collect(), plan.silence());
+    let (record, readings) =
+        readings_during(outside, || crowd::run_patiently(commands.collect(), plan.silence()))?;
     let record = record.with_context(|| outside.log())?;
-    let status = outside.status()?.context("the assigner does not answer")?;
-    let switch_ns: u64 = status.gpus.iter().map(|gpu| gpu.switch_ns).sum();
-    let begin = record.rounds.iter().map(|round| round.cpu_start_ns).min().unwrap_or(0);
-    let end = record.rounds.iter().map(|round| round.gpu_done_ns).max().unwrap_or(0);
-    let all_ns = (end - begin).max(1) as f64 * status.gpus.len() as f64;
-    let switch_s = switch_ns as f64 / 1e9;
     let played = compare(plan, &report, &record, &alone)?;
-    Ok(Played { switch_s, switching: switch_ns as f64 / all_ns, ..played })
+    // Of a run that is too short for that all of it counts.
+    let whole = Window { from: 0, to: u64::MAX };
+    let (switch_s, switching) = switching(&readings, steady_state(&record.rounds)?)
+        .or_else(|| switching(&readings, whole))
+        .context("the assigner has hardly answered while the programs ran")?;
+    Ok(Played { switch_s, switching, ..played })
+}
+
+/// What the assigner has said of the time that switching took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    /// When, on the clock of the programs' records.
+    at_ns: u64,
+    /// On all GPUs, since the assigner's start.
+    switch_ns: u64,
+    gpus: u64,
+}
+
+/// Does something while the assigner is asked again and again.
+fn readings_during<T>(
+    outside: &outside::Outside,
+    work: impl FnOnce() -> T,
+) -> Result<(T, Vec<Reading>)> {
+    let (end, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || -> Result<Vec<Reading>> {
+            let mut readings = Vec::new();
+            loop {
+                let over = ended.recv_timeout(BETWEEN) != Err(RecvTimeoutError::Timeout);
+                let at_ns = clock::monotonic_ns();
+                if let Some(status) = outside.status()? {
+                    let switch_ns = status.gpus.iter().map(|gpu| gpu.switch_ns).sum();
+                    readings.push(Reading { at_ns, switch_ns, gpus: status.gpus.len() as u64 });
+                }
+                if over {
+                    return Ok(readings);
+                }
+            }
+        });
+        let done = work();
+        drop(end);
+        let readings = reading.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+        Ok((done, readings?))
+    })
+}
+
+/// Seconds of switching, and their share of the GPUs' time, in the steady state alone: before it programs come one after the
+/// other and fill their memory, and after it those that are done compare theirs, in leases that are as short as that takes.
+fn switching(readings: &[Reading], window: Window) -> Option<(f64, f64)> {
+    let mut inside = readings.iter().filter(|r| (window.from..=window.to).contains(&r.at_ns));
+    let first = inside.next()?;
+    let last = inside.next_back()?;
+    let switch_s = last.switch_ns.saturating_sub(first.switch_ns) as f64 / 1e9;
+    let length_s = (last.at_ns - first.at_ns) as f64 / 1e9 * first.gpus.max(1) as f64;
+    (length_s > 0.0).then(|| (switch_s, switch_s / length_s))
 }
 
 /// Mean CPU phase and mean time from wanting the GPU to the end of the GPU phase, seconds.
@@ -213,5 +269,31 @@ fn figures(rounds: &[&Round], window: Window) -> Figures {
         per_hour: rounds.len() as f64 / (window.length() as f64 / 1e9) * 3600.0,
         latency_p50_s: acb_sim::report::percentile(&latencies, 0.5),
         latency_p99_s: acb_sim::report::percentile(&latencies, 0.99),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switching_before_and_after_the_steady_state_does_not_count() {
+        let reading = |second: u64, switch_ms: u64| Reading {
+            at_ns: second * 1_000_000_000,
+            switch_ns: switch_ms * 1_000_000,
+            gpus: 2,
+        };
+        // All come, 0.1 s of each second, all go.
+        let readings = [
+            reading(1, 900),
+            reading(2, 1800),
+            reading(4, 2000),
+            reading(6, 2200),
+            reading(7, 3100),
+        ];
+        let window = Window { from: 1_500_000_000, to: 6_500_000_000 };
+        let (seconds, share) = switching(&readings, window).unwrap();
+        assert!((seconds - 0.4).abs() < 1e-9 && (share - 0.05).abs() < 1e-9, "{seconds} {share}");
+        assert_eq!(switching(&readings[..2], window), None);
     }
 }

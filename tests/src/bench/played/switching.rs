@@ -35,7 +35,7 @@ pub fn switch_time_share(prefix: &Prefix, effort: Effort) -> Result<Vec<Figure>>
         unit: "share",
         how: format!(
             "{} programs of B2's fine form without CPU phases, quantum 10 ms: time from grants until all memory is there, of all \
-             time; at most {asked} is asked (switch_share); simulated {:.3}",
+             time in the steady state; at most {asked} is asked (switch_share); simulated {:.3}",
             plan.scenario.clients.len(),
             played.simulated_switching
         ),
