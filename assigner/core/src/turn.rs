@@ -14,11 +14,13 @@
 use crate::ids::{ClientId, Time};
 use crate::order::Given;
 use crate::recall::{Claimant, NEVER};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Client, Lease, Scheduler};
+use crate::tenant::Used;
 
 impl Scheduler {
     /// When a lease is recalled for somebody of the same rank: after its quantum, and when its holder has used as much; not
-    /// later than others may be let go before who waits.
+    /// later than others may be let go before who waits. Among clients of a tenant it goes on no longer than until the tenant itself
+    /// has used as much as another one that waits.
     pub(crate) fn turn_ends(&self, who: &Claimant, holder: ClientId) -> Time {
         let (lease, client) = (self.lease(holder), &self.clients[&holder]);
         let end = lease.latest_recall(&self.config);
@@ -28,21 +30,28 @@ impl Scheduler {
         if lease.yields < NEVER || client.member.is_some() {
             return end; // it is given back in time for others; a gang has turns of its own
         }
-        let at_once = Given::default();
-        let (waits, holds, weight) = if is_fellow {
-            (self.clients[&who.client].used, client.used.0, 1)
-        } else {
+        let gpus = lease.gpus.len() as f64;
+        let mut gaps = [None; 2];
+        let other = match is_fellow {
+            true => {
+                let waits = self.clients[&who.client].used.0;
+                gaps[0] = Some((waits - client.used.0, gpus));
+                self.least_used_beside(client, lease)
+            }
+            false => Some(self.tenant_used(who.lane.tenant, &Given::default())),
+        };
+        gaps[1] = other.map(|waits| {
             let tenant = self.tenants.of(client.tenant);
+            let weight = f64::from(tenant.weight);
             // What its tenant's other leases count, but not this one.
             let own = self.now.since(lease.granted).max(self.config.quantum);
-            let own = self.counts(own, lease.gpus.len()) / f64::from(tenant.weight);
-            let used = self.tenant_used(client.tenant, &at_once).0 - own;
-            (self.tenant_used(who.lane.tenant, &at_once), used, tenant.weight)
-        };
-        let rate = lease.gpus.len() as f64 / f64::from(weight);
+            let own = self.counts(own, lease.gpus.len()) / weight;
+            let used = self.tenant_used(client.tenant, &Given::default()).0 - own;
+            (waits.0 - used, gpus / weight)
+        });
         let is_even = |at: Time| {
-            let span = at.since(lease.granted).as_secs_f64();
-            holds + span * rate * shares.worth_at(at) >= waits.0
+            let worth = at.since(lease.granted).as_secs_f64() * shares.worth_at(at);
+            gaps.iter().flatten().any(|(gap, rate)| worth * rate >= *gap)
         };
         if is_even(end) {
             return end;
@@ -54,5 +63,16 @@ impl Scheduler {
             if is_even(middle) { late = middle } else { early = middle }
         }
         late
+    }
+
+    /// What the one of the other tenants has used that has used least, of those that wait for GPUs of a lease.
+    fn least_used_beside(&self, holder: &Client, lease: &Lease) -> Option<Used> {
+        let lines = lease.gpus.iter().map(|gpu| &self.gpus[gpu.index()].line);
+        let lanes = lines.chain([&self.floating]).flat_map(|line| line.heads());
+        let others = lanes.filter(|(lane, _)| {
+            (lane.level, lane.tenant != holder.tenant) == (holder.level, true)
+                && self.excess(*lane, &Given::default()).is_none()
+        });
+        others.map(|(lane, _)| self.tenant_used(lane.tenant, &Given::default())).min()
     }
 }

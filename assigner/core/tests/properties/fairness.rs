@@ -1,13 +1,13 @@
 //! Fair share: tenants that always wait have used the same, but for what their latest leases took.
 //!
-//! The bound for one GPU, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, and lasts q + k at most;
-//! so long is a tenant before another one. But the next start is promised when a lease begins, which counts as a quantum then:
-//! by what its kernel takes beyond that, the choice can be wrong. Together: q + 2k.
+//! The bound for one GPU, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, and lasts q + k. But
+//! the next start is promised when a lease begins, which counts as a quantum then: by what its kernel takes beyond that, the choice can
+//! be wrong. Together: q + 2k. A turn can be longer than a quantum, but only until the tenant is even with another one that waits.
 //!
-//! Where a tenant has fewer clients than one that holds, one that waits and one that is about to ask again, or it is about clients, who has used
-//! least may be away when the next start is promised. A turn lasts until its holder has used as much as who comes next (at least a
-//! quantum), so only who gave back last but one can be behind who starts, by a grant (q + k) at most; and that one is before it by a grant more
-//! when it ends: 2 · (q + k) between clients. Between tenants a turn can last until clients of the same tenant are even: 3 · (q + k).
+//! Where a tenant has fewer clients than one that holds, one that waits and one that is about to ask again, or it is about clients, who has
+//! used least may be away when the next start is promised. A turn lasts until its holder has used as much as who comes next (at least a
+//! quantum), so only who gave back last but one can be behind who starts, by a grant (q + k) at most; and that one is before it by a
+//! grant more when it ends: 2 · (q + k).
 //!
 //! For G > 1 GPUs: a grant goes to the tenant that has used least, running leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
 //! G kernels that were still running when their leases were recalled, and for G starts that had been promised before.
@@ -114,9 +114,8 @@ impl Setup {
         let grants = |most: u32| (quantum + kernel).as_secs_f64() * f64::from(most);
         let crowd = self.tenants[0].1.len();
         match (self.gpus, self.between) {
-            (1, Between::Clients) => grants(2),
-            (1, Between::Tenants) if crowd < 3 => grants(3),
-            (1, Between::Tenants) => (quantum + 2 * kernel).as_secs_f64(),
+            (1, Between::Tenants) if crowd >= 3 => (quantum + 2 * kernel).as_secs_f64(),
+            (1, _) => grants(2),
             (gpus, _) => grants(2 * gpus + 1),
         }
     }

@@ -1,6 +1,6 @@
 //! Fairness: by how much GPU time clients that always want one GPU, and their tenants, are apart.
 //!
-//! Owns: what each has used, as clients and GPUs know it, and the bound of the difference: three grants between tenants, by weight, and two
+//! Owns: what each has used, as clients and GPUs know it, and the bound of the difference: two grants between tenants, by weight, and two
 //! turns between the clients of one (docs/architecture.md, *Fairness*). Does not own: what schedulers count.
 
 use std::time::Duration;
@@ -166,7 +166,7 @@ impl World<'_, '_> {
         // Where there are several tenants, one client's turn lasts until its tenant is even with another.
         let turn = match tenants.len() {
             1 => grant,
-            _ => grant.mul_f64(1.0 + 3.0 * heaviest),
+            _ => grant.mul_f64(1.0 + 2.0 * heaviest),
         };
         Some(Shares {
             half_life: fair.half_life,
@@ -174,7 +174,7 @@ impl World<'_, '_> {
             clients,
             tenants,
             within: Lag { bound: 2 * turn, ..Lag::default() },
-            between: Lag { bound: 3 * grant, ..Lag::default() },
+            between: Lag { bound: 2 * grant, ..Lag::default() },
         })
     }
 
