@@ -317,6 +317,7 @@ impl<'s, 'w> World<'s, 'w> {
             return false;
         }
         self.check_idle(at);
+        self.check_turns(at);
         self.now = at;
         self.happen(happening);
         self.check_gangs();

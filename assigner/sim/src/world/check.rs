@@ -1,8 +1,8 @@
 //! What must be true of the world, whatever the schedulers believe.
 //!
 //! Owns: exclusion and epochs (`grant`), conservation (`conserved`), that no GPU is idle while one is wanted (`idle`),
-//! promises and guarantees (`due`, `guarantee`), fairness (`lag`), liveness (`live`). Does not own: the
-//! invariants of a scheduler's own state (`Scheduler::sanity_check`); gangs (`apart`); why leases are asked back (`recalls`).
+//! promises and guarantees (`due`, `guarantee`), fairness (`lag`), liveness (`live`), ends of turns (`turns`). Does not own:
+//! the invariants of a scheduler's own state (`Scheduler::sanity_check`); gangs (`apart`); why leases are asked back (`recalls`).
 
 mod conserved;
 mod due;
@@ -11,6 +11,7 @@ mod guarantee;
 mod idle;
 mod lag;
 mod live;
+mod turns;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub(super) use self::due::Due;
 pub(super) use self::grant::Passed;
 pub use self::lag::Lag;
 pub(super) use self::lag::{Shares, Use};
+pub(super) use self::turns::{Starves, Turn};
 use super::World;
 use super::node::index;
 
@@ -84,7 +86,8 @@ impl World<'_, '_> {
             Event::Acquire { client, .. } => {
                 let index = index(*client);
                 self.note_use(index, Use::Asked);
-                if !self.clients[index].holds && self.clients[index].waits.is_none() {
+                let client = &self.clients[index];
+                if !client.refused && !client.holds && client.waits.is_none() {
                     let guaranteed = self.guaranteed(index);
                     self.clients[index].gave_way = false;
                     self.come_before(index);
@@ -92,7 +95,10 @@ impl World<'_, '_> {
                     self.clients[index].outrun = 0;
                 }
             }
-            Event::Ready { client, .. } => self.check_ready(index(*client)),
+            Event::Ready { client, epoch } => {
+                self.check_ready(index(*client));
+                self.make_turn_ready(index(*client), *epoch);
+            }
             Event::Release { client, .. } => {
                 self.note_use(index(*client), Use::Ends);
                 let client = &mut self.clients[index(*client)];
@@ -100,10 +106,15 @@ impl World<'_, '_> {
             }
             // What it brings along from before a restart is its own, as far as can be seen from here.
             Event::Join { client, spec } => {
-                let holds = spec.held.as_ref().is_some_and(|held| held.lease.is_some());
+                let lease = spec.held.as_ref().and_then(|held| Some((held.lease?, &held.bound)));
+                if let Some((epoch, bound)) = lease {
+                    let is_ready = bound.iter().all(|(_, room)| room.resident >= room.claimed);
+                    let gpus = bound.iter().map(|(gpu, _)| *gpu).collect();
+                    self.begin_turn(index(*client), epoch, gpus, is_ready);
+                }
                 let client = &mut self.clients[index(*client)];
-                (client.waits, client.holds, client.leaves) = (None, holds, false);
-                client.due = None;
+                (client.waits, client.holds, client.leaves) = (None, lease.is_some(), false);
+                (client.due, client.refused) = (None, false);
             }
             Event::Leave { client } | Event::Cancel { client } => {
                 let client = &mut self.clients[index(*client)];

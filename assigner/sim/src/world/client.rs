@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use acb_core::{Action, ClientSpec, Epoch, Event, Gpu, Held, Room, Time};
 
-use super::check::{Due, Passed};
+use super::check::{Due, Passed, Turn};
 use super::memory::Paged;
 use super::{Doing, Done, Happening, Lease, Span, World};
 use crate::random::Random;
@@ -69,9 +69,13 @@ pub(super) struct Client {
     /// As its scheduler knows it: since when it waits, and if its tenant's guarantee covers that, how long a page-in may go on
     /// then that it has to wait for.
     pub(super) waits: Option<(Time, Option<Duration>)>,
+    /// Its scheduler has refused it; it may not have heard of that yet.
+    pub(super) refused: bool,
     /// As its scheduler knows it: it holds a lease.
     pub(super) holds: bool,
-    /// And has been asked for it.
+    /// The latest one.
+    pub(super) turn: Option<Turn>,
+    /// It holds one, and has been asked for it.
     pub(super) leaves: bool,
     /// It was asked for its latest lease before its time was over: it asks again for the rest, by the same request.
     pub(super) gave_way: bool,
@@ -124,7 +128,9 @@ impl Client {
             lease: None,
             running: None,
             waits: None,
+            refused: false,
             holds: false,
+            turn: None,
             leaves: false,
             gave_way: false,
             outrun: 0,

@@ -240,3 +240,33 @@ fn tenants_are_apart_in_a_scheduler_without_fair_share() {
     let what = violated(&text, |config| config.fair_share = None).expect("weights do not count");
     assert!(what.contains("of GPU time apart"), "{what}");
 }
+
+const TURNS: &str = r#"
+title = "turns"
+stop_s = 120
+[[node]]
+gpus = 1
+memory_gib = 16
+host_gib = 32
+[scheduler]
+quantum_ms = 1000
+[[client]]
+name = "busy"
+count = 2
+gpu_s = 30
+memory_gib = 1
+kernel_ms = 5
+"#;
+
+#[test]
+fn somebody_waits_in_vain_where_turns_do_not_end() {
+    // With memory for both, for one at a time, and without any.
+    let paged = TURNS.replace("memory_gib = 1\n", "memory_gib = 12\n");
+    let none = TURNS.replace("memory_gib = 1\n", "");
+    for text in [TURNS, &paged, &none] {
+        assert_eq!(violated(text, |_| {}), None);
+        let longer = std::time::Duration::from_secs(10);
+        let what = violated(text, |config| config.quantum = longer).expect("it waits");
+        assert!(what.contains("whose holders are not recalled in time"), "{what}");
+    }
+}

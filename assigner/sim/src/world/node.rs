@@ -9,7 +9,7 @@ use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
 
 use super::{Happening, World};
 use crate::scenario;
-use crate::world::check::Shares;
+use crate::world::check::{Shares, Starves};
 use crate::world::client::Life;
 use crate::world::memory::LinkTruth;
 use crate::world::recalls::Moment;
@@ -56,6 +56,8 @@ pub(super) struct Node {
     pub(super) is_dead: bool,
     /// What was recalled at this moment.
     pub(super) moment: Moment,
+    /// Who waits in vain, unless something happens before.
+    pub(super) starves: Option<Starves>,
     /// What its clients have used of its GPU, where that has a bound.
     pub(super) shares: Option<Shares>,
 }
@@ -74,6 +76,7 @@ impl Node {
             kernel: Duration::ZERO,
             is_dead: false,
             moment: Moment::default(),
+            starves: None,
             shares: None,
         })
     }
@@ -181,6 +184,7 @@ impl World<'_, '_> {
         self.note_seats(index_of_node);
         self.write_after(index_of_node, &event);
         self.check_kept(index_of_node, &event);
+        self.note_turns(index_of_node);
         let node = &mut self.nodes[index_of_node];
         let deadline = node.scheduler.as_ref().and_then(Scheduler::poll_deadline);
         if let Some(at) = deadline
@@ -200,8 +204,9 @@ impl World<'_, '_> {
 
     fn answer(&mut self, node: usize, action: Action) {
         let client = match &action {
-            Action::Grant { client, epoch, gpus, .. } => {
+            Action::Grant { client, epoch, gpus, is_ready } => {
                 self.outcome.grants += 1;
+                self.begin_turn(index(*client), *epoch, gpus.clone(), *is_ready);
                 let gpus: Vec<usize> = gpus.iter().map(|gpu| gpu.0 as usize).collect();
                 self.check_grant(node, index(*client), *epoch, &gpus);
                 self.check_member_grant(node, index(*client));
@@ -231,8 +236,11 @@ impl World<'_, '_> {
                 self.write_before_telling(node);
                 *client
             }
-            Action::Refused { client, .. }
-            | Action::Wanted { client, .. }
+            Action::Refused { client, .. } => {
+                self.clients[index(*client)].refused = true;
+                *client
+            }
+            Action::Wanted { client, .. }
             | Action::Evict { client, .. }
             | Action::Withdraw { client, .. }
             | Action::Stay { client, .. }
