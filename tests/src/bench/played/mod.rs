@@ -1,7 +1,7 @@
 //! A scenario of the simulation, played by real programs under the real assigner and interposer: the same file, measured and
 //! simulated side by side.
 //!
-//! Owns: the runs and what is compared. Does not own: what becomes of the clients ([`plan`]), what they run on ([`stage`]), the
+//! Owns: the runs and what is compared. Does not own: what becomes of the clients ([`plan`]), what they run on (`stage`), the
 //! simulation ([`acb_sim`]), the table ([`table`]).
 
 pub mod plan;
