@@ -15,6 +15,9 @@ use crate::driver::device;
 /// Marks the processes of a run, so that none is left behind.
 pub(crate) const MARK: &str = "ACB_GPU_PROBE_RUN";
 
+/// Between an error of programs under an assigner and what that has said.
+pub(crate) const SAID: &str = "; gpu_assigner: ";
+
 /// A running assigner.
 pub(crate) struct Assigner {
     program: PathBuf,
@@ -133,8 +136,13 @@ impl Assigner {
         command
     }
 
+    /// An error of programs that ran under it, with what it has said last.
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        anyhow::anyhow!("{error:#}{SAID}{}", self.log())
+    }
+
     /// The end of the daemon's log, for messages.
-    pub(crate) fn log(&self) -> String {
+    fn log(&self) -> String {
         let text = std::fs::read_to_string(self.home.join("log")).unwrap_or_default();
         text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
     }

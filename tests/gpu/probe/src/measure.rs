@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::assigner;
+use crate::assigner::{self, SAID};
 use crate::bench::{Depth, NO_TIME};
 use crate::catalogue;
 use crate::child;
@@ -377,7 +377,8 @@ pub(crate) fn merge(runs: Vec<Results>) -> anyhow::Result<Option<Results>> {
     Ok(Some(all))
 }
 
-/// Whether a check failed: of what was measured, or of a group that should have ended well, or for which there was no time.
+/// What failed: a check of what was measured, programs under the interposer, a group that should have ended well, or what there was no
+/// time for.
 pub(crate) fn wrong(results: &Results) -> Vec<String> {
     let unlucky = results
         .groups
@@ -387,9 +388,14 @@ pub(crate) fn wrong(results: &Results) -> Vec<String> {
     let is_wrong = |row: &&Row| row.verified == Some(false);
     let wrong = results.rows.iter().filter(is_wrong);
     let late = results.rows.iter().filter(|row| !row.is_measured() && row.why.ends_with(NO_TIME));
+    let failed = results.rows.iter().filter(|row| !row.is_measured() && row.why.contains(SAID));
+    let mut failed: Vec<(String, &str)> =
+        failed.map(|row| (line_of(&row.group, &row.name), row.why.as_str())).collect();
+    failed.dedup();
     let late: BTreeSet<String> = late.map(|row| line_of(&row.group, &row.name)).collect();
     unlucky
         .chain(late.into_iter().map(|line| format!("{line}: {NO_TIME}")))
+        .chain(failed.into_iter().map(|(line, why)| format!("{line}: {why}")))
         .chain(wrong.map(|row| format!("{} {}: wrong. {}", row.group, row.name, row.note)))
         .collect()
 }
@@ -462,6 +468,18 @@ mod tests {
         values.sort_by_key(|(group, _)| *group);
         assert_eq!(values, [("hash", Some(3.0)), ("link", Some(2.0))]);
         assert_eq!(all.groups.len(), 2);
+    }
+
+    #[test]
+    fn what_fails_under_the_interposer_makes_the_run_fail_and_what_cannot_be_does_not() {
+        let mut all = results("a", "swap", 1.0);
+        let missing = |name: &str, why: &str| Row::missing("swap", name, "us", why);
+        all.rows.push(missing("swap.first_gb_per_s@8MiB", "too large for --quick"));
+        assert!(wrong(&all).is_empty());
+        let why = format!("cuMemAlloc_v2 failed{SAID}no memory");
+        all.rows.push(missing("swap.first_gb_per_s@2MiB", &why));
+        all.rows.push(missing("swap.moved_gib@2MiB", &why));
+        assert_eq!(wrong(&all), [format!("swap@2MiB: {why}")]);
     }
 
     #[test]

@@ -64,11 +64,7 @@ fn launches(bench: &Bench) -> anyhow::Result<()> {
             match cost(assigner.run(&exe), bench, 20).and_then(|cost| interposed(bench, cost)) {
                 Ok(with) => with,
                 Err(error) => {
-                    only_direct(
-                        bench,
-                        without,
-                        &format!("{error:#}; gpu_assigner: {}", assigner.log()),
-                    );
+                    only_direct(bench, without, &assigner.explain(error).to_string());
                     return Ok(());
                 }
             };
@@ -201,8 +197,9 @@ fn grants(bench: &Bench, assigner: &Assigner) -> anyhow::Result<()> {
             bench.value("grant_p99_us", "us", quantile(&us, 0.99));
         }
         Err(error) => {
+            let why = assigner.explain(error);
             for name in ["grant_us", "grant_p50_us", "grant_p99_us"] {
-                bench.missing(name, "us", format!("{error:#}; gpu_assigner: {}", assigner.log()));
+                bench.missing(name, "us", &why);
             }
         }
     }

@@ -127,7 +127,7 @@ fn attempt(bench: &Bench, flavour: Flavour, pace: Option<&mut Pace>) -> anyhow::
         let assigner = Assigner::start(bench)?;
         let program = (flavour.make)(bench, flavour, None)?;
         return measure(bench, flavour, flavour.name, &program, &assigner)
-            .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", assigner.log()));
+            .map_err(|error| assigner.explain(error));
     }
     let sizes = bench.sizes()?;
     let pace = pace.context("how fast this machine's link is could not be measured")?;
@@ -139,7 +139,7 @@ fn attempt(bench: &Bench, flavour: Flavour, pace: Option<&mut Pace>) -> anyhow::
     let program = (flavour.make)(bench, flavour, Some(work))?;
     let name = format!("{}-{}", flavour.name, about(crowd.rest));
     let measured = measure(bench, flavour, &name, &program, &crowd.assigner)
-        .map_err(|error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", crowd.assigner.log()));
+        .map_err(|error| crowd.assigner.explain(error));
     pace.learn(plan.rest, plan.load, begin.elapsed().as_secs_f64());
     measured
 }

@@ -107,8 +107,7 @@ fn swap(
     let crowd = Crowd::gather(bench, sizes, rest, 2, chunk)?;
     let place = |column: &str| format!("{matrix}.{column}@{}-{}", label(chunk), about(crowd.rest));
     let bytes = crowd.each as f64;
-    let explain =
-        |error: anyhow::Error| anyhow::anyhow!("{error:#}; gpu_assigner: {}", crowd.assigner.log());
+    let explain = |error| crowd.assigner.explain(error);
     let mut a = crowd.partner(crowd.each, 1).map_err(explain)?;
     let mut b = crowd.partner(crowd.each, 2).map_err(explain)?;
     // The first switch finds host memory unpinned, or does not; the others do not.
