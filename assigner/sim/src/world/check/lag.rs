@@ -1,7 +1,8 @@
 //! Fairness: by how much GPU time clients that always want one GPU, and their tenants, are apart.
 //!
-//! Owns: what each has used, as clients and GPUs know it, and the bound of the difference: two grants between tenants, by weight, and two
-//! turns between the clients of one (docs/architecture.md, *Fairness*). Does not own: what schedulers count.
+//! Owns: what each has used, as clients and GPUs know it, and the bounds of the difference: three grants between tenants, by weight, and two
+//! between clients that are all of one tenant (docs/architecture.md, *Fairness*). Where several tenants want the GPU no bound is known
+//! for the clients of one. Does not own: what schedulers count.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use crate::world::World;
 pub struct Lag {
     /// The most that was seen, of GPU time that has decayed since.
     pub most: Duration,
-    /// What is allowed.
-    pub bound: Duration,
+    /// What is allowed, where a bound is known.
+    pub bound: Option<Duration>,
 }
 
 /// What the clients of a node have used that has one GPU, which all of them want all the time.
@@ -162,19 +163,13 @@ impl World<'_, '_> {
             (known.map_or(1.0, |tenant| f64::from(tenant.weight)), 0.0)
         };
         let tenants: Vec<(f64, f64)> = names.iter().map(weight).collect();
-        let heaviest = tenants.iter().map(|(weight, _)| *weight).fold(1.0, f64::max);
-        // Where there are several tenants, one client's turn lasts until its tenant is even with another.
-        let turn = match tenants.len() {
-            1 => grant,
-            _ => grant.mul_f64(1.0 + 2.0 * heaviest),
-        };
         Some(Shares {
             half_life: fair.half_life,
             at: Time(0),
             clients,
+            within: Lag { bound: (tenants.len() == 1).then(|| 2 * grant), ..Lag::default() },
+            between: Lag { bound: Some(3 * grant), ..Lag::default() },
             tenants,
-            within: Lag { bound: 2 * turn, ..Lag::default() },
-            between: Lag { bound: 2 * grant, ..Lag::default() },
         })
     }
 
@@ -202,8 +197,8 @@ impl World<'_, '_> {
         let is_one = shares.tenants.len() == 1;
         let has_fellows = shares.clients.len() > shares.tenants.len();
         for (lag, whose) in [(within, "the clients of a tenant"), (between, "tenants")] {
-            if lag.most > lag.bound && self.watch.check {
-                let (most, bound) = (lag.most.as_secs_f64(), lag.bound.as_secs_f64());
+            if let Some(bound) = lag.bound.filter(|bound| lag.most > *bound && self.watch.check) {
+                let (most, bound) = (lag.most.as_secs_f64(), bound.as_secs_f64());
                 self.violated(format!("{whose} are {most} s of GPU time apart, of {bound} s"));
             }
         }
