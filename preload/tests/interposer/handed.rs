@@ -1,24 +1,8 @@
 //! Memory that the driver hands to others, and so stays; and what is only looked at, and moves on.
 
-use crate::play::{MIB, Play, start_in};
+use crate::play::{MIB, start_in};
 use crate::setup::Lab;
-use acb_wire::v1::assigner_message::Kind as Say;
-use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{Evict, RoomKind, RoomVerdict};
-
-/// All of the memory is asked back; what comes, and why the rest does not.
-#[track_caller]
-fn asked_back(play: &mut Play, bytes: u64) -> (u64, String) {
-    play.peer.say(Say::Evict(Evict { device: 0, bytes }));
-    let mut moved = 0;
-    loop {
-        match play.peer.hear_moves() {
-            Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
-            Hear::Evicted(evicted) => return (moved, evicted.failed),
-            other => panic!("Evicted expected: {other:?}"),
-        }
-    }
-}
+use acb_wire::v1::{RoomKind, RoomVerdict};
 
 /// Memory moves until a word hands it on, and not afterwards.
 fn stays(word: &str, why: &'static str, prints: &[&str]) {
@@ -33,7 +17,7 @@ fn stays(word: &str, why: &'static str, prints: &[&str]) {
     play.client.tell("on");
     play.turn(2, 24 * MIB);
     play.take_back(2);
-    let (moved, reason) = asked_back(&mut play, 24 * MIB);
+    let (moved, reason) = play.asked_back(24 * MIB);
     assert_eq!(moved, 8 * MIB);
     assert!(reason.contains(&format!("16.0 MiB ({why})")), "{reason}");
     play.peer.wait_for_moves(|report| {
@@ -68,7 +52,7 @@ fn all_memory_of_a_program_with_network_cards_is_one_piece_each_and_stays() {
     play.claim(40 * MIB);
     play.turn(1, 40 * MIB);
     play.take_back(1);
-    let (moved, reason) = asked_back(&mut play, 40 * MIB);
+    let (moved, reason) = play.asked_back(40 * MIB);
     assert_eq!(moved, 0);
     assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
     play.peer.wait_for_moves(|report| {
@@ -93,7 +77,7 @@ fn memory_of_which_copies_are_to_be_waited_for_stays() {
     play.swap_out(1, 40 * MIB);
     play.turn(2, 40 * MIB);
     play.take_back(2);
-    let (moved, reason) = asked_back(&mut play, 40 * MIB);
+    let (moved, reason) = play.asked_back(40 * MIB);
     assert_eq!(moved, 0);
     assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
     play.client.tell("on");

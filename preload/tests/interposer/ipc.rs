@@ -3,9 +3,6 @@
 use crate::between::{ends, returned, room, shows};
 use crate::play::{MIB, Play, gpu, paged_welcome, start_as, start_scenario};
 use crate::setup::{Lab, interposer, software_gpu, wait_until};
-use acb_wire::v1::assigner_message::Kind as Say;
-use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{Evict, Granted};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -78,40 +75,17 @@ fn said(play: &Play, text: &str, times: usize) {
 
 const OPEN: &str = "are open in another process";
 
-/// A lease with what is to come to the GPU for it.
-fn lease(play: &mut Play, epoch: u64, credit: u64) {
-    play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch, resident: false }));
-    if credit > 0 {
-        play.credit(credit);
-    }
-    play.ready(epoch);
-}
-
-/// Everything is asked back; what goes, and why the rest stays.
-fn asked_back(play: &mut Play, bytes: u64) -> (u64, String) {
-    play.peer.say(Say::Evict(Evict { device: 0, bytes }));
-    let mut moved = 0;
-    loop {
-        match play.peer.hear_moves() {
-            Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
-            Hear::Evicted(evicted) => return (moved, evicted.failed),
-            other => panic!("Evicted expected: {other:?}"),
-        }
-    }
-}
-
 #[test]
 fn another_process_opens_memory_which_stays_until_it_is_freed() {
     let one = "m8 w3 m40 w7 i . v9 f1 .";
     let (mut one, mut other) = pair(one, ". I40 v7 I40 w9 C C C .");
     one.claim(8 * MIB);
-    lease(&mut one, 1, 8 * MIB);
+    one.turn(1, 8 * MIB);
     one.claim(40 * MIB);
     one.credit(40 * MIB);
     shows(&mut one, &[("ipc", 40 * MIB)]);
     one.take_back(1);
-    let (moved, why) = asked_back(&mut one, 48 * MIB);
+    let (moved, why) = one.asked_back(48 * MIB);
     assert_eq!(moved, 8 * MIB);
     assert!(why.contains("40.0 MiB (ipc)"), "{why}");
     // Who opens it has nothing of its own, waits for its turn to work, and the two take turns.
@@ -122,7 +96,7 @@ fn another_process_opens_memory_which_stays_until_it_is_freed() {
     shows(&mut other, &[]);
     other.take_back(1);
     one.client.tell("on");
-    lease(&mut one, 2, 8 * MIB);
+    one.turn(2, 8 * MIB);
     // Nobody has it open any more.
     assert_eq!(one.returned().bytes, 40 * MIB);
     said(&one, "stays on GPU 0 from now on", 1);
@@ -135,15 +109,15 @@ fn another_process_opens_memory_which_stays_until_it_is_freed() {
 fn a_handle_means_the_allocation_wherever_it_lies_in_its_chunk() {
     let (mut one, mut other) = pair("k100 w5 k300 w7 i . v9 .", ". J300 v7 w9 C .");
     one.claim(2 * MIB);
-    lease(&mut one, 1, 2 * MIB);
+    one.turn(1, 2 * MIB);
     shows(&mut one, &[("ipc", 2 * MIB)]);
     one.take_back(1);
     other.client.tell("on");
-    lease(&mut other, 1, 0);
+    other.turn(1, 0);
     other.peer.hears_nothing();
     other.take_back(1);
     one.client.tell("on");
-    lease(&mut one, 2, 0);
+    one.turn(2, 0);
     ends(other, &[]).prints("wrong=0");
     ends(one, &[]).prints("wrong=0");
 }
@@ -152,7 +126,7 @@ fn a_handle_means_the_allocation_wherever_it_lies_in_its_chunk() {
 fn what_is_freed_while_others_have_it_counts_until_they_close_it() {
     let (mut one, mut other) = pair("m16 w7 i . f0 . .", ". I16 . v7 C . .");
     one.claim(16 * MIB);
-    lease(&mut one, 1, 16 * MIB);
+    one.turn(1, 16 * MIB);
     shows(&mut one, &[("ipc", 16 * MIB)]);
     other.client.tell("on");
     said(&one, OPEN, 1);
@@ -161,7 +135,7 @@ fn what_is_freed_while_others_have_it_counts_until_they_close_it() {
     shows(&mut one, &[("ipc", 16 * MIB)]);
     one.take_back(1);
     other.client.tell("on");
-    lease(&mut other, 1, 0);
+    other.turn(1, 0);
     assert_eq!(one.returned().bytes, 16 * MIB);
     other.take_back(1);
     one.client.tell("on");
@@ -174,7 +148,7 @@ fn what_is_freed_while_others_have_it_counts_until_they_close_it() {
 fn an_opener_that_is_killed_gives_memory_back() {
     let (mut one, mut other) = pair("m16 w7 i . f0 . .", ". I16 . .");
     one.claim(16 * MIB);
-    lease(&mut one, 1, 16 * MIB);
+    one.turn(1, 16 * MIB);
     shows(&mut one, &[("ipc", 16 * MIB)]);
     other.client.tell("on");
     said(&one, OPEN, 1);
@@ -190,7 +164,7 @@ fn an_opener_that_is_killed_gives_memory_back() {
 fn memory_of_a_process_that_was_killed_counts_where_it_is_open() {
     let (mut one, mut other) = pair("m16 w7 i . .", ". I16 . v7 C .");
     one.claim(16 * MIB);
-    lease(&mut one, 1, 16 * MIB);
+    one.turn(1, 16 * MIB);
     shows(&mut one, &[("ipc", 16 * MIB)]);
     other.client.tell("on");
     said(&one, OPEN, 1);
@@ -200,7 +174,7 @@ fn memory_of_a_process_that_was_killed_counts_where_it_is_open() {
     room(&mut other, 16 * MIB);
     shows(&mut other, &[("ipc", 16 * MIB)]);
     other.client.tell("on");
-    lease(&mut other, 1, 0);
+    other.turn(1, 0);
     returned(&mut other, 16 * MIB);
     ends(other, &[]).prints("wrong=0");
 }
@@ -209,7 +183,7 @@ fn memory_of_a_process_that_was_killed_counts_where_it_is_open() {
 fn what_cannot_be_opened_says_why() {
     let (mut one, mut other) = pair("m4 w7 i I4 . . f0 . .", ". I4 . I4 . I4 .");
     one.claim(4 * MIB);
-    lease(&mut one, 1, 4 * MIB);
+    one.turn(1, 4 * MIB);
     shows(&mut one, &[("ipc", 4 * MIB)]);
     let handle = one.lab.folder.path().join("memory");
     let whole = std::fs::read(&handle).expect("it was handed over");
@@ -247,7 +221,7 @@ fn another_user_is_refused_and_the_exporter_goes_on() {
     let second = second.with("SIMCUDA_CONFIG", config.display());
     let mut one = play(first, "m4 w7 i . .");
     one.claim(4 * MIB);
-    lease(&mut one, 1, 4 * MIB);
+    one.turn(1, 4 * MIB);
     shows(&mut one, &[("ipc", 4 * MIB)]);
     let mut stranger = play_as_nobody(second, ". I4 .");
     stranger.client.tell("on");
@@ -262,7 +236,7 @@ fn another_user_is_refused_and_the_exporter_goes_on() {
     ends(stranger, &["I=1"]);
     one.take_back(1);
     let mut other = play(third, "I4 v7 C .");
-    lease(&mut other, 1, 0);
+    other.turn(1, 0);
     ends(other, &[]).prints("wrong=0");
     one.client.tell("on");
     ends(one, &[]);
@@ -273,7 +247,7 @@ fn another_user_is_refused_and_the_exporter_goes_on() {
 fn an_exporter_that_is_stopped_does_not_hang_the_opener() {
     let (mut one, mut other) = pair("m4 w7 i . .", ". I4 . I4 v7 C .");
     one.claim(4 * MIB);
-    lease(&mut one, 1, 4 * MIB);
+    one.turn(1, 4 * MIB);
     shows(&mut one, &[("ipc", 4 * MIB)]);
     one.take_back(1);
     one.client.stop();
@@ -281,7 +255,7 @@ fn an_exporter_that_is_stopped_does_not_hang_the_opener() {
     said(&other, "it has not answered for 10 s", 1);
     one.client.go_on();
     other.client.tell("on");
-    lease(&mut other, 1, 0);
+    other.turn(1, 0);
     ends(other, &["I=1"]).prints("wrong=0");
     one.client.tell("on");
     ends(one, &[]);
@@ -295,7 +269,7 @@ fn a_handle_means_nothing_on_the_other_side() {
     let folder = first.folder.path().to_owned();
     let mut one = play(first, "m4 w7 i . .");
     one.claim(4 * MIB);
-    lease(&mut one, 1, 4 * MIB);
+    one.turn(1, 4 * MIB);
     shows(&mut one, &[("ipc", 4 * MIB)]);
     one.take_back(1);
     // The driver's own answer to what is no handle of its own.
@@ -336,7 +310,7 @@ impl Play {
 fn a_forked_child_neither_serves_nor_holds_what_is_open() {
     let (mut one, mut other) = pair("m16 w7 i . f0 . .", ". I16 Y . C . X .");
     one.claim(16 * MIB);
-    lease(&mut one, 1, 16 * MIB);
+    one.turn(1, 16 * MIB);
     shows(&mut one, &[("ipc", 16 * MIB)]);
     other.client.tell("on");
     said(&one, OPEN, 1);

@@ -105,6 +105,20 @@ impl Play {
         self.peer.say(Say::Evict(Evict { device, bytes }));
     }
 
+    /// Everything is asked back; what goes, and why the rest stays.
+    #[track_caller]
+    pub(crate) fn asked_back(&mut self, bytes: u64) -> (u64, String) {
+        self.evict(bytes);
+        let mut moved = 0;
+        loop {
+            match self.peer.hear_moves() {
+                Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
+                Hear::Evicted(evicted) => return (moved, evicted.failed),
+                other => panic!("Evicted expected: {other:?}"),
+            }
+        }
+    }
+
     /// Everything that was asked back has come; in how many parts.
     #[track_caller]
     pub(crate) fn evicted(&mut self, bytes: u64) -> usize {
