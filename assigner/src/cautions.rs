@@ -4,17 +4,13 @@
 
 use std::path::Path;
 
-use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::ComputeMode;
 
-use crate::inventory::Device;
+use crate::inventory::{self, Device};
 
 /// What people should know before they wonder; an error where nothing could run at all. Where NVML does not tell, nothing is said.
 pub fn cautions(library: Option<&Path>, gpus: &[Device]) -> Result<Vec<String>, String> {
-    let library = library.unwrap_or(Path::new("libnvidia-ml.so.1"));
-    let Ok(nvml) = Nvml::builder().lib_path(library.as_os_str()).init() else {
-        return Ok(Vec::new());
-    };
+    let Ok(nvml) = inventory::nvml(library) else { return Ok(Vec::new()) };
     let mut cautions = Vec::new();
     for gpu in gpus {
         let mode = nvml.device_by_uuid(gpu.uuid.as_str()).and_then(|device| device.compute_mode());

@@ -155,14 +155,18 @@ fn describe(shown: &[Shown]) -> String {
     names.join(", ")
 }
 
+/// The library of that path, or the usual one.
+pub(crate) fn nvml(library: Option<&Path>) -> Result<Nvml, NvmlError> {
+    Nvml::builder().lib_path(library.unwrap_or(Path::new(NVML_NAME)).as_os_str()).init()
+}
+
 fn shown(library: &Path) -> Result<Vec<Shown>, InventoryError> {
-    let nvml =
-        Nvml::builder().lib_path(library.as_os_str()).init().map_err(|source| match source {
-            NvmlError::LibloadingError(reason) => {
-                InventoryError::NoLibrary { path: library.to_owned(), reason: reason.to_string() }
-            }
-            source => InventoryError::Failed { what: "start".to_owned(), source },
-        })?;
+    let nvml = nvml(Some(library)).map_err(|source| match source {
+        NvmlError::LibloadingError(reason) => {
+            InventoryError::NoLibrary { path: library.to_owned(), reason: reason.to_string() }
+        }
+        source => InventoryError::Failed { what: "start".to_owned(), source },
+    })?;
     let failed = |what: String| move |source| InventoryError::Failed { what, source };
     let count = nvml.device_count().map_err(failed("count the GPUs".to_owned()))?;
     let mut all = Vec::new();

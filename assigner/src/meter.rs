@@ -9,6 +9,8 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 
+use crate::inventory;
+
 /// A process on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
@@ -37,9 +39,7 @@ impl Meter {
     }
 
     fn nvml(&self) -> Option<&Nvml> {
-        let path = self.library.as_deref().unwrap_or(Path::new("libnvidia-ml.so.1"));
-        let open = || Nvml::builder().lib_path(path.as_os_str()).init().ok();
-        self.nvml.get_or_init(open).as_ref()
+        self.nvml.get_or_init(|| inventory::nvml(self.library.as_deref()).ok()).as_ref()
     }
 
     /// Bytes that a process has of a GPU. `None`: NVML does not tell, or does not know the process, as from inside of

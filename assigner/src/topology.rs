@@ -6,10 +6,9 @@
 use std::path::Path;
 
 use acb_core::Topology;
-use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus, TopologyLevel};
 
-use crate::inventory::Device;
+use crate::inventory::{self, Device};
 
 type NvmlDevice<'nvml> = nvml_wrapper::Device<'nvml>;
 
@@ -18,10 +17,7 @@ const LINKS: u32 = 18;
 
 /// The topology of these GPUs.
 pub fn topology(library: Option<&Path>, gpus: &[Device]) -> Topology {
-    let path = library.unwrap_or(Path::new("libnvidia-ml.so.1"));
-    let Ok(nvml) = Nvml::builder().lib_path(path.as_os_str()).init() else {
-        return Topology::default();
-    };
+    let Ok(nvml) = inventory::nvml(library) else { return Topology::default() };
     let opened: Result<Vec<NvmlDevice<'_>>, _> =
         gpus.iter().map(|gpu| nvml.device_by_index(gpu.index)).collect();
     let Ok(opened) = opened else { return Topology::default() };
