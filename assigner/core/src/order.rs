@@ -9,17 +9,18 @@
 //!    that does not fit, for none behind it (else small requests would starve the tenant's own big one);
 //! 2. the priority of its queue, then its own;
 //! 3. a promised start, before what has none;
-//! 4. the GPU time that its tenant has used, by weight, then what it has used itself (with fair share);
-//! 5. arrival.
+//! 4. with fair share: other tenants, before who has used more than the holder, of the same tenant, is going to have;
+//! 5. the GPU time that its tenant has used, by weight, then what it has used itself (with fair share);
+//! 6. arrival.
 //!
-//! What is the same for many clients (1, 2 and 4's tenant) is a property of a lane, and read anew in every plan; the
+//! What is the same for many clients (1, 2 and 5's tenant) is a property of a lane, and read anew in every plan; the
 //! rest does not change while a client waits, so that a lane is a sorted set.
 
 use std::cmp::Reverse;
 
 use crate::ids::{Gpu, Priority};
 use crate::queue::QueueId;
-use crate::scheduler::{Scheduler, Ticket};
+use crate::scheduler::{GpuState, Scheduler, Ticket};
 use crate::sorted::Sorted;
 use crate::table::Number;
 use crate::tenant::{TenantId, Used};
@@ -243,7 +244,7 @@ impl Walk {
 }
 
 /// The order, as one value: the least is the first.
-type Rank = (bool, Reverse<Level>, bool, Used, Used, Ticket);
+type Rank = (bool, Reverse<Level>, bool, bool, Used, Used, Ticket);
 
 impl Scheduler {
     /// Begins a walk over those who wait for one of `gpus`, or for any.
@@ -251,8 +252,8 @@ impl Scheduler {
         let mut heads = Vec::with_capacity(16);
         let mut add = |line: Option<Gpu>, lanes: &Line| {
             heads.extend(lanes.heads().map(|(lane, place)| {
-                let rank =
-                    (true, Reverse(lane.level), true, Used::default(), place.used, place.ticket);
+                let (level, tenant) = (Reverse(lane.level), Used::default());
+                let rank = (true, level, true, false, tenant, place.used, place.ticket);
                 Head { line, lane, place, rank }
             }));
         };
@@ -293,8 +294,9 @@ impl Scheduler {
             match line.after(head.lane, head.place) {
                 Some(next) => {
                     head.place = next;
-                    let (borrows, level, _, used, ..) = head.rank;
-                    head.rank = (borrows, level, next.unpromised, used, next.used, next.ticket);
+                    let (borrows, level, _, has_more, used, ..) = head.rank;
+                    let own = (next.used, next.ticket);
+                    head.rank = (borrows, level, next.unpromised, has_more, used, own.0, own.1);
                     at += 1;
                 }
                 None => _ = walk.heads.swap_remove(at),
@@ -325,9 +327,45 @@ impl Scheduler {
                 }
             };
             let borrows = !self.is_entitled(&head, &walk.heads, given);
+            let has_more = self.shares.is_some() && self.has_more_than_holder(&head, &walk.heads);
+            let level = Reverse(lane.level);
             walk.heads[at].rank =
-                (borrows, Reverse(lane.level), place.unpromised, used, place.used, place.ticket);
+                (borrows, level, place.unpromised, has_more, used, place.used, place.ticket);
         }
+    }
+
+    /// True if a fellow that holds what a client could use will have used less than it when their tenant is even with another
+    /// one that waits: until then it is the holder's turn (`turn`), and then that of the other tenant.
+    fn has_more_than_holder(&self, head: &Head, heads: &[Head]) -> bool {
+        let LaneKey { tenant, level, .. } = head.lane;
+        let gpus = match head.line {
+            Some(gpu) => std::slice::from_ref(&self.gpus[gpu.index()]),
+            None => &self.gpus,
+        };
+        let fellow = |gpu: &GpuState| {
+            let mut holders = gpu.holders.iter().map(|id| &self.clients[id]);
+            holders.find(|it| {
+                (it.tenant, it.level) == (tenant, level)
+                    && it.member.is_none()
+                    && it.used < head.place.used
+            })
+        };
+        if !gpus.iter().all(|gpu| fellow(gpu).is_some()) {
+            return false; // the usual case
+        }
+        let others = heads.iter().filter(|other| {
+            let meets = head.line.zip(other.line).is_none_or(|(own, other)| own == other);
+            meets && other.lane.tenant != tenant && other.lane.level == level
+        });
+        let least = others.map(|it| self.tenant_used(it.lane.tenant, &Given::default())).min();
+        least.is_some_and(|least| {
+            gpus.iter().filter_map(fellow).all(|fellow| {
+                let lease = fellow.lease.as_ref().expect("a holder has a lease");
+                let counts = self.behind(fellow, lease, least);
+                let counts = counts.max(self.counts_with_quantum(lease)) * lease.gpus.len() as f64;
+                fellow.used.0 + counts < head.place.used.0
+            })
+        })
     }
 
     /// True if a client is the first of its tenant, and within the guarantee.

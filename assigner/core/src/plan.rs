@@ -418,7 +418,9 @@ impl Scheduler {
         let outlook = outlook.expect("a client wants at least one GPU");
         let earlier = self.queue[&ticket].reservation;
         let before = earlier.and_then(|reservation| reservation.promised);
-        let promised = (first_in_line && outlook.recalled < NEVER)
+        let expects = || kept.iter().any(|(gpu, _)| self.expects_again(*gpu, who.lane));
+        let is_sure = first_in_line && (before.is_some() || !expects());
+        let promised = (is_sure && outlook.recalled < NEVER)
             .then(|| before.map_or(outlook.recalled, |before| before.min(outlook.recalled)));
         let reservation = Reservation {
             expected: promised.map_or(outlook.expected, |at| outlook.expected.min(at)),
@@ -436,6 +438,19 @@ impl Scheduler {
             self.recall_now(who, &kept);
         }
         kept
+    }
+
+    /// True if who had to give a GPU back is about to ask again: by fair share it may be its turn before that of a lane. A
+    /// program that was stopped between two kernels asks with the next one; who does not was done by chance.
+    fn expects_again(&self, gpu: Gpu, lane: LaneKey) -> bool {
+        let cut = self.gpus[gpu.index()].cut.and_then(|id| self.clients.get(&id));
+        cut.is_some_and(|client| {
+            client.level == lane.level
+                && client.member.is_none()
+                && client.waiting.is_none()
+                && client.lease.is_none()
+                && client.was_cut(self.now, self.config.quantum)
+        })
     }
 
     /// Recalls what is in the way of a client that may have all of it at once.

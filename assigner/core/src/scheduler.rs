@@ -416,11 +416,12 @@ impl Scheduler {
                 client.peaks.get_or_insert_default().observe(peak.unwrap_or(0), &self.config.peaks);
             }
         }
-        let is_bound = !client.bound.is_empty();
+        let (is_bound, shares) = (!client.bound.is_empty(), self.shares);
         client.last.clone_from(&lease.gpus);
         for gpu in &lease.gpus {
             let state = &mut self.gpus[gpu.index()];
             state.holders.remove(&id);
+            state.cut = lease.recalled.and(shares).map(|_| id);
             if is_bound {
                 state.load += span;
             }

@@ -247,6 +247,8 @@ pub(crate) struct GpuState {
     /// Those of `line` that wait for other GPUs, too.
     pub(crate) wide: Sorted<Ticket>,
     // What changes with every lease.
+    /// Who had to give it back last, with fair share.
+    pub(crate) cut: Option<ClientId>,
     pub(crate) busy_since: Option<Time>,
     pub(crate) held: Span,
     pub(crate) grants: u64,
@@ -269,6 +271,11 @@ impl Client {
     /// The lease that it knows of.
     pub(crate) fn known_lease(&self) -> Option<&Lease> {
         self.lease.as_deref().filter(|lease| lease.is_told)
+    }
+
+    /// True if it had to give its lease back less than a quantum ago: what it wants then it has wanted all the time.
+    pub(crate) fn was_cut(&self, now: Time, quantum: Duration) -> bool {
+        self.cut <= now && now.since(self.cut) < quantum
     }
 
     /// The lane in which it waits.

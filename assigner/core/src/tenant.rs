@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::ids::{ClientId, Time};
 use crate::order::Given;
-use crate::scheduler::{Scheduler, Ticket};
+use crate::scheduler::{Lease, Scheduler, Ticket};
 
 /// A tenant with a quota or a weight of its own. The tenant without a name (`""`) is everybody who names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,25 +232,35 @@ impl Scheduler {
         self.shares.map_or(0.0, |shares| span.as_secs_f64() * gpus as f64 * shares.worth)
     }
 
+    /// What a lease counts on each of its GPUs if it ends then: all of it as much as its last moment.
+    pub(crate) fn counts_until(&self, lease: &Lease, end: Time) -> f64 {
+        let span = end.since(lease.granted).as_secs_f64();
+        self.shares.map_or(0.0, |shares| span * shares.worth_at(end))
+    }
+
+    /// What a lease counts on each of its GPUs when its quantum is over, or now if it is.
+    pub(crate) fn counts_with_quantum(&self, lease: &Lease) -> f64 {
+        self.counts_until(lease, self.now.max(lease.granted.after(self.config.quantum)))
+    }
+
     /// What counts against a tenant at this point of a plan: a lease that has begun, or will, counts for its quantum.
     pub(crate) fn tenant_used(&self, id: TenantId, given: &Given) -> Used {
         if self.shares.is_none() {
             return Used::default();
         }
         let tenant = self.tenants.of(id);
-        let quantum = self.config.quantum;
-        let mut used = self.counts(quantum, given.to_tenant(id) as usize);
+        let mut used = self.counts(self.config.quantum, given.to_tenant(id) as usize);
         if tenant.held > 0 {
-            used += self.running(id, |span| span.max(quantum));
+            used += self.running(id, |lease| self.counts_with_quantum(lease));
         }
         Used(tenant.used.0 + used / f64::from(tenant.weight))
     }
 
     /// What the leases of a tenant that are not over count.
-    fn running(&self, id: TenantId, count: impl Fn(Duration) -> Duration) -> f64 {
+    fn running(&self, id: TenantId, count: impl Fn(&Lease) -> f64) -> f64 {
         let holders = self.gpus.iter().flat_map(|gpu| &gpu.holders).map(|id| &self.clients[id]);
         let leases = holders.filter(|client| client.tenant == id).filter_map(|c| c.lease.as_ref());
-        leases.map(|lease| self.counts(count(self.now.since(lease.granted)), 1)).sum()
+        leases.map(|lease| count(lease)).sum()
     }
 
     /// A client is going to wait: neither it nor its tenant is owed more than the credit for the time when it did not. Who had to give
@@ -262,7 +272,7 @@ impl Scheduler {
         let client = &self.clients[&client];
         let (id, used) = (client.tenant, client.used);
         let Some(shares) = self.shares else { return used };
-        if client.cut <= self.now && self.now.since(client.cut) < self.config.quantum {
+        if client.was_cut(self.now, self.config.quantum) {
             return used;
         }
         let credit = self.counts(shares.config.credit, 1);
@@ -271,7 +281,8 @@ impl Scheduler {
             let active = self.tenants.iter().filter(|(_, tenant)| tenant.active > 0);
             let least = active
                 .map(|(id, tenant)| {
-                    Used(tenant.used.0 + self.running(id, |span| span) / f64::from(tenant.weight))
+                    let running = self.running(id, |lease| self.counts_until(lease, self.now));
+                    Used(tenant.used.0 + running / f64::from(tenant.weight))
                 })
                 .min();
             let tenant = self.tenants.of_mut(id);
@@ -284,8 +295,8 @@ impl Scheduler {
         let holders = self.gpus.iter().flat_map(|gpu| &gpu.holders).map(|id| &self.clients[id]);
         let holding = holders.filter(|client| client.tenant == id).map(|client| {
             let lease = client.lease.as_ref().expect("holders have leases");
-            let span = self.now.since(lease.granted);
-            Used(client.used.0 + self.counts(span, lease.gpus.len()))
+            let running = self.counts_until(lease, self.now) * lease.gpus.len() as f64;
+            Used(client.used.0 + running)
         });
         let least = waiting.map(|(_, place)| place.used).chain(holding).min();
         least.map_or(used, |least| Used(least.0 - credit).max(used))

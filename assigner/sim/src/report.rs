@@ -105,14 +105,13 @@ pub struct Report {
 pub struct FairnessLag {
     /// At most, seconds of GPU time.
     pub most_s: f64,
-    /// What is allowed, where a bound is known: for the clients of a tenant where there is no other one.
-    pub bound_s: Option<f64>,
+    /// What is allowed.
+    pub bound_s: f64,
 }
 
 impl FairnessLag {
     fn of(lag: Lag) -> FairnessLag {
-        let bound_s = lag.bound.map(|bound| bound.as_secs_f64());
-        FairnessLag { most_s: lag.most.as_secs_f64(), bound_s }
+        FairnessLag { most_s: lag.most.as_secs_f64(), bound_s: lag.bound.as_secs_f64() }
     }
 }
 

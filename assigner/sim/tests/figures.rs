@@ -238,14 +238,9 @@ fn tenants_get_gpu_time_by_weight_and_their_clients_the_same() -> Result<()> {
         between(report.jain, 0.999, 1.0);
         between(report.busy, 0.999, 1.0);
         let lags = [report.fairness_lag, report.fairness_lag_within];
-        let [between, within] = lags.map(|lag| lag.expect("all of them always want the GPU"));
-        assert!(between.most_s > 1.0 && between.bound_s.is_some(), "{between:?}");
-        assert!(between.most_s <= between.bound_s.unwrap_or_default(), "{between:?}");
-        // One grant apart, where nothing else could be promised.
-        assert!(
-            within.most_s > 1.0 && within.most_s < 2.1 && within.bound_s.is_none(),
-            "{within:?}"
-        );
+        for lag in lags.map(|lag| lag.expect("all of them always want the GPU")) {
+            assert!(lag.most_s > 1.0 && lag.most_s <= lag.bound_s, "{lag:?}");
+        }
     }
     Ok(())
 }

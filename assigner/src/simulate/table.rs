@@ -105,11 +105,7 @@ fn figures(report: &Report, look: Look) -> Table {
         [("tenants", report.fairness_lag), ("a tenant's clients", report.fairness_lag_within)]
     {
         if let Some(FairnessLag { most_s, bound_s }) = lag {
-            let bound = match bound_s {
-                Some(bound_s) => format!("the bound is {bound_s:.3} s"),
-                None => "no bound is known beside other tenants".to_owned(),
-            };
-            let what = format!("of GPU time between {whose} at most; {bound}");
+            let what = format!("of GPU time between {whose} at most; the bound is {bound_s:.3} s");
             row("fairness lag", format!("{most_s:.3} s"), what);
         }
     }

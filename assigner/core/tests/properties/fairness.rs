@@ -1,13 +1,11 @@
-//! Fair share: tenants that always wait have used the same, but for what their latest leases took.
+//! Fair share: tenants that always wait have used the same, and so have the clients of a tenant, but for what their latest leases took.
 //!
-//! The bound for one GPU, a quantum q and kernels of at most k: a grant goes to the tenant that has used least, and lasts q + k. But
-//! the next start is promised when a lease begins, which counts as a quantum then: by what its kernel takes beyond that, the choice can
-//! be wrong. Together: q + 2k. A turn can be longer than a quantum, but only until the tenant is even with another one that waits.
-//!
-//! Where a tenant has fewer clients than one that holds, one that waits and one that is about to ask again, or it is about clients, who has
-//! used least may be away when the next start is promised. A turn lasts until its holder has used as much as who comes next (at least a
-//! quantum), so only who gave back last but one can be behind who starts, by a grant (q + k) at most; and that one is before it by a
-//! grant more when it ends: 2 · (q + k).
+//! The bound for one GPU, a quantum q and kernels of at most k: a grant goes to the tenant that has used least. It is promised when the lease
+//! before it has begun and all others are in line, and that counts as a quantum then. Is it of another tenant, who has used least is
+//! before nobody when it starts, and by q + k when it ends. Is it of the same one, that can be before others by what its kernel takes
+//! beyond the quantum, k; together q + 2k. A turn can be longer than that, but only until its tenant is even with the one that comes
+//! next, which has used least of those that wait; or its holder with the fellow that does. So it is within a tenant: the grants
+//! that the tenant gets go to the client that has used least.
 //!
 //! For G > 1 GPUs: a grant goes to the tenant that has used least, running leases counted as whole quanta. So what a tenant has used or begun to use is at most q more than any other's, but for
 //! G kernels that were still running when their leases were recalled, and for G starts that had been promised before.
@@ -21,6 +19,7 @@ use acb_core::{
     Action, ClientId, ClientSpec, Config, Eligible, Epoch, Event, FairShare, Gpu, GpuConfig,
     Policy, Scheduler, TenantConfig, Time,
 };
+use proptest::collection::SizeRange;
 use proptest::prelude::*;
 
 /// A node and who waits there, always.
@@ -29,18 +28,15 @@ struct Setup {
     gpus: u32,
     quantum: Duration,
     half_life: Duration,
-    /// Weight of each tenant, and the kernels of its clients; where it is between clients, all are of one tenant.
-    tenants: Vec<(u32, Vec<Duration>)>,
-    between: Between,
+    tenants: Vec<Tenant>,
     places: Places,
 }
 
-/// Who is to get the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Between {
-    Tenants,
-    /// One of each tenant, which are one.
-    Clients,
+#[derive(Clone, Debug)]
+struct Tenant {
+    weight: u32,
+    /// Of each of its clients.
+    kernels: Vec<Duration>,
 }
 
 /// Where a client can run.
@@ -51,43 +47,45 @@ enum Places {
     One,
 }
 
-fn setups() -> impl Strategy<Value = Setup> {
+fn tenant(clients: impl Into<SizeRange>) -> impl Strategy<Value = Tenant> {
+    let kernel = (0..50u64).prop_map(Duration::from_millis);
+    let kernels = prop::collection::vec(kernel, clients);
+    (1..4u32, kernels).prop_map(|(weight, kernels)| Tenant { weight, kernels })
+}
+
+/// Several GPUs, and always somebody of each tenant who waits.
+fn many() -> impl Strategy<Value = Setup> {
     let places = prop_oneof![Just(Places::Anywhere), Just(Places::One)];
-    (1..5u32, 1..200u64, prop_oneof![1..100u64, 100..100_000u64], places).prop_flat_map(
-        |(gpus, quantum_ms, half_life_ms, places)| {
-            let kernel = (0..50u64).prop_map(Duration::from_millis);
-            let kernels = prop::collection::vec(kernel, 3 * gpus as usize);
-            prop::collection::vec((1..4u32, kernels), 2..5).prop_map(move |tenants| Setup {
+    (2..5u32, 1..200u64, half_life(), places).prop_flat_map(
+        |(gpus, quantum_ms, half_life, places)| {
+            let tenants = prop::collection::vec(tenant(3 * gpus as usize), 2..5);
+            tenants.prop_map(move |tenants| Setup {
                 gpus,
                 quantum: Duration::from_millis(quantum_ms),
-                half_life: Duration::from_millis(half_life_ms),
+                half_life,
                 tenants,
-                between: Between::Tenants,
                 places,
             })
         },
     )
 }
 
-/// One GPU, and so few clients that each is away from the line whenever the next start is promised.
-fn few(between: Between) -> impl Strategy<Value = Setup> {
-    let half_lives = prop_oneof![1..100u64, 100..100_000u64];
-    (1..200u64, half_lives, 1..3usize).prop_flat_map(move |(quantum_ms, half_life_ms, crowd)| {
-        let (crowd, weights) = match between {
-            Between::Tenants => (crowd, 1..4u32),
-            Between::Clients => (1, 1..2u32),
-        };
-        let kernel = (0..50u64).prop_map(Duration::from_millis);
-        let kernels = prop::collection::vec(kernel, crowd);
-        prop::collection::vec((weights, kernels), 2..6).prop_map(move |tenants| Setup {
-            gpus: 1,
-            quantum: Duration::from_millis(quantum_ms),
-            half_life: Duration::from_millis(half_life_ms),
-            tenants,
-            between,
-            places: Places::Anywhere,
-        })
+/// One GPU, and tenants of any size: also such whose only client is away from the line whenever the next start is promised.
+fn one() -> impl Strategy<Value = Setup> {
+    let tenants = prop::collection::vec(tenant(1..5), 1..6);
+    let tenants =
+        tenants.prop_filter("somebody waits", |it| it.len() > 1 || it[0].kernels.len() > 1);
+    (1..200u64, half_life(), tenants).prop_map(|(quantum_ms, half_life, tenants)| Setup {
+        gpus: 1,
+        quantum: Duration::from_millis(quantum_ms),
+        half_life,
+        tenants,
+        places: Places::Anywhere,
     })
+}
+
+fn half_life() -> impl Strategy<Value = Duration> {
+    prop_oneof![1..100u64, 100..100_000u64].prop_map(Duration::from_millis)
 }
 
 impl Setup {
@@ -95,28 +93,26 @@ impl Setup {
         let gpus = vec![GpuConfig { memory: 1 }; self.gpus as usize];
         let mut config = Config::new(gpus, Policy::GpuAffinity);
         config.quantum = self.quantum;
-        let tenants = self.tenants.iter().enumerate().map(|(at, (weight, _))| TenantConfig {
-            weight: *weight,
+        let tenants = self.tenants.iter().enumerate().map(|(at, tenant)| TenantConfig {
+            weight: tenant.weight,
             ..TenantConfig::new(at.to_string())
         });
         config.tenants = tenants.collect();
-        if self.between == Between::Clients {
-            config.tenants.truncate(1);
-        }
         config.fair_share = Some(FairShare { half_life: self.half_life, credit: Duration::ZERO });
         config
     }
 
-    /// In seconds.
-    fn bound(&self) -> f64 {
-        let kernels = self.tenants.iter().flat_map(|(_, kernels)| kernels);
+    /// Between tenants, and between the clients of one, in seconds.
+    fn bounds(&self) -> (f64, f64) {
+        let kernels = self.tenants.iter().flat_map(|tenant| &tenant.kernels);
         let (quantum, kernel) = (self.quantum, kernels.max().copied().unwrap_or_default());
-        let grants = |most: u32| (quantum + kernel).as_secs_f64() * f64::from(most);
-        let crowd = self.tenants[0].1.len();
-        match (self.gpus, self.between) {
-            (1, Between::Tenants) if crowd >= 3 => (quantum + 2 * kernel).as_secs_f64(),
-            (1, _) => grants(2),
-            (gpus, _) => grants(2 * gpus + 1),
+        match (self.gpus, self.places) {
+            (1, _) => [(quantum + 2 * kernel).as_secs_f64(); 2].into(),
+            (gpus, places) => {
+                let grants = (quantum + kernel).as_secs_f64() * f64::from(2 * gpus + 1);
+                // Where each has a GPU of its own, others are in line for it.
+                (grants, if matches!(places, Places::One) { f64::INFINITY } else { grants })
+            }
         }
     }
 }
@@ -125,6 +121,8 @@ struct Client {
     tenant: usize,
     kernel: Duration,
     lease: Option<(Epoch, Time)>,
+    /// What it has used in leases that are over, in seconds as of the present moment.
+    used: f64,
 }
 
 struct Run<'s> {
@@ -134,8 +132,6 @@ struct Run<'s> {
     clients: Vec<Client>,
     /// Who gives back when.
     releases: BTreeSet<(Time, usize)>,
-    /// What each tenant has used in leases that are over, in seconds by weight, as of the present moment.
-    used: Vec<f64>,
     grants: u32,
 }
 
@@ -161,8 +157,8 @@ impl Run<'_> {
 
     fn go_to(&mut self, at: Time) {
         let half_lives = at.since(self.now).as_secs_f64() / self.setup.half_life.as_secs_f64();
-        for used in &mut self.used {
-            *used *= (-half_lives).exp2();
+        for client in &mut self.clients {
+            client.used *= (-half_lives).exp2();
         }
         self.now = at;
     }
@@ -170,42 +166,45 @@ impl Run<'_> {
     fn release(&mut self, index: usize) {
         let client = &mut self.clients[index];
         let (epoch, since) = client.lease.take().expect("only holders are recalled");
-        let span = self.now.since(since).as_secs_f64();
-        self.used[client.tenant] += span / f64::from(self.setup.tenants[client.tenant].0);
+        client.used += self.now.since(since).as_secs_f64();
         let client = ClientId(index as u64);
         self.tell(Event::Release { client, epoch, busy: None });
         self.tell(Event::Acquire { client, expected: None });
     }
 
-    /// By how much the tenant that has used most is before the one that has used least.
-    fn lag(&self) -> f64 {
-        let mut used = self.used.clone();
-        for client in &self.clients {
-            if let Some((_, since)) = client.lease {
-                let span = self.now.since(since).as_secs_f64();
-                used[client.tenant] += span / f64::from(self.setup.tenants[client.tenant].0);
-            }
-        }
-        let most = used.iter().copied().fold(0.0, f64::max);
-        most - used.iter().copied().fold(f64::INFINITY, f64::min)
+    /// How far the tenants are apart, and the clients of a tenant at most.
+    fn lags(&self) -> (f64, f64) {
+        let tenants = self.setup.tenants.iter().enumerate().map(|(at, tenant)| {
+            let own = self.clients.iter().filter(|client| client.tenant == at);
+            let used = own.map(|client| {
+                let running =
+                    client.lease.map_or(Duration::ZERO, |(_, since)| self.now.since(since));
+                client.used + running.as_secs_f64()
+            });
+            let used: Vec<f64> = used.collect();
+            (used.iter().sum::<f64>() / f64::from(tenant.weight), apart(used))
+        });
+        let (tenants, fellows): (Vec<f64>, Vec<f64>) = tenants.unzip();
+        (apart(tenants), fellows.into_iter().fold(0.0, f64::max))
     }
+}
+
+/// By how much the one that has used most is before the one that has used least.
+fn apart(used: Vec<f64>) -> f64 {
+    let most = used.iter().copied().fold(0.0, f64::max);
+    most - used.into_iter().fold(f64::INFINITY, f64::min)
 }
 
 proptest! {
     #![proptest_config(super::at_least(300))]
 
     #[test]
-    fn tenants_that_always_wait_use_the_same(setup in setups()) {
+    fn tenants_that_always_wait_use_the_same(setup in many()) {
         play(&setup, setup.config())?;
     }
 
     #[test]
-    fn so_do_tenants_of_a_client_or_two(setup in few(Between::Tenants)) {
-        play(&setup, setup.config())?;
-    }
-
-    #[test]
-    fn so_do_the_clients_of_a_tenant(setup in few(Between::Clients)) {
+    fn so_do_they_and_their_clients_on_one_gpu(setup in one()) {
         play(&setup, setup.config())?;
     }
 }
@@ -218,8 +217,7 @@ fn without_fair_share_they_do_not() {
         gpus: 1,
         quantum: Duration::from_millis(10),
         half_life: Duration::from_secs(100),
-        tenants: vec![(1, kernels.clone()), (3, kernels)],
-        between: Between::Tenants,
+        tenants: [1, 3].map(|weight| Tenant { weight, kernels: kernels.clone() }).to_vec(),
         places: Places::Anywhere,
     };
     play(&setup, setup.config()).expect("the lag is within the bound");
@@ -234,22 +232,19 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
         now: Time(0),
         clients: Vec::new(),
         releases: BTreeSet::new(),
-        used: vec![0.0; setup.tenants.len()],
         grants: 0,
     };
     // A tenant asks for the second time when all have asked once: who was promised a start before others came keeps it.
-    for at in 0..setup.tenants[0].1.len() {
-        for (tenant, (_, kernels)) in setup.tenants.iter().enumerate() {
+    for at in 0..setup.tenants.iter().map(|tenant| tenant.kernels.len()).max().unwrap_or_default() {
+        for (tenant, Tenant { kernels, .. }) in setup.tenants.iter().enumerate() {
+            let Some(kernel) = kernels.get(at).copied() else { continue };
             let client = ClientId(run.clients.len() as u64);
-            run.clients.push(Client { tenant, kernel: kernels[at], lease: None });
+            run.clients.push(Client { tenant, kernel, lease: None, used: 0.0 });
             let eligible = match setup.places {
                 Places::Anywhere => Eligible::All,
                 Places::One => Eligible::Only(vec![Gpu(at as u32 % setup.gpus)]),
             };
-            let tenant = match setup.between {
-                Between::Tenants => tenant.to_string(),
-                Between::Clients => "0".to_owned(),
-            };
+            let tenant = tenant.to_string();
             run.tell(Event::Join {
                 client,
                 spec: ClientSpec { eligible, tenant, ..ClientSpec::default() },
@@ -270,8 +265,16 @@ fn play(setup: &Setup, config: Config) -> Result<(), TestCaseError> {
                 run.tell(Event::Timer);
             }
         }
-        let (lag, bound) = (run.lag(), setup.bound());
-        prop_assert!(lag <= bound + 1e-9, "{lag} s apart at {:?}, but at most {bound} s", run.now);
+        let ((tenants, fellows), (between, within)) = (run.lags(), setup.bounds());
+        let at = run.now;
+        prop_assert!(
+            tenants <= between + 1e-9,
+            "tenants are {tenants} s apart at {at:?}, of {between} s"
+        );
+        prop_assert!(
+            fellows <= within + 1e-9,
+            "fellows are {fellows} s apart at {at:?}, of {within} s"
+        );
     }
     prop_assert!(run.grants > 20, "leases changed hands: {}", run.grants);
     Ok(())

@@ -1,8 +1,7 @@
 //! Fairness: by how much GPU time clients that always want one GPU, and their tenants, are apart.
 //!
-//! Owns: what each has used, as clients and GPUs know it, and the bounds of the difference: three grants between tenants, by weight, and two
-//! between clients that are all of one tenant (docs/architecture.md, *Fairness*). Where several tenants want the GPU no bound is known
-//! for the clients of one. Does not own: what schedulers count.
+//! Owns: what each has used, as clients and GPUs know it, and the bound of the difference: two grants between tenants, by weight, and between the
+//! clients of one (docs/architecture.md, *Fairness*). Does not own: what schedulers count.
 
 use std::time::Duration;
 
@@ -16,8 +15,8 @@ use crate::world::World;
 pub struct Lag {
     /// The most that was seen, of GPU time that has decayed since.
     pub most: Duration,
-    /// What is allowed, where a bound is known.
-    pub bound: Option<Duration>,
+    /// What is allowed.
+    pub bound: Duration,
 }
 
 /// What the clients of a node have used that has one GPU, which all of them want all the time.
@@ -167,8 +166,8 @@ impl World<'_, '_> {
             half_life: fair.half_life,
             at: Time(0),
             clients,
-            within: Lag { bound: (tenants.len() == 1).then(|| 2 * grant), ..Lag::default() },
-            between: Lag { bound: Some(3 * grant), ..Lag::default() },
+            within: Lag { bound: 2 * grant, ..Lag::default() },
+            between: Lag { bound: 2 * grant, ..Lag::default() },
             tenants,
         })
     }
@@ -197,8 +196,8 @@ impl World<'_, '_> {
         let is_one = shares.tenants.len() == 1;
         let has_fellows = shares.clients.len() > shares.tenants.len();
         for (lag, whose) in [(within, "the clients of a tenant"), (between, "tenants")] {
-            if let Some(bound) = lag.bound.filter(|bound| lag.most > *bound && self.watch.check) {
-                let (most, bound) = (lag.most.as_secs_f64(), bound.as_secs_f64());
+            if lag.most > lag.bound && self.watch.check {
+                let (most, bound) = (lag.most.as_secs_f64(), lag.bound.as_secs_f64());
                 self.violated(format!("{whose} are {most} s of GPU time apart, of {bound} s"));
             }
         }
