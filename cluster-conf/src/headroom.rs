@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::size::ByteSize;
+use crate::size::{ByteSize, as_text};
 use crate::values::Part;
 
 /// What may be written, for messages.
@@ -84,18 +84,7 @@ impl fmt::Display for Headroom {
     }
 }
 
-impl serde::Serialize for Headroom {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Headroom {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(Headroom);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! Amounts of memory as people write them: `10G`, `512M`, or plain MiB, as Slurm's own `--mem` has it.
 //!
-//! Owns the grammar. Units are binary: a `G` is 1024 `M`.
+//! Owns the grammar, and how values that have one stand in files. Units are binary: a `G` is 1024 `M`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -73,18 +73,26 @@ impl fmt::Display for ByteSize {
     }
 }
 
-impl serde::Serialize for ByteSize {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
+/// In files such a value is its text: as it is shown, and as it is parsed.
+macro_rules! as_text {
+    ($kind:ty) => {
+        impl serde::Serialize for $kind {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
 
-impl<'de> serde::Deserialize<'de> for ByteSize {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
+        impl<'de> serde::Deserialize<'de> for $kind {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
 }
+pub(crate) use as_text;
+
+as_text!(ByteSize);
 
 #[cfg(test)]
 mod tests {
