@@ -54,6 +54,14 @@ impl Fault {
     }
 }
 
+/// The table that a whole file is. What the parser had to guess would only lead to problems that are none.
+pub fn document(text: &str) -> Result<Spanned<DeTable<'_>>, Vec<Problem>> {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let problem =
+        |error: &toml::de::Error| Problem::new(error.span().unwrap_or(0..0), error.message());
+    if syntax.is_empty() { Ok(document) } else { Err(syntax.iter().map(problem).collect()) }
+}
+
 /// A table that is being read.
 pub struct Fields<'t, 'i> {
     /// As people write it: `[scheduler]`; empty for the file itself.

@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostics::{ConfigError, Problem};
-use crate::fields::{Fault, Fields, choice, integer, kind, string};
+use crate::fields::{Fault, Fields, choice, document, integer, kind, string};
 use crate::values::is_host_name;
 
 /// What a host's assigner is.
@@ -91,14 +91,8 @@ const KEYS: [&str; 5] = ["type", "ipaddr", "port", "logfile", "pidfile"];
 const MAX_DOTS: usize = 32;
 
 fn read(text: &str) -> Result<Multinode, Vec<Problem>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let mut problems: Vec<Problem> = syntax
-        .iter()
-        .map(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))
-        .collect();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
+    let document = document(text)?;
+    let mut problems = Vec::new();
     let mut reader = Reader { text, problems: &mut problems, hosts: Vec::new() };
     for (key, value) in document.get_ref().iter() {
         reader.entry(key.get_ref().to_string(), key.span(), value, 0);

@@ -18,7 +18,9 @@ use super::{
 use crate::diagnostics::Problem;
 use crate::election::CANDIDATE_PORTS;
 use crate::estimators::{PeakEstimator, PhaseEstimator};
-use crate::fields::{Fault, Fields, boolean, choice, headroom, integer, share, size, string};
+use crate::fields::{
+    Fault, Fields, boolean, choice, document, headroom, integer, share, size, string,
+};
 use crate::folder::{SOCKET_PATH_MAX, longest_socket};
 use crate::option::MAX_QUANTUM_MS;
 use crate::policy::{OnFailure, Policy};
@@ -36,15 +38,8 @@ pub(super) struct Read {
 }
 
 pub(super) fn site(text: &str) -> Result<Read, Vec<Problem>> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let mut problems: Vec<Problem> = syntax
-        .iter()
-        .map(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))
-        .collect();
-    // What the parser had to guess would only lead to problems that are none.
-    if !problems.is_empty() {
-        return Err(problems);
-    }
+    let document = document(text)?;
+    let mut problems = Vec::new();
     let reader = &mut Reader { problems: &mut problems, keys: Vec::new() };
     let site = reader.file(text, document.get_ref());
     let keys = std::mem::take(&mut reader.keys);
