@@ -1,6 +1,6 @@
 //! An assigner that says exactly what a test tells it to.
 
-use crate::setup::{PATIENCE, wait_until};
+use crate::setup::{Client, Lab, PATIENCE, wait_until};
 use acb_wire::frame::{Decoder, encode};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
@@ -30,6 +30,27 @@ pub(crate) struct Peer {
     report: MemoryReport,
     /// What was said before the Ready that was waited for.
     early: VecDeque<Hear>,
+}
+
+/// A client that has gone through cuInit, on the driver for tests.
+pub(crate) fn start(scenario: &str) -> (Lab, Assigner, Client, Peer) {
+    start_in(Lab::new(), scenario)
+}
+
+pub(crate) fn start_in(lab: Lab, scenario: &str) -> (Lab, Assigner, Client, Peer) {
+    start_with(lab, scenario, welcome())
+}
+
+/// The same, on other terms.
+pub(crate) fn start_with(
+    lab: Lab,
+    scenario: &str,
+    welcome: Welcome,
+) -> (Lab, Assigner, Client, Peer) {
+    let assigner = Assigner::listen(&lab.socket());
+    let client = lab.start(scenario);
+    let peer = assigner.accept_client_with(welcome, bound());
+    (lab, assigner, client, peer)
 }
 
 impl Assigner {
@@ -67,16 +88,16 @@ impl Assigner {
 
     /// A client that has gone through cuInit, with 16 GiB on its GPU.
     pub(crate) fn accept_client(&self) -> Peer {
-        self.accept_client_with(welcome())
+        self.accept_client_with(welcome(), bound())
     }
 
-    /// The same, on other terms.
-    pub(crate) fn accept_client_with(&self, welcome: Welcome) -> Peer {
+    /// The same, on other terms and with other GPUs.
+    pub(crate) fn accept_client_with(&self, welcome: Welcome, bound: Say) -> Peer {
         let mut peer = self.accept();
         peer.hello();
         peer.say(Say::Welcome(welcome));
         assert!(matches!(peer.hear(), Hear::Bind(_)));
-        peer.say(bound());
+        peer.say(bound);
         peer
     }
 }

@@ -1,6 +1,6 @@
 //! cuInit: finding the assigner, the driver, and what to do without either.
 
-use crate::assigner::{Assigner, UUID, bound, welcome};
+use crate::assigner::{Assigner, UUID, bound, start, start_in, welcome};
 use crate::setup::{Lab, interposer, wait_until};
 use acb_wire::frame::encode;
 use acb_wire::v1::assigner_message::Kind as Say;
@@ -106,10 +106,7 @@ fn a_program_that_hides_all_gpus_is_left_alone() {
 
 #[test]
 fn many_threads_make_one_client() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("init-often");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) = start("init-often");
     let ended = client.end().succeeded().prints("again=0");
     assert_eq!(ended.stdout().matches("cuInit=0").count(), 8);
     assert_eq!(peer.try_hear(), None);
@@ -117,10 +114,8 @@ fn many_threads_make_one_client() {
 
 #[test]
 fn a_driver_that_fails_gives_the_client_back() {
-    let lab = Lab::new().with("DUMMY_INIT", "100");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("init");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) =
+        start_in(Lab::new().with("DUMMY_INIT", "100"), "init");
     client.end().succeeded().prints("cuInit=100").says("CUDA_ERROR_NO_DEVICE");
     assert_eq!(peer.try_hear(), None);
 }
@@ -241,11 +236,9 @@ fn an_assigner_that_restarts_in_the_middle_of_cuinit_is_waited_for() {
 /// A daemon closes what it has not opened; its own files may get the same numbers.
 #[test]
 fn a_program_that_closes_all_descriptors_keeps_its_files_and_its_place() {
-    let lab = Lab::new();
     let files = tempfile::tempdir().unwrap();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start(&format!("close-all {}", files.path().display()));
-    let mut peer = assigner.accept_client();
+    let (lab, assigner, mut client, mut peer) =
+        start(&format!("close-all {}", files.path().display()));
     peer.grant(1);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     client.tell("close");
@@ -266,20 +259,15 @@ fn a_program_that_closes_all_descriptors_keeps_its_files_and_its_place() {
 
 #[test]
 fn a_choice_that_cannot_be_overwritten_is_replaced() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("literal");
-    let _peer = assigner.accept_client();
+    let (lab, _assigner, client, _peer) = start("literal");
     client.end().succeeded().prints("cuInit=0");
     assert_eq!(lab.driver_calls(), [format!("cuInit 0 {UUID}")]);
 }
 
 #[test]
 fn a_driver_that_is_newer_than_the_list_is_told_with_what_it_has_more() {
-    let lab = Lab::new().with("DUMMY_VERSION", "99000");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("init");
-    let _peer = assigner.accept_client();
+    let (_lab, _assigner, client, _peer) =
+        start_in(Lab::new().with("DUMMY_VERSION", "99000"), "init");
     client
         .end()
         .succeeded()
@@ -291,10 +279,8 @@ fn a_driver_that_is_newer_than_the_list_is_told_with_what_it_has_more() {
 #[test]
 fn it_is_said_that_nccl_registers_nothing_for_graphs() {
     for (value, says) in [("0", true), ("1", false)] {
-        let lab = Lab::new().with("NCCL_GRAPH_REGISTER", value).with("ACB_LOG", "info");
-        let assigner = Assigner::listen(&lab.socket());
-        let client = lab.start("init");
-        let _peer = assigner.accept_client();
+        let (_lab, _assigner, client, _peer) =
+            start_in(Lab::new().with("NCCL_GRAPH_REGISTER", value).with("ACB_LOG", "info"), "init");
         let ended = client.end().succeeded();
         assert_eq!(ended.stderr().contains("NCCL_GRAPH_REGISTER=0"), says, "{}", ended.text());
     }

@@ -1,6 +1,6 @@
 //! What programs find, and that calls arrive as they were made.
 
-use crate::assigner::Assigner;
+use crate::assigner::start;
 use crate::setup::{Lab, interposer, wait_until};
 use acb_wire::v1::Granted;
 use acb_wire::v1::assigner_message::Kind as Say;
@@ -56,10 +56,7 @@ fn arguments_arrive_unchanged() {
 /// Also in a client, and without its turn; but a signal is work for the GPU.
 #[test]
 fn ways_out_arrive_unchanged_and_are_not_gated() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("ways-out");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("ways-out");
     client.tell("on");
     peer.hears_nothing();
     wait_until("all of them have come", || lab.count("cuDestroyExternalMemory") == 1);

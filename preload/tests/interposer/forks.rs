@@ -1,16 +1,13 @@
 //! Forks before and after cuInit.
 
-use crate::assigner::{Assigner, bound, welcome};
+use crate::assigner::{Assigner, bound, start, start_with, welcome};
 use crate::setup::Lab;
 use acb_wire::v1::Welcome;
 use acb_wire::v1::assigner_message::Kind as Say;
 
 #[test]
 fn a_child_forked_before_cuinit_is_a_client_of_its_own() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("fork before");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) = start("fork before");
     peer.grant(1);
     // Without a context the driver refuses the launch, not the interposer.
     client.end().succeeded().prints("child=[3, 0, 3, 400, 0]");
@@ -19,15 +16,9 @@ fn a_child_forked_before_cuinit_is_a_client_of_its_own() {
 
 #[test]
 fn a_child_forked_after_cuinit_is_detached_and_the_parent_lives() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("fork after");
-    let mut peer = assigner.accept();
-    peer.hello();
     // Room for a context must be asked for: not by the child.
-    peer.say(Say::Welcome(Welcome { context_bytes: 1 << 28, ..welcome() }));
-    peer.hear();
-    peer.say(bound());
+    let terms = Welcome { context_bytes: 1 << 28, ..welcome() };
+    let (_lab, _assigner, mut client, mut peer) = start_with(Lab::new(), "fork after", terms);
     client.tell("on");
     let ended = client.end().succeeded().prints("child=[3, 3, 3, 3, 3]").prints("parent=0");
     // What needs no cuInit works as with the driver.

@@ -1,6 +1,6 @@
 //! Being a guest: in programs with thousands of threads and hardly any stack, that open the driver anew, that start others.
 
-use crate::assigner::Assigner;
+use crate::assigner::{start, start_in};
 use crate::setup::{Lab, wait_until};
 use acb_wire::v1::Granted;
 use acb_wire::v1::assigner_message::Kind as Say;
@@ -16,10 +16,7 @@ fn sleepers(pid: u32) -> usize {
 
 #[test]
 fn thousands_of_threads_with_the_smallest_stacks_wait_at_the_gate() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("crowd 2000");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, mut client, mut peer) = start("crowd 2000");
     peer.acquire();
     // At the gate, or at a lock before it.
     wait_until("all wait", || sleepers(client.pid()) > 2000);
@@ -30,10 +27,7 @@ fn thousands_of_threads_with_the_smallest_stacks_wait_at_the_gate() {
 
 #[test]
 fn a_driver_that_is_opened_and_closed_often_stays_in_use() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("reopen");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) = start("reopen");
     peer.grant(1);
     client.end().succeeded().prints("launch=0");
 }
@@ -42,10 +36,9 @@ fn a_driver_that_is_opened_and_closed_often_stays_in_use() {
 #[test]
 fn a_constructor_of_a_library_may_wait_for_the_gpu() {
     let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
     let library = lab.library("constructor.so", include_str!("constructor.c"));
-    let mut client = lab.start(&format!("open {}", library.display()));
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) =
+        start_in(lab, &format!("open {}", library.display()));
     wait_until("the constructor", || lab.count("constructor") == 1);
     // It looks at what has been loaded every few hundred milliseconds.
     let mut begun = None;
@@ -72,10 +65,7 @@ fn wakes(pid: u32, thread: &str) -> Option<u64> {
 
 #[test]
 fn programs_that_are_started_are_no_clients_and_disturb_none() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("spawn");
-    let mut peer = assigner.accept_client();
+    let (_lab, assigner, client, mut peer) = start("spawn");
     peer.grant(1);
     client.end().succeeded().prints("launch=0");
     assert!(assigner.is_left_alone(), "a program without CUDA said something");

@@ -1,6 +1,6 @@
 //! Leases: who may submit, when a lease goes back, and what happens when the assigner goes away.
 
-use crate::assigner::{Assigner, Peer, UUID, welcome};
+use crate::assigner::{Peer, UUID, start, start_in, start_with, welcome};
 use crate::setup::{Lab, wait_until};
 use acb_wire::frame::encode;
 use acb_wire::v1::assigner_message::Kind as Say;
@@ -13,10 +13,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn nothing_is_submitted_before_the_grant() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 0");
     peer.acquire();
     peer.hears_nothing();
     assert_eq!(lab.count("cuLaunchKernel"), 0);
@@ -30,10 +27,7 @@ fn nothing_is_submitted_before_the_grant() {
 /// Whoever reads the socket, the waiting call or the link thread: in pieces, behind another message.
 #[test]
 fn a_grant_arrives_in_pieces_and_in_company() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 0 0");
     peer.acquire();
     let granted = encode(&AssignerMessage {
         kind: Some(Say::Granted(Granted { epoch: 1, resident: false })),
@@ -59,10 +53,7 @@ fn a_grant_arrives_in_pieces_and_in_company() {
 
 #[test]
 fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 50 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 50 0");
     peer.grant(1);
     wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
     peer.hears_nothing();
@@ -82,10 +73,9 @@ fn an_unwanted_lease_stays_and_a_wanted_one_goes_back_when_idle() {
 fn a_release_for_idleness_is_announced_at_most_once() {
     // On a busy machine the link thread may sleep for too long many times.
     const LEASES: usize = 3000;
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start(&format!("launch{}", " 0".repeat(LEASES)));
-    let mut peer = assigner.accept_client_with(Welcome { idle_us: 100, ..welcome() });
+    let scenario = format!("launch{}", " 0".repeat(LEASES));
+    let terms = Welcome { idle_us: 100, ..welcome() };
+    let (lab, _assigner, mut client, mut peer) = start_with(Lab::new(), &scenario, terms);
     let was_announced = |epoch: u64, peer: &mut Peer| {
         let mut announced = vec![];
         loop {
@@ -113,10 +103,7 @@ fn a_release_for_idleness_is_announced_at_most_once() {
 /// A call that is told to stay awake reads its grant, and falls asleep again where none comes.
 #[test]
 fn a_grant_may_be_announced_and_need_not_come() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 0");
     peer.acquire();
     for _ in 0..3 {
         peer.say(Say::GrantSoon(GrantSoon {}));
@@ -144,10 +131,7 @@ fn state(pid: u32) -> char {
 /// The time in which a lease lay unused because nobody else wanted it is not reported as work.
 #[test]
 fn the_work_ends_when_the_program_sees_its_end() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 50");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 50");
     let began = Instant::now();
     peer.grant(1);
     wait_until("the program has seen the end", || lab.count("paused") == 1);
@@ -162,10 +146,7 @@ fn the_work_ends_when_the_program_sees_its_end() {
 
 #[test]
 fn a_busy_stream_keeps_a_wanted_lease() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("endless");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("endless");
     peer.grant(1);
     peer.want(1);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
@@ -178,10 +159,7 @@ fn a_busy_stream_keeps_a_wanted_lease() {
 
 #[test]
 fn a_recall_drains_before_the_lease_goes_back() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 400");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 400");
     peer.grant(7);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     peer.recall(7);
@@ -194,10 +172,7 @@ fn a_recall_drains_before_the_lease_goes_back() {
 
 #[test]
 fn a_call_that_waits_during_a_drain_asks_again() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 0 0");
     peer.grant(1);
     wait_until("the end", || lab.count("cuCtxSynchronize") == 1);
     peer.recall(1);
@@ -211,10 +186,7 @@ fn a_call_that_waits_during_a_drain_asks_again() {
 
 #[test]
 fn a_per_thread_stream_is_waited_for() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch-per-thread");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch-per-thread");
     peer.grant(1);
     wait_until("the launch", || lab.count("cuLaunchKernel_ptsz") == 1);
     peer.recall(1);
@@ -226,10 +198,7 @@ fn a_per_thread_stream_is_waited_for() {
 
 #[test]
 fn a_capture_is_left_alone() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("capture");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("capture");
     peer.grant(1);
     wait_until("the capture", || lab.count("cuStreamBeginCapture") == 1);
     peer.want(1);
@@ -245,10 +214,7 @@ fn a_capture_is_left_alone() {
 /// A recall in the middle of a capture does not stop the calls that are captured.
 #[test]
 fn a_capture_goes_on_through_a_recall() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("capture 1");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("capture 1");
     peer.grant(1);
     wait_until("the capture", || lab.count("cuStreamBeginCapture") == 1);
     peer.recall(1);
@@ -265,10 +231,7 @@ fn a_capture_goes_on_through_a_recall() {
 #[test]
 fn work_of_a_destroyed_stream_is_waited_for() {
     for what in ["stream", "context"] {
-        let lab = Lab::new();
-        let assigner = Assigner::listen(&lab.socket());
-        let mut client = lab.start(&format!("destroy-busy {what}"));
-        let mut peer = assigner.accept_client();
+        let (lab, _assigner, mut client, mut peer) = start(&format!("destroy-busy {what}"));
         peer.grant(1);
         wait_until("the end of the stream", || lab.count(&format!("{what} goes")) == 1);
         peer.recall(1);
@@ -283,10 +246,7 @@ fn work_of_a_destroyed_stream_is_waited_for() {
 /// A handle that the driver refuses to destroy may be one that is destroyed already.
 #[test]
 fn a_context_destroyed_twice_is_not_asked_about() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("destroy-twice");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("destroy-twice");
     peer.grant(1);
     wait_until("the end of the kernel", || lab.count("cuCtxSynchronize") == 1);
     peer.want(1);
@@ -299,10 +259,7 @@ fn a_context_destroyed_twice_is_not_asked_about() {
 /// Leases come and go while three threads make and destroy streams as fast as they can.
 #[test]
 fn no_destroyed_handle_is_asked_about() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("streams");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("streams");
     let (began, mut epoch, mut told) = (Instant::now(), 0, false);
     while let Some(heard) = peer.try_hear() {
         if matches!(heard, Hear::Acquire(_)) {
@@ -331,10 +288,7 @@ fn grant_and_recall(epoch: u64) -> Vec<u8> {
 /// A cancelled thread unwinds without running what follows a call; what it held would stay held.
 #[test]
 fn a_cancelled_thread_ends_after_its_call_and_the_lease_goes_back() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("cancel");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("cancel");
     peer.acquire();
     peer.hears_nothing();
     peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
@@ -352,10 +306,7 @@ fn a_cancelled_thread_ends_after_its_call_and_the_lease_goes_back() {
 /// It has the turn to read the socket, and will never read it.
 #[test]
 fn a_call_that_is_stuck_in_a_signal_handler_keeps_no_grant_from_others() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("stuck-call");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("stuck-call");
     peer.acquire();
     client.tell("on");
     wait_until("the handler", || lab.count("cuCtxSynchronize") == 1);
@@ -371,9 +322,7 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
     let path = lab.folder.path().join("client.log");
     let lab = lab.with("ACB_LOG_FILE", path.display());
     let says = |what: &str| std::fs::read_to_string(&path).unwrap_or_default().contains(what);
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("endless");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start_in(lab, "endless");
     peer.grant(1);
     wait_until("the launch", || lab.count("cuLaunchKernel") == 1);
     peer.recall(1);
@@ -397,10 +346,7 @@ fn an_endless_kernel_is_told_and_its_program_not_strangled() {
 /// Stopped while it holds the GPU, for longer than a new assigner waits for it: by then its lease may be another's.
 #[test]
 fn who_was_stopped_for_long_submits_nothing_before_it_knows_whose_its_lease_is() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0 0 0");
-    let mut peer = assigner.accept_client();
+    let (lab, assigner, mut client, mut peer) = start("launch 0 0 0");
     peer.grant(4);
     wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
     client.stop();
@@ -430,10 +376,7 @@ fn who_was_stopped_for_long_submits_nothing_before_it_knows_whose_its_lease_is()
 /// The same, but nothing has become of its lease.
 #[test]
 fn who_was_stopped_for_long_goes_on_where_the_connection_is_whole() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0 0");
-    let mut peer = assigner.accept_client();
+    let (lab, _assigner, mut client, mut peer) = start("launch 0 0");
     peer.grant(4);
     wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
     client.stop();
@@ -448,10 +391,7 @@ fn who_was_stopped_for_long_goes_on_where_the_connection_is_whole() {
 
 #[test]
 fn a_holder_computes_on_without_the_assigner_and_states_what_it_holds() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0 0 0");
-    let mut peer = assigner.accept_client();
+    let (lab, assigner, mut client, mut peer) = start("launch 0 0 0");
     peer.grant(4);
     wait_until("the first launch", || lab.count("cuLaunchKernel") == 1);
     drop(peer);
@@ -475,10 +415,7 @@ fn a_holder_computes_on_without_the_assigner_and_states_what_it_holds() {
 
 #[test]
 fn a_waiting_client_asks_the_new_assigner() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0");
-    let mut peer = assigner.accept_client();
+    let (lab, assigner, mut client, mut peer) = start("launch 0");
     peer.acquire();
     drop(peer);
     let mut peer = assigner.accept();
@@ -491,14 +428,8 @@ fn a_waiting_client_asks_the_new_assigner() {
 }
 
 fn lost_for_good(on_failure: OnFailure) -> (Lab, crate::setup::Ended) {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0");
-    let mut peer = assigner.accept();
-    peer.hello();
-    peer.say(Say::Welcome(Welcome { grace_ms: 100, on_failure: on_failure.into(), ..welcome() }));
-    peer.hear();
-    peer.say(crate::assigner::bound());
+    let terms = Welcome { grace_ms: 100, on_failure: on_failure.into(), ..welcome() };
+    let (lab, assigner, mut client, mut peer) = start_with(Lab::new(), "launch 0", terms);
     peer.acquire();
     drop(peer);
     drop(assigner);
@@ -523,10 +454,7 @@ fn after_grace_the_program_fails_if_it_should() {
 
 #[test]
 fn garbage_in_mid_life_is_a_lost_connection() {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let mut client = lab.start("launch 0");
-    let mut peer = assigner.accept_client();
+    let (lab, assigner, mut client, mut peer) = start("launch 0");
     peer.acquire();
     peer.stream.write_all(b"\x05\xff\xff\xff\xff\xff").unwrap();
     let mut peer = assigner.accept();
@@ -541,10 +469,8 @@ fn garbage_in_mid_life_is_a_lost_connection() {
 /// Prints what a submission costs, and asserts nothing of it.
 #[test]
 fn a_submission_costs_little() {
-    let lab = Lab::new().with("ACB_LOG", "error");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("bench");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) =
+        start_in(Lab::new().with("ACB_LOG", "error"), "bench");
     peer.grant(1);
     let ended = client.end().succeeded().prints("added=");
     println!("{}", ended.stdout());
@@ -555,10 +481,7 @@ fn a_submission_costs_little() {
 #[test]
 fn who_runs_on_does_not_wait_to_be_certain_of_its_lease() {
     for hears in [false, true] {
-        let lab = Lab::new();
-        let assigner = Assigner::listen(&lab.socket());
-        let mut client = lab.start("launch 0 0 0 0");
-        let mut peer = assigner.accept_client();
+        let (lab, _assigner, mut client, mut peer) = start("launch 0 0 0 0");
         peer.grant(1);
         for launch in 1..=4 {
             wait_until("a launch", || lab.count("cuLaunchKernel") == launch);

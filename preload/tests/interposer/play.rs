@@ -53,11 +53,7 @@ pub(crate) fn start_as(
 ) -> Play {
     let assigner = Assigner::listen(&lab.socket());
     let client = start(&lab, scenario);
-    let mut peer = assigner.accept();
-    peer.hello();
-    peer.say(Say::Welcome(welcome));
-    assert!(matches!(peer.hear(), Hear::Bind(_)));
-    peer.say(Say::Bound(Bound { gpus }));
+    let peer = assigner.accept_client_with(welcome, Say::Bound(Bound { gpus }));
     Play { lab, assigner, client, peer }
 }
 

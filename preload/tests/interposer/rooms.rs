@@ -1,20 +1,12 @@
 //! Device memory: room before memory, waiting, refusal, return.
 
-use crate::assigner::{Assigner, Peer, welcome};
+use crate::assigner::{Assigner, Peer, start, start_in, start_with, welcome};
 use crate::setup::{Client, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{RoomKind, RoomReply, RoomVerdict, Welcome};
 
 const MIB: u64 = 1 << 20;
-
-fn start(scenario: &str) -> (Lab, Assigner, Client, Peer) {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start(scenario);
-    let peer = assigner.accept_client();
-    (lab, assigner, client, peer)
-}
 
 #[test]
 fn small_allocations_share_a_slab_and_large_ones_ask_for_what_they_need() {
@@ -85,10 +77,8 @@ fn what_never_fits_is_out_of_memory_with_a_reason() {
 
 #[test]
 fn room_for_memory_that_the_driver_refuses_goes_back() {
-    let lab = Lab::new().with("DUMMY_ALLOC", "2");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("allocate 500");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) =
+        start_in(Lab::new().with("DUMMY_ALLOC", "2"), "allocate 500");
     refused_by_the_driver(&mut peer);
     // All but what the client keeps in hand.
     let mut back = 0;
@@ -121,10 +111,8 @@ fn refused_by_the_driver(peer: &mut Peer) {
 #[test]
 fn an_allocation_finds_room_where_the_driver_has_grown() {
     let lab = Lab::new().with("DUMMY_ALLOC", "2").with("DUMMY_ALLOC_ONCE", "1");
-    let lab = lab.with("ACB_LOG", "info");
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("allocate 500 .");
-    let mut peer = assigner.accept_client();
+    let (_lab, _assigner, client, mut peer) =
+        start_in(lab.with("ACB_LOG", "info"), "allocate 500 .");
     refused_by_the_driver(&mut peer);
     let size = peer.room_request();
     assert_eq!(size.kind(), RoomKind::ProcessSize);
@@ -145,39 +133,27 @@ fn mapped_memory_is_kept_until_it_is_unmapped() {
     client.end().succeeded();
 }
 
-/// Room for a context is asked for, and the assigner then says that it takes so many MiB in truth.
-fn context_that_takes(measured: u64) -> (Lab, Client, Peer) {
-    let lab = Lab::new();
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start("allocate ?");
-    let mut peer = assigner.accept();
-    peer.hello();
-    peer.say(Say::Welcome(Welcome { context_bytes: 300 * MIB, ..welcome() }));
-    peer.hear();
-    peer.say(crate::assigner::bound());
+/// A program that makes its first contexts in this way. Room for 300 MiB is asked for, and the assigner then says that the context takes
+/// so many MiB in truth.
+fn making_contexts(lab: Lab, scenario: &str, measured: u64) -> (Lab, Assigner, Client, Peer) {
+    let terms = Welcome { context_bytes: 300 * MIB, idle_us: 200_000, ..welcome() };
+    let (lab, assigner, client, mut peer) = start_with(lab, scenario, terms);
     let request = peer.room_request();
     assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
     peer.room_reply(request.seq, RoomVerdict::Granted, "");
-    let question = peer.room_request();
-    assert_eq!((question.bytes, question.kind()), (0, RoomKind::ContextSize));
-    peer.say(Say::RoomReply(RoomReply {
-        seq: question.seq,
-        verdict: RoomVerdict::Granted.into(),
-        bytes: measured * MIB,
-        ..RoomReply::default()
-    }));
-    (lab, client, peer)
+    measure(&mut peer, RoomKind::ContextSize, measured);
+    (lab, assigner, client, peer)
 }
 
 #[test]
 fn a_context_has_room_of_its_own() {
-    let (_lab, client, _peer) = context_that_takes(0);
+    let (_lab, _assigner, client, _peer) = making_contexts(Lab::new(), "allocate ?", 0);
     client.end().succeeded().prints(&format!("info={} 16384", 16 * 1024 - 300));
 }
 
 #[test]
 fn what_a_context_does_not_take_goes_back() {
-    let (_lab, client, mut peer) = context_that_takes(180);
+    let (_lab, _assigner, client, mut peer) = making_contexts(Lab::new(), "allocate ?", 180);
     assert!(matches!(peer.hear(), Hear::RoomReturn(back) if back.bytes == 120 * MIB));
     client.end().succeeded().prints(&format!("info={} 16384", 16 * 1024 - 180));
 }
@@ -185,29 +161,13 @@ fn what_a_context_does_not_take_goes_back() {
 #[test]
 fn what_a_context_takes_beyond_what_was_known_is_asked_for() {
     for (verdict, counted) in [(RoomVerdict::Granted, 420), (RoomVerdict::Denied, 300)] {
-        let (_lab, client, mut peer) = context_that_takes(420);
+        let (_lab, _assigner, client, mut peer) = making_contexts(Lab::new(), "allocate ?", 420);
         let more = peer.room_request();
         assert_eq!((more.bytes, more.kind()), (120 * MIB, RoomKind::Taken), "it is there already");
         peer.room_reply(more.seq, verdict, "others have it");
         let info = format!("info={} 16384", 16 * 1024 - counted);
         client.end().succeeded().prints(&info);
     }
-}
-
-/// A program that makes its first contexts in this way, where each takes 300 MiB.
-fn making_contexts(scenario: &str, lab: &Lab) -> (Assigner, Client, Peer) {
-    let assigner = Assigner::listen(&lab.socket());
-    let client = lab.start(scenario);
-    let mut peer = assigner.accept_client_with(Welcome {
-        context_bytes: 300 * MIB,
-        idle_us: 200_000,
-        ..welcome()
-    });
-    let request = peer.room_request();
-    assert_eq!((request.bytes, request.kind()), (300 * MIB, RoomKind::Context));
-    peer.room_reply(request.seq, RoomVerdict::Granted, "");
-    measure(&mut peer, RoomKind::ContextSize, 300);
-    (assigner, client, peer)
 }
 
 /// The client asks what there is of it, and hears so many MiB.
@@ -235,8 +195,7 @@ fn returned(peer: &mut Peer, bytes: u64) {
 
 #[test]
 fn a_green_context_counts_with_the_primary_context_that_it_keeps() {
-    let lab = Lab::new();
-    let (_assigner, mut client, mut peer) = making_contexts("green", &lab);
+    let (lab, _assigner, mut client, mut peer) = making_contexts(Lab::new(), "green", 300);
     peer.grant(1);
     measure(&mut peer, RoomKind::ProcessSize, 300);
     measure(&mut peer, RoomKind::ProcessSize, 308);
@@ -266,7 +225,7 @@ fn a_green_context_counts_with_the_primary_context_that_it_keeps() {
 #[test]
 fn a_green_context_that_the_driver_refuses_takes_no_room() {
     let lab = Lab::new().with("DUMMY_GREEN", "801");
-    let (_assigner, mut client, mut peer) = making_contexts("green", &lab);
+    let (_lab, _assigner, mut client, mut peer) = making_contexts(lab, "green", 300);
     peer.grant(1);
     measure(&mut peer, RoomKind::ProcessSize, 300);
     returned(&mut peer, 300 * MIB);
@@ -276,8 +235,7 @@ fn a_green_context_that_the_driver_refuses_takes_no_room() {
 
 #[test]
 fn a_context_for_graphics_has_room_like_others() {
-    let lab = Lab::new();
-    let (_assigner, mut client, _peer) = making_contexts("graphics", &lab);
+    let (lab, _assigner, mut client, _peer) = making_contexts(Lab::new(), "graphics", 300);
     client.tell("on");
     client.end().succeeded().prints("graphics=0");
     assert_eq!(lab.count("cuGLCtxCreate 3"), 1);
