@@ -27,13 +27,6 @@ fn alone(words: &str) -> Play {
 }
 
 #[track_caller]
-pub(crate) fn room(play: &mut Play, bytes: u64) {
-    let request = play.peer.room_request();
-    assert_eq!((request.device, request.bytes, request.kind()), (0, bytes, RoomKind::Memory));
-    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
-}
-
-#[track_caller]
 pub(crate) fn returned(play: &mut Play, bytes: u64) {
     match play.peer.hear() {
         Hear::RoomReturn(back) => assert_eq!((back.device, back.bytes), (0, bytes)),
@@ -41,19 +34,10 @@ pub(crate) fn returned(play: &mut Play, bytes: u64) {
     }
 }
 
-#[track_caller]
-pub(crate) fn shows(play: &mut Play, kinds: &[(&str, u64)]) {
-    play.peer.wait_for_moves(|report| {
-        let told = report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes));
-        told.eq(kinds.iter().copied())
-    });
-}
-
 /// All went well but for these words.
 #[track_caller]
-pub(crate) fn ends(mut play: Play, but: &[&str]) -> Ended {
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+pub(crate) fn ends(play: Play, but: &[&str]) -> Ended {
+    let ended = play.end();
     let out = ended.stdout();
     let answers = out.lines().filter(|line| line.as_bytes().get(1) == Some(&b'='));
     let bad: Vec<&str> = answers.filter(|line| !line.ends_with("=0")).collect();
@@ -103,45 +87,45 @@ fn a_pool_for_other_processes_counts_where_it_is_until_its_end() {
     let words = "p x a64 l w7 . f0 t u a32 . D . f1 .";
     let (mut one, mut other) =
         pair(Lab::on_software_gpu(""), words, ". P L64 v7 u . A4 c a4 f0 D .");
-    room(&mut one, 64 * MIB);
+    one.room(64 * MIB);
     one.peer.grant(1);
     one.ready(1);
-    shows(&mut one, &[("pools", 64 * MIB)]);
+    one.shows(&[("pools", 64 * MIB)]);
     one.take_back(1);
     // Who imports has nothing of its own, and waits for its turn.
     other.client.tell("on");
     other.peer.grant(1);
     other.ready(1);
     other.peer.hears_nothing();
-    shows(&mut other, &[]);
+    other.shows(&[]);
     // A pool of another process's gives no memory, nor can it be the current one.
     other.client.tell("on");
     other.claim(4 * MIB);
     other.credit(4 * MIB);
-    room(&mut other, 4 * MIB);
+    other.room(4 * MIB);
     returned(&mut other, 4 * MIB);
     ends(other, &["c=1", "a=1"]).prints("wrong=0").prints("used=64 reserved=64");
     // Freed and trimmed, it is the pool's still.
     one.client.tell("on");
-    room(&mut one, 32 * MIB);
-    shows(&mut one, &[("pools", 96 * MIB)]);
+    one.room(32 * MIB);
+    one.shows(&[("pools", 96 * MIB)]);
     one.client.tell("on");
     returned(&mut one, 64 * MIB);
-    shows(&mut one, &[("pools", 32 * MIB)]);
+    one.shows(&[("pools", 32 * MIB)]);
     one.client.tell("on");
     returned(&mut one, 32 * MIB);
-    shows(&mut one, &[]);
+    one.shows(&[]);
     ends(one, &[]).prints("used=0 reserved=64");
 }
 
 #[test]
 fn what_streams_allocate_of_a_pool_for_others_counts_too() {
     let mut one = alone("p c A64 . f0 D .");
-    room(&mut one, 64 * MIB);
-    shows(&mut one, &[("pools", 64 * MIB)]);
+    one.room(64 * MIB);
+    one.shows(&[("pools", 64 * MIB)]);
     one.client.tell("on");
     returned(&mut one, 64 * MIB);
-    shows(&mut one, &[]);
+    one.shows(&[]);
     ends(one, &[]);
 }
 
@@ -157,16 +141,16 @@ fn a_pool_for_which_there_is_no_room_gives_no_memory() {
 #[test]
 fn memory_for_other_machines_counts_where_it_was_made() {
     let (mut one, mut other) = pair(Lab::on_software_gpu(""), "F16 w7 . v9 .", ". g16 v7 w9 .");
-    room(&mut one, 16 * MIB);
+    one.room(16 * MIB);
     one.peer.grant(1);
     one.ready(1);
-    shows(&mut one, &[("exported", 16 * MIB)]);
+    one.shows(&[("exported", 16 * MIB)]);
     one.take_back(1);
     other.client.tell("on");
     other.peer.grant(1);
     other.ready(1);
     other.peer.hears_nothing();
-    shows(&mut other, &[]);
+    other.shows(&[]);
     other.take_back(1);
     one.client.tell("on");
     one.peer.grant(2);
@@ -186,7 +170,7 @@ fn without_the_pager_memory_is_shared_by_the_old_handles() {
     other.client.tell("on");
     other.peer.grant(1);
     other.peer.hears_nothing();
-    shows(&mut other, &[]);
+    other.shows(&[]);
     other.take_back(1);
     one.client.tell("on");
     one.peer.grant(2);

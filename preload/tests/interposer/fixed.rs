@@ -1,7 +1,6 @@
 //! Memory that stays where it is: asked for before it is there, told by its kind, given back.
 
-use crate::assigner::Peer;
-use crate::between::{returned, room};
+use crate::between::returned;
 use crate::play::{MIB, Play, gpu, paged_welcome, start_scenario};
 use crate::setup::Lab;
 use acb_wire::v1::assigner_message::Kind as Say;
@@ -20,15 +19,6 @@ fn no_room(play: &mut Play, bytes: u64) {
     play.peer.room_reply(request.seq, RoomVerdict::Denied, "held by 77 (python3)");
 }
 
-/// What status shows; an empty list: nothing.
-#[track_caller]
-fn shows(peer: &mut Peer, kinds: &[(&str, u64)]) {
-    peer.wait_for_moves(|report| {
-        let told = report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes));
-        told.eq(kinds.iter().copied())
-    });
-}
-
 /// Lets the program go on, through the gate if that is closed.
 #[track_caller]
 fn go_on_with_a_lease(play: &mut Play, epoch: u64) {
@@ -36,10 +26,19 @@ fn go_on_with_a_lease(play: &mut Play, epoch: u64) {
     play.peer.grant(epoch);
 }
 
+/// So much is asked for, told as that, and given back when the program goes on.
 #[track_caller]
-fn ends(mut play: Play, all: usize) {
+fn comes_and_goes(play: &mut Play, kind: &str, bytes: u64) {
+    play.room(bytes);
+    play.shows(&[(kind, bytes)]);
     play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    returned(play, bytes);
+    play.shows(&[]);
+}
+
+#[track_caller]
+fn ends(play: Play, all: usize) {
+    let ended = play.end();
     let good = ended.stdout().lines().filter(|line| line.ends_with("=0")).count();
     assert_eq!(good, all, "{}", ended.text());
 }
@@ -48,15 +47,15 @@ fn ends(mut play: Play, all: usize) {
 fn a_graphs_memory_counts_from_its_node_to_its_end() {
     for (allocate, free) in [("a", "f"), ("n", "N")] {
         let mut play = start(&format!("{allocate}200 {free}0 . i r . d . x ."));
-        room(&mut play, 200 * MIB);
-        shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+        play.room(200 * MIB);
+        play.shows(&[("graphs", 200 * MIB)]);
         go_on_with_a_lease(&mut play, 1);
         play.client.tell("on");
         // What can still run still has it.
         play.peer.hears_nothing();
         play.client.tell("on");
         returned(&mut play, 200 * MIB);
-        shows(&mut play.peer, &[]);
+        play.shows(&[]);
         ends(play, 6);
     }
 }
@@ -64,9 +63,9 @@ fn a_graphs_memory_counts_from_its_node_to_its_end() {
 #[test]
 fn what_a_graph_frees_is_not_asked_for_again() {
     let mut play = start("a200 f0 a200 f1 a250 . d .");
-    room(&mut play, 200 * MIB);
-    room(&mut play, 50 * MIB);
-    shows(&mut play.peer, &[("graphs", 250 * MIB)]);
+    play.room(200 * MIB);
+    play.room(50 * MIB);
+    play.shows(&[("graphs", 250 * MIB)]);
     play.client.tell("on");
     returned(&mut play, 250 * MIB);
     ends(play, 6);
@@ -75,45 +74,43 @@ fn what_a_graph_frees_is_not_asked_for_again() {
 #[test]
 fn memory_allocated_in_a_capture_is_the_graphs() {
     let mut play = start("[ A200 F0 A100 ] . i . d x .");
-    room(&mut play, 200 * MIB);
-    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    play.room(200 * MIB);
+    play.shows(&[("graphs", 200 * MIB)]);
     go_on_with_a_lease(&mut play, 1);
     play.ready(1);
     play.client.tell("on");
     returned(&mut play, 200 * MIB);
-    shows(&mut play.peer, &[]);
+    play.shows(&[]);
     ends(play, 8);
 }
 
 #[test]
 fn a_graph_that_is_moved_into_another_goes_with_it() {
     let mut play = start("a200 f0 v . i r . d . x g .");
-    room(&mut play, 200 * MIB);
+    play.room(200 * MIB);
     go_on_with_a_lease(&mut play, 1);
     play.ready(1);
-    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    play.shows(&[("graphs", 200 * MIB)]);
     play.client.tell("on");
     play.peer.hears_nothing();
     play.client.tell("on");
     returned(&mut play, 200 * MIB);
-    shows(&mut play.peer, &[]);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("v=0").prints("r=0").prints("x=0").prints("g=0");
+    play.shows(&[]);
+    play.end().prints("v=0").prints("r=0").prints("x=0").prints("g=0");
 }
 
 #[test]
 fn memory_of_a_graph_that_is_destroyed_while_it_runs_counts_until_it_has_ended() {
     let mut play = start("[ A200 H F0 ] . i R d x g . y g .");
-    room(&mut play, 200 * MIB);
+    play.room(200 * MIB);
     go_on_with_a_lease(&mut play, 1);
     play.ready(1);
-    shows(&mut play.peer, &[("graphs", 200 * MIB)]);
+    play.shows(&[("graphs", 200 * MIB)]);
     play.peer.hears_nothing();
     play.client.tell("on");
     returned(&mut play, 200 * MIB);
-    shows(&mut play.peer, &[]);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    play.shows(&[]);
+    let ended = play.end();
     ended.prints("x=0").prints("g=200").prints("y=0").prints("g=0");
 }
 
@@ -121,30 +118,28 @@ fn memory_of_a_graph_that_is_destroyed_while_it_runs_counts_until_it_has_ended()
 fn it_goes_with_the_lease_too() {
     // The first graph's memory stays allocated: the driver never says that it has nothing for graphs.
     let mut play = start("a100 i . r [ A200 ] i d R x . .");
-    room(&mut play, 100 * MIB);
+    play.room(100 * MIB);
     go_on_with_a_lease(&mut play, 1);
-    room(&mut play, 200 * MIB);
-    shows(&mut play.peer, &[("graphs", 300 * MIB)]);
+    play.room(200 * MIB);
+    play.shows(&[("graphs", 300 * MIB)]);
     play.peer.hears_nothing();
     play.client.tell("on");
     play.peer.want(1);
     returned(&mut play, 200 * MIB);
     play.peer.release();
-    shows(&mut play.peer, &[("graphs", 100 * MIB)]);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("R=0").prints("x=0");
+    play.shows(&[("graphs", 100 * MIB)]);
+    play.end().prints("R=0").prints("x=0");
 }
 
 #[test]
 fn a_capture_does_not_keep_a_graphs_memory() {
     let mut play = start("a200 f0 i . r d [ x g A100 ] .");
-    room(&mut play, 200 * MIB);
+    play.room(200 * MIB);
     go_on_with_a_lease(&mut play, 1);
     returned(&mut play, 200 * MIB);
-    room(&mut play, 100 * MIB);
-    shows(&mut play.peer, &[("graphs", 100 * MIB)]);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded();
+    play.room(100 * MIB);
+    play.shows(&[("graphs", 100 * MIB)]);
+    let ended = play.end();
     // Neither was the capture spoilt.
     ended.prints("x=0").prints("g=0").prints("A=0").prints("]=0");
 }
@@ -153,8 +148,7 @@ fn a_capture_does_not_keep_a_graphs_memory() {
 fn a_graph_for_which_there_is_no_room_gets_no_node() {
     let mut play = start("a200 .");
     no_room(&mut play, 200 * MIB);
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("a=2");
+    let ended = play.end().prints("a=2");
     ended.says("cuGraphAddMemAllocNode: 200.0 MiB on GPU 0 refused").says("held by 77 (python3)");
 }
 
@@ -162,11 +156,7 @@ fn a_graph_for_which_there_is_no_room_gets_no_node() {
 fn variables_of_code_count_while_it_is_loaded() {
     let mut play = start("m128 . M . l128 . L .");
     for _ in 0..2 {
-        room(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[("modules", 128 * MIB)]);
-        play.client.tell("on");
-        returned(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[]);
+        comes_and_goes(&mut play, "modules", 128 * MIB);
         play.client.tell("on");
     }
     play.client.end().succeeded().prints("m=0").prints("M=0").prints("l=0").prints("L=0");
@@ -176,11 +166,7 @@ fn variables_of_code_count_while_it_is_loaded() {
 fn variables_of_compressed_code_count_likewise() {
     let mut play = start("p128 . M . P128 . L .");
     for _ in 0..2 {
-        room(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[("modules", 128 * MIB)]);
-        play.client.tell("on");
-        returned(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[]);
+        comes_and_goes(&mut play, "modules", 128 * MIB);
         play.client.tell("on");
     }
     play.client.end().succeeded().prints("p=0").prints("M=0").prints("P=0").prints("L=0");
@@ -207,13 +193,8 @@ fn variables_of_code_that_cannot_be_read_are_measured() {
         play.ready(1);
         size(&mut play, 300);
         size(&mut play, 428);
-        room(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[("modules", 128 * MIB)]);
-        play.client.tell("on");
-        returned(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[]);
-        play.client.tell("on");
-        let ended = play.client.end().succeeded();
+        comes_and_goes(&mut play, "modules", 128 * MIB);
+        let ended = play.end();
         ended.prints(good[0]).prints(good[1]).says("takes 128.0 MiB of GPU 0, as measured");
     }
 }
@@ -227,12 +208,11 @@ fn what_was_measured_and_finds_no_room_goes_again() {
         size(&mut play, 300);
         size(&mut play, 428);
         no_room(&mut play, 128 * MIB);
-        shows(&mut play.peer, &[]);
+        play.shows(&[]);
         play.client.tell("on");
-        room(&mut play, 100 * MIB);
-        shows(&mut play.peer, &[("modules", 100 * MIB)]);
-        play.client.tell("on");
-        let ended = play.client.end().succeeded();
+        play.room(100 * MIB);
+        play.shows(&[("modules", 100 * MIB)]);
+        let ended = play.end();
         let (failed, loaded) = words.split_once(" . ").expect("two words");
         ended.prints(&format!("{}=2", &failed[..1])).prints(&format!("{}=0", &loaded[..1]));
     }
@@ -244,25 +224,24 @@ fn it_is_said_where_nobody_can_measure() {
     play.peer.grant(1);
     play.ready(1);
     size(&mut play, 0);
-    shows(&mut play.peer, &[]);
+    play.shows(&[]);
     play.client.tell("on");
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("u=0").prints("M=0");
+    let ended = play.end().prints("u=0").prints("M=0");
     ended.says("cuModuleLoadData: what the variables of this code take of GPU 0 is not counted");
 }
 
 #[test]
 fn a_librarys_variables_count_in_each_context() {
     let mut play = start("l100 c . C . L .");
-    room(&mut play, 100 * MIB);
-    room(&mut play, 100 * MIB);
-    shows(&mut play.peer, &[("modules", 200 * MIB)]);
+    play.room(100 * MIB);
+    play.room(100 * MIB);
+    play.shows(&[("modules", 200 * MIB)]);
     play.client.tell("on");
     returned(&mut play, 100 * MIB);
-    shows(&mut play.peer, &[("modules", 100 * MIB)]);
+    play.shows(&[("modules", 100 * MIB)]);
     play.client.tell("on");
     returned(&mut play, 100 * MIB);
-    shows(&mut play.peer, &[]);
+    play.shows(&[]);
     ends(play, 4);
 }
 
@@ -277,33 +256,28 @@ fn code_with_small_variables_is_part_of_its_context() {
 fn variables_without_room_are_not_loaded() {
     let mut play = start("m128 .");
     no_room(&mut play, 128 * MIB);
-    play.client.tell("on");
-    play.client
-        .end()
-        .succeeded()
-        .prints("m=2")
-        .says("cuModuleLoadData: 128.0 MiB on GPU 0 refused");
+    play.end().prints("m=2").says("cuModuleLoadData: 128.0 MiB on GPU 0 refused");
 }
 
 #[test]
 fn heaps_and_stacks_count_with_what_they_exceed_the_usual() {
     let mut play = start("h264 q72 . h136 . h8 . q1 . s2048 .");
     // 8 MiB of each are the context's own.
-    room(&mut play, 256 * MIB);
-    room(&mut play, 64 * MIB);
-    shows(&mut play.peer, &[("heaps", 320 * MIB)]);
+    play.room(256 * MIB);
+    play.room(64 * MIB);
+    play.shows(&[("heaps", 320 * MIB)]);
     play.client.tell("on");
     returned(&mut play, 128 * MIB);
-    shows(&mut play.peer, &[("heaps", 192 * MIB)]);
+    play.shows(&[("heaps", 192 * MIB)]);
     play.client.tell("on");
     returned(&mut play, 128 * MIB);
     play.client.tell("on");
     returned(&mut play, 64 * MIB);
-    shows(&mut play.peer, &[]);
+    play.shows(&[]);
     play.client.tell("on");
     // 132 multiprocessors of 2048 threads, a KiB more for each.
-    room(&mut play, 132 * 2048 * 1024);
-    shows(&mut play.peer, &[("heaps", 132 * 2048 * 1024)]);
+    play.room(132 * 2048 * 1024);
+    play.shows(&[("heaps", 132 * 2048 * 1024)]);
     ends(play, 6);
 }
 
@@ -311,17 +285,12 @@ fn heaps_and_stacks_count_with_what_they_exceed_the_usual() {
 fn a_heap_without_room_stays_as_it_was() {
     let mut play = start("h264 .");
     no_room(&mut play, 256 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("h=2").says("cuCtxSetLimit: 256.0 MiB on GPU 0 refused");
+    play.end().prints("h=2").says("cuCtxSetLimit: 256.0 MiB on GPU 0 refused");
 }
 
 #[test]
 fn mipmaps_count_with_all_of_their_levels() {
     let mut play = start("Y64 . Z .");
-    room(&mut play, 96 * MIB);
-    shows(&mut play.peer, &[("arrays", 96 * MIB)]);
-    play.client.tell("on");
-    returned(&mut play, 96 * MIB);
-    shows(&mut play.peer, &[]);
+    comes_and_goes(&mut play, "arrays", 96 * MIB);
     ends(play, 2);
 }

@@ -2,7 +2,6 @@
 
 use crate::play::{MIB, start_in};
 use crate::setup::Lab;
-use acb_wire::v1::{RoomKind, RoomVerdict};
 
 /// Memory moves until a word hands it on, and not afterwards.
 fn stays(word: &str, why: &'static str, prints: &[&str]) {
@@ -11,27 +10,18 @@ fn stays(word: &str, why: &'static str, prints: &[&str]) {
     play.claim(16 * MIB);
     play.claim(8 * MIB);
     play.turn(1, 24 * MIB);
-    play.take_back(1);
-    play.evict(24 * MIB);
-    play.evicted(24 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 24 * MIB);
     play.turn(2, 24 * MIB);
     play.take_back(2);
-    let (moved, reason) = play.asked_back(24 * MIB);
-    assert_eq!(moved, 8 * MIB);
-    assert!(reason.contains(&format!("16.0 MiB ({why})")), "{reason}");
-    play.peer.wait_for_moves(|report| {
-        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([(why, 16 * MIB)])
-    });
+    play.keeps(24 * MIB, 16 * MIB, why);
+    play.shows(&[(why, 16 * MIB)]);
     play.client.tell("on");
     play.turn(3, 8 * MIB);
-    play.client.tell("on");
-    let mut ended = play.client.end().succeeded();
+    let mut ended = play.end();
     for text in prints {
         ended = ended.prints(text);
     }
-    let ended = ended.says("16.0 MiB of memory stays on GPU 0 from now on");
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 4, "{}", ended.text());
+    ended.says("16.0 MiB of memory stays on GPU 0 from now on").prints_times(4, "wrong=0");
 }
 
 #[test]
@@ -52,12 +42,8 @@ fn all_memory_of_a_program_with_network_cards_is_one_piece_each_and_stays() {
     play.claim(40 * MIB);
     play.turn(1, 40 * MIB);
     play.take_back(1);
-    let (moved, reason) = play.asked_back(40 * MIB);
-    assert_eq!(moved, 0);
-    assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
-    play.peer.wait_for_moves(|report| {
-        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("rdma", 40 * MIB)])
-    });
+    play.keeps(40 * MIB, 40 * MIB, "rdma");
+    play.shows(&[("rdma", 40 * MIB)]);
     play.client.tell("on");
     play.turn(2, 0);
     play.client.tell("on");
@@ -77,13 +63,10 @@ fn memory_of_which_copies_are_to_be_waited_for_stays() {
     play.swap_out(1, 40 * MIB);
     play.turn(2, 40 * MIB);
     play.take_back(2);
-    let (moved, reason) = play.asked_back(40 * MIB);
-    assert_eq!(moved, 0);
-    assert!(reason.contains("40.0 MiB (rdma)"), "{reason}");
+    play.keeps(40 * MIB, 40 * MIB, "rdma");
     play.client.tell("on");
     play.turn(3, 0);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.end().prints("read=0 wrong=0");
 }
 
 /// By name and by address; where the driver has no endpoints, the call fails as it does there.
@@ -111,19 +94,12 @@ fn a_texture_waits_for_its_memory_which_moves_on() {
         let mut play = start_in(Lab::on_software_gpu(""), &words);
         play.claim(8 * MIB);
         play.turn(1, 8 * MIB);
-        play.take_back(1);
-        play.evict(8 * MIB);
-        play.evicted(8 * MIB);
-        play.client.tell("on");
+        play.swap_out(1, 8 * MIB);
         // The driver looks at the memory: it would be refused while that is absent.
         play.turn(2, 8 * MIB);
-        play.take_back(2);
-        play.evict(8 * MIB);
-        play.evicted(8 * MIB);
-        play.client.tell("on");
+        play.swap_out(2, 8 * MIB);
         play.turn(3, 8 * MIB);
-        play.client.tell("on");
-        play.client.end().succeeded().prints("texture=0").prints("read=0 wrong=0");
+        play.end().prints("texture=0").prints("read=0 wrong=0");
     }
 }
 
@@ -135,42 +111,30 @@ fn memory_of_another_library_is_not_counted_and_waits_for_its_turn() {
     play.client.tell("on");
     play.turn(1, 4 * MIB);
     play.peer.hears_nothing();
-    assert!(play.peer.wait_for_moves(|report| report.fixed.is_empty()).fixed.is_empty());
-    play.client.tell("on");
-    let ended = play.client.end().succeeded().prints("imported=0").prints("mapped=0");
-    let ended = ended.prints("destroyed=0").prints("free=0");
-    assert_eq!(ended.stdout().matches("read=0 wrong=0").count(), 2, "{}", ended.text());
+    play.shows(&[]);
+    let ended = play.end().prints("imported=0").prints("mapped=0");
+    ended.prints("destroyed=0").prints("free=0").prints_times(2, "read=0 wrong=0");
 }
 
 #[test]
 fn compressed_memory_counts_and_is_not_moved() {
     let mut play = start_in(Lab::on_software_gpu(""), "z16 w0:1 . c0:1 x0 .");
-    let request = play.peer.room_request();
-    assert_eq!((request.bytes, request.kind()), (16 * MIB, RoomKind::Memory));
-    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    play.room(16 * MIB);
     play.turn(1, 0);
-    play.peer.wait_for_moves(|report| {
-        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("compressed", 16 * MIB)])
-    });
+    play.shows(&[("compressed", 16 * MIB)]);
     play.client.tell("on");
     let back = play.returned();
     assert_eq!(back.bytes, 16 * MIB);
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0").prints("released=0");
+    play.end().prints("read=0 wrong=0").prints("released=0");
 }
 
 #[test]
 fn memory_for_network_cards_stays_where_their_library_is() {
     let lab = Lab::on_software_gpu("").with_library("libibverbs.so.1");
     let mut play = start_in(lab, "h16 w0:1 c0:1 .");
-    let request = play.peer.room_request();
-    assert_eq!((request.bytes, request.kind()), (16 * MIB, RoomKind::Memory));
-    play.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    play.room(16 * MIB);
     play.peer.grant(1);
     play.peer.hears_nothing();
-    play.peer.wait_for_moves(|report| {
-        report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes)).eq([("exported", 16 * MIB)])
-    });
-    play.client.tell("on");
-    play.client.end().succeeded().prints("read=0 wrong=0");
+    play.shows(&[("exported", 16 * MIB)]);
+    play.end().prints("read=0 wrong=0");
 }

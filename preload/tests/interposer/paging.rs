@@ -25,8 +25,7 @@ fn ready_is_said_unless_the_grant_says_that_all_is_there() {
             Hear::Release(release) => assert_eq!(release.epoch, 2),
             other => panic!("Release expected: {other:?}"),
         }
-        play.client.tell("on");
-        play.client.end().succeeded();
+        play.end();
     }
 }
 
@@ -47,8 +46,7 @@ fn a_grant_that_is_wrong_about_memory_opens_no_gate() {
 fn memory_without_a_lease_is_a_claim_and_comes_before_the_gate_opens() {
     let mut play = start("a40 w0:1 c0:1 .");
     play.claim(40 * MIB);
-    play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch: 1, resident: false }));
+    play.peer.grant(1);
     play.credit(32 * MIB);
     play.peer.hears_nothing();
     play.credit(8 * MIB);
@@ -67,8 +65,7 @@ fn content_survives_the_way_to_the_host_and_back_at_the_same_address() {
     assert_eq!(play.evicted(42 * MIB), 4, "16, 16, 8 and 2 MiB, each at once");
     play.client.tell("on");
     assert_eq!(play.turn(2, 42 * MIB).bytes_in, 42 * MIB);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    let ended = play.end().prints_times(2, "wrong=0");
     let places: Vec<String> =
         ended.stdout().lines().filter(|l| l.contains("at=")).map(str::to_owned).collect();
     assert_eq!(places[0], places[1]);
@@ -79,9 +76,7 @@ fn what_was_paged_in_and_not_used_is_not_copied_out_again() {
     let mut play = start("a32 w0:1 . c0:1 .");
     play.claim(32 * MIB);
     play.turn(1, 32 * MIB);
-    play.take_back(1);
-    play.evict(32 * MIB);
-    play.evicted(32 * MIB);
+    play.page_out(1, 32 * MIB);
     // Prefetched, and asked back before its turn came.
     play.credit(32 * MIB);
     play.peer.wait_for_moves(|moves| moves.paged_in == 32 * MIB);
@@ -99,9 +94,7 @@ fn unused_credit_goes_first() {
     let mut play = start("a32 w0:1 . w0:2 .");
     play.claim(32 * MIB);
     play.turn(1, 32 * MIB);
-    play.take_back(1);
-    play.evict(32 * MIB);
-    play.evicted(32 * MIB);
+    play.page_out(1, 32 * MIB);
     play.credit(8 * MIB);
     play.peer.hears_nothing();
     play.evict(8 * MIB);
@@ -132,8 +125,7 @@ fn many_small_allocations_are_one_claim() {
     );
     play.claim(2 * MIB);
     play.turn(1, 2 * MIB);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 6, "{}", ended.text());
+    play.end().prints_times(6, "wrong=0");
 }
 
 #[test]
@@ -147,8 +139,7 @@ fn memory_claimed_under_a_lease_is_there_at_once() {
     play.credit(24 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident, back.kind()), (40 * MIB, 40 * MIB, RoomKind::Paged));
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "wrong=0");
 }
 
 #[test]
@@ -242,10 +233,7 @@ fn credit_that_is_withdrawn_goes_back_and_comes_again_with_the_turn() {
     let mut play = start("a64 w0:1 . c0:1 .");
     play.claim(64 * MIB);
     play.turn(1, 64 * MIB);
-    play.take_back(1);
-    play.evict(64 * MIB);
-    play.evicted(64 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 64 * MIB);
     play.peer.acquire();
     // Its turn is next, but what there is for it does for no chunk yet.
     play.credit(8 * MIB);
@@ -294,9 +282,7 @@ fn a_reconnecting_client_states_what_is_claimed_and_what_is_there() {
     let mut play = start("a48 w0:1 . c0:1 .");
     play.claim(48 * MIB);
     play.turn(1, 48 * MIB);
-    play.take_back(1);
-    play.evict(16 * MIB);
-    play.evicted(16 * MIB);
+    play.page_out(1, 16 * MIB);
     let Play { lab, assigner, mut client, peer } = play;
     drop(peer);
     let mut peer = assigner.accept();
@@ -315,25 +301,25 @@ fn without_an_assigner_all_memory_comes_back_and_the_gate_opens() {
     let mut play = start_in(lab, "a48 w0:1 . c0:1 a20 w1:2 c1:2 f0");
     play.claim(48 * MIB);
     play.turn(1, 48 * MIB);
-    play.take_back(1);
-    play.evict(48 * MIB);
-    play.evicted(48 * MIB);
+    play.page_out(1, 48 * MIB);
     let Play { lab, assigner, mut client, peer } = play;
     drop(peer);
     drop(assigner);
     std::fs::remove_file(lab.socket()).unwrap();
     client.tell("on");
-    let ended = client.end().succeeded().says("goes on without scheduling").prints("free=0");
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    client
+        .end()
+        .succeeded()
+        .says("goes on without scheduling")
+        .prints("free=0")
+        .prints_times(2, "wrong=0");
 }
 
 #[test]
 fn the_arena_is_ready_before_it_is_needed_and_shrinks_on_demand() {
     let mut play = start("a48 w0:1 . c0:1 .");
     play.first_turn(48 * MIB);
-    play.take_back(1);
-    play.evict(48 * MIB);
-    play.evicted(48 * MIB);
+    play.page_out(1, 48 * MIB);
     let moves = play.peer.wait_for_moves(|moves| moves.paged_out == 48 * MIB);
     assert_eq!(moves.pin_in_switch_ns, 0);
     play.client.tell("on");
@@ -364,8 +350,7 @@ fn a_programs_own_mappings_come_and_go_with_their_content() {
     assert_eq!(play.turn(2, 34 * MIB).bytes_in, 34 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident), (32 * MIB, 32 * MIB));
-    let ended = play.end().prints("unmapped=0").prints("released=0");
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
+    play.end().prints("unmapped=0").prints("released=0").prints_times(3, "wrong=0");
 }
 
 /// The driver has less than the assigner knows of: others make room for that, and the allocation is made once more.
@@ -392,8 +377,7 @@ fn an_allocation_finds_room_that_a_full_gpu_did_not_have() {
     play.credit(40 * MIB);
     let size = play.peer.room_request();
     play.peer.room_reply(size.seq, RoomVerdict::Denied, "nobody can tell");
-    let ended = play.end().prints("wrong=0");
-    assert_eq!(ended.stdout().matches("allocate=0").count(), 2, "{}", ended.text());
+    play.end().prints("wrong=0").prints_times(2, "allocate=0");
 }
 
 /// What the driver would refuse is refused at once, also while nothing of it can be mapped; and it is not tried for ever afterwards.

@@ -116,8 +116,7 @@ fn a_context_that_goes_in_mid_page_in_takes_what_has_come_along() {
     play.turn(1, 64 * MIB);
     play.swap_out(1, 64 * MIB);
     // The thread waits for memory of which a part comes.
-    play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+    play.peer.grant(2);
     play.credit(32 * MIB);
     play.peer.wait_for_moves(|moves| moves.paged_in >= 16 * MIB);
     play.client.tell("on");
@@ -141,8 +140,5 @@ fn a_context_that_is_detached_takes_its_memory_along() {
     assert_eq!((back.bytes, back.resident), (40 * MIB, 40 * MIB));
     play.claim(4 * MIB);
     play.credit(4 * MIB);
-    let ended = play.end().prints("attached=0");
-    let out = ended.stdout();
-    assert_eq!(out.matches("detached=0").count(), 2, "{}", ended.text());
-    assert_eq!(out.matches("read=0 wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints("attached=0").prints_times(2, "detached=0").prints_times(2, "read=0 wrong=0");
 }

@@ -277,9 +277,7 @@ fn goes_twice(config: &str, compare: bool) -> (MemoryReport, Ended) {
     play.peer.wait_for_moves(|moves| moves.arena >= 16 * MIB);
     play.swap_out(1, 48 * MIB);
     play.turn(2, 48 * MIB);
-    play.take_back(2);
-    play.evict(48 * MIB);
-    play.evicted(48 * MIB);
+    play.page_out(2, 48 * MIB);
     let moved = |moves: &MemoryReport| moves.paged_out + moves.clean;
     let moves = play.peer.wait_for_moves(|moves| moved(moves) == 96 * MIB);
     play.client.tell("on");
@@ -323,17 +321,13 @@ fn without_room_to_compare_all_is_copied() {
     // What comparing needs is all there is, and the copies take it.
     play.peer.wait_for_moves(|moves| moves.arena == 64 * MIB);
     for epoch in 1..3 {
-        play.take_back(epoch);
-        play.evict(64 * MIB);
-        play.evicted(64 * MIB);
-        play.client.tell("on");
+        play.swap_out(epoch, 64 * MIB);
         play.turn(epoch + 1, 64 * MIB);
     }
     let moved = |moves: &MemoryReport| moves.paged_out + moves.clean;
     let moves = play.peer.wait_for_moves(|moves| moved(moves) == 128 * MIB);
     assert_eq!((moves.clean, moves.lies, moves.arena), (0, 0, 64 * MIB));
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "wrong=0");
 }
 
 /// Opening memory costs the same for one chunk as for its neighbours with it; here only so many calls succeed.
@@ -349,7 +343,6 @@ fn neighbours_are_opened_together() {
     play.turn(1, 32 * MIB);
     play.swap_out(1, 32 * MIB);
     play.turn(2, 32 * MIB);
-    let ended = play.client.end().succeeded();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    let ended = play.client.end().succeeded().prints_times(2, "wrong=0");
     assert!(!ended.stderr().contains("cuMemSetAccess of"), "{}", ended.text());
 }

@@ -17,22 +17,16 @@ fn what_has_the_hash_of_its_host_copy_is_not_copied() {
         // The kernel is loaded before the arena is made.
         let scratch = if compare { 4 * 16 * MIB } else { 0 };
         play.peer.wait_for_moves(|moves| moves.arena == 48 * MIB + scratch);
-        play.take_back(1);
-        play.evict(48 * MIB);
-        play.evicted(48 * MIB);
+        play.page_out(1, 48 * MIB);
         // Read, but not changed, under a lease.
         play.client.tell("on");
         play.turn(2, 48 * MIB);
-        play.take_back(2);
-        play.evict(48 * MIB);
-        play.evicted(48 * MIB);
+        play.page_out(2, 48 * MIB);
         let moves = play.peer.wait_for_moves(|moves| moves.clean > 0);
         assert_eq!((moves.paged_out, moves.clean), (48 * MIB, 48 * MIB), "compare: {compare}");
         play.client.tell("on");
         play.turn(3, 48 * MIB);
-        play.client.tell("on");
-        let ended = play.client.end().succeeded();
-        assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+        play.end().prints_times(2, "wrong=0");
     }
 }
 
@@ -51,8 +45,7 @@ fn a_kernel_that_found_no_memory_is_loaded_between_two_leases() {
         play.turn(epoch + 1, 48 * MIB);
     }
     play.peer.wait_for_moves(|moves| moves.clean > 0);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 3, "{}", ended.text());
+    let ended = play.end().prints_times(3, "wrong=0");
     ended.says("there is no memory for the hash kernel");
 }
 
@@ -63,10 +56,7 @@ fn memory_whose_hash_cannot_be_asked_for_is_copied() {
     let fault = "[[fault]]\nkind = 'launch_refused'\nkernel = 'acb_hash128'\nat = 2\ntimes = 0";
     let mut play = start_in(Lab::on_software_gpu(fault), "a48 w0:1 . c0:1");
     play.first_turn(48 * MIB);
-    play.take_back(1);
-    play.evict(48 * MIB);
-    play.evicted(48 * MIB);
-    play.client.tell("on");
+    play.swap_out(1, 48 * MIB);
     play.turn(2, 48 * MIB);
     play.client.end().succeeded().prints("wrong=0");
 }
@@ -87,15 +77,10 @@ fn memory_that_is_all_zeros_is_not_copied() {
         play.peer.wait_for_moves(|moves| moves.arena == 64 * MIB + scratch);
         for epoch in 1..4 {
             wait_until("its work is done", || play.lab.count("paused") as u64 == epoch);
-            play.take_back(epoch);
-            play.evict(64 * MIB);
-            play.evicted(64 * MIB);
-            play.client.tell("on");
+            play.swap_out(epoch, 64 * MIB);
             read.push(play.turn(epoch + 1, 64 * MIB).bytes_in);
         }
-        play.take_back(4);
-        play.evict(64 * MIB);
-        play.evicted(64 * MIB);
+        play.page_out(4, 64 * MIB);
         let moved = |moves: &MemoryReport| moves.paged_out + moves.clean;
         let moves = play.peer.wait_for_moves(|moves| moved(moves) == 4 * 64 * MIB);
         // The first was used all the time; the second in the second turn alone.
@@ -108,8 +93,6 @@ fn memory_that_is_all_zeros_is_not_copied() {
             // What is compared must have been copied.
             true => assert_eq!(read, [0, all, all, all]),
         }
-        play.client.tell("on");
-        let ended = play.client.end().succeeded();
-        assert_eq!(ended.stdout().matches("wrong=0").count(), 6, "{}", ended.text());
+        play.end().prints_times(6, "wrong=0");
     }
 }

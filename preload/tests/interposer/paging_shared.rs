@@ -4,7 +4,7 @@ use crate::play::{MIB, Play, gpu, paged_welcome, start_in, start_on};
 use crate::setup::{Lab, wait_until};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
-use acb_wire::v1::{Arena, BoundGpu, Evict, Granted, RoomVerdict};
+use acb_wire::v1::{Arena, BoundGpu, RoomVerdict};
 
 /// A program with two GPUs.
 fn on_two(words: &str) -> Play {
@@ -48,8 +48,7 @@ fn nvml_is_told_by_uuid_whatever_the_order() {
 
 /// A lease of both GPUs, with credit for each.
 fn turn(play: &mut Play, epoch: u64, credit: [u64; 2]) {
-    play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch, resident: false }));
+    play.peer.grant(epoch);
     for (device, bytes) in (0..).zip(credit) {
         play.credit_on(device, bytes);
     }
@@ -83,8 +82,7 @@ fn the_memory_of_two_gpus_leaves_at_the_same_time() {
     assert!([0, 1].into_iter().all(|device| half.contains(&device)), "in turns: {gone:?}");
     play.client.tell("on");
     turn(&mut play, 2, [EACH, EACH]);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "wrong=0");
 }
 
 /// And comes back at the same time.
@@ -104,8 +102,7 @@ fn the_memory_of_two_gpus_comes_at_the_same_time() {
     play.evicted(2 * EACH);
     let before = in_use(&play);
     play.client.tell("on");
-    play.peer.acquire();
-    play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+    play.peer.grant(2);
     for device in [0, 1] {
         play.credit_on(device, EACH);
     }
@@ -116,8 +113,7 @@ fn the_memory_of_two_gpus_comes_at_the_same_time() {
         now.iter().zip(&before).all(|(now, then)| (16..=112).contains(&(now - then)))
     });
     play.ready(2);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "wrong=0");
 }
 
 /// Memory of each GPU that somebody has, in MiB, as a program outside sees it.
@@ -152,11 +148,10 @@ fn memory_is_open_to_the_peers_that_the_program_has_enabled() {
     play.take_back(2);
     play.client.tell("on");
     turn(&mut play, 3, [0, 0]);
-    let ended = play.end();
-    let out = ended.stdout();
-    assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
-    assert_eq!(out.matches("kernel=0").count(), 5, "{}", ended.text());
-    assert_eq!(out.matches("peer=0").count(), 2, "{}", ended.text());
+    play.end()
+        .prints_times(4, "filled=0 wrong=0")
+        .prints_times(5, "kernel=0")
+        .prints_times(2, "peer=0");
 }
 
 #[test]
@@ -211,10 +206,10 @@ fn memory_that_the_driver_does_not_open_is_copied_all_the_same() {
     play.take_back(1);
     play.client.tell("on");
     turn(&mut play, 2, [0, 0]);
-    let ended = play.end().says("not opened to others");
-    let out = ended.stdout();
-    assert_eq!(out.matches("copied=0").count(), 16, "{}", ended.text());
-    assert_eq!(out.matches("read=0 wrong=0").count(), 16, "{}", ended.text());
+    play.end()
+        .says("not opened to others")
+        .prints_times(16, "copied=0")
+        .prints_times(16, "read=0 wrong=0");
 }
 
 #[test]
@@ -224,8 +219,7 @@ fn a_programs_own_mappings_stay_open_to_peers_over_swaps() {
     turn(&mut play, 1, [4 * MIB, 0]);
     play.swap_out_on(1, 0, 4 * MIB);
     turn(&mut play, 2, [4 * MIB, 0]);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "filled=0 wrong=0");
 }
 
 /// As NCCL makes its buffers: descriptors may be asked for, and peers reach them.
@@ -236,8 +230,7 @@ fn memory_that_could_be_exported_stays_open_to_peers_over_swaps() {
     turn(&mut play, 1, [16 * MIB, 0]);
     play.swap_out_on(1, 0, 16 * MIB);
     turn(&mut play, 2, [16 * MIB, 0]);
-    let ended = play.end();
-    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints_times(2, "filled=0 wrong=0");
 }
 
 #[test]
@@ -253,14 +246,12 @@ fn copies_between_contexts_wait_for_the_memory_of_both_gpus() {
         play.evict_on(1, 4 * MIB);
         play.evicted(8 * MIB);
         play.client.tell("on");
-        play.peer.acquire();
-        play.peer.say(Say::Granted(Granted { epoch: 2, resident: false }));
+        play.peer.grant(2);
         play.credit_on(0, 4 * MIB);
         play.peer.hears_nothing();
         play.credit_on(1, 4 * MIB);
         play.ready(2);
-        play.client.tell("on");
-        let ended = play.client.end().succeeded().prints("copied=0");
+        let ended = play.end().prints("copied=0");
         assert_eq!(ended.stdout().matches("wrong=0").count(), 2, "{word}: {}", ended.text());
     }
 }
@@ -276,29 +267,15 @@ fn memory_that_could_be_exported_is_moved_until_it_is() {
     play.turn(2, 24 * MIB);
     play.take_back(2);
     // All of it is asked back; what was exported stays, and that is said.
-    play.peer.say(Say::Evict(Evict { device: 0, bytes: 24 * MIB }));
-    let mut moved = 0;
-    let reason = loop {
-        match play.peer.hear_moves() {
-            Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
-            Hear::Evicted(evicted) => break evicted.failed,
-            other => panic!("Evicted expected: {other:?}"),
-        }
-    };
-    assert_eq!(moved, 8 * MIB);
-    assert!(reason.contains("16.0 MiB (exported)"), "{reason}");
-    let report = play.peer.wait_for_moves(|report| !report.fixed.is_empty());
-    let fixed: Vec<(&str, u64)> =
-        report.fixed.iter().map(|fixed| (fixed.kind.as_str(), fixed.bytes)).collect();
-    assert_eq!(fixed, [("exported", 16 * MIB)]);
+    play.keeps(24 * MIB, 16 * MIB, "exported");
+    play.shows(&[("exported", 16 * MIB)]);
     play.client.tell("on");
     play.turn(3, 8 * MIB);
-    let ended = play
-        .end()
+    play.end()
         .prints("exported=0")
         .prints("same=true")
-        .says("16.0 MiB of memory stays on GPU 0 from now on");
-    assert_eq!(ended.stdout().matches("wrong=0").count(), 4, "{}", ended.text());
+        .says("16.0 MiB of memory stays on GPU 0 from now on")
+        .prints_times(4, "wrong=0");
 }
 
 #[test]
@@ -364,9 +341,7 @@ fn a_pool_keeps_what_it_is_told_to() {
     play.claim(40 * MIB);
     play.turn(1, 40 * MIB);
     // Nothing is claimed for what is used again.
-    play.take_back(1);
-    play.evict(16 * MIB);
-    play.evicted(16 * MIB);
+    play.page_out(1, 16 * MIB);
     let back = play.returned();
     assert_eq!((back.bytes, back.resident), (40 * MIB, 24 * MIB));
     play.client.tell("on");
@@ -416,8 +391,7 @@ fn memory_of_a_pool_is_on_the_pools_device_and_open_to_whom_the_pool_is() {
     turn(&mut play, 1, [0, 4 * MIB]);
     play.swap_out_on(1, 1, 4 * MIB);
     turn(&mut play, 2, [0, 4 * MIB]);
-    let ended = play.end().prints("allocate=0");
-    assert_eq!(ended.stdout().matches("filled=0 wrong=0").count(), 2, "{}", ended.text());
+    play.end().prints("allocate=0").prints_times(2, "filled=0 wrong=0");
 }
 
 #[test]
@@ -459,26 +433,18 @@ fn memory_of_two_gpus_in_one_multicast_object_is_written_through_it_and_stays() 
     turn(&mut play, 2, [0, 6 * MIB]);
     play.take_back(2);
     for (device, moves) in [(0, 0), (1, 2 * MIB)] {
-        play.evict_on(device, moves + 4 * MIB);
-        let mut moved = 0;
-        let reason = loop {
-            match play.peer.hear_moves() {
-                Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
-                Hear::Evicted(evicted) => break evicted.failed,
-                other => panic!("Evicted expected: {other:?}"),
-            }
-        };
-        assert_eq!(moved, moves);
-        assert!(reason.contains("4.0 MiB (multicast)"), "{reason}");
+        play.keeps_on(device, moves + 4 * MIB, 4 * MIB, "multicast");
     }
     play.client.tell("on");
     turn(&mut play, 3, [0, 2 * MIB]);
     // CUDA_ERROR_ILLEGAL_STATE: not all devices are there yet.
     let ended = play.end().prints("early=401").prints("mapped=0").prints("opened=0");
-    let ended = ended.prints("kernel=0").prints("unmapped=0").prints("read=0 wrong=0");
-    let out = ended.stdout();
-    assert_eq!(out.matches("bound=0").count(), 2, "{}", ended.text());
-    assert_eq!(out.matches("filled=0 wrong=0").count(), 4, "{}", ended.text());
+    ended
+        .prints("kernel=0")
+        .prints("unmapped=0")
+        .prints("read=0 wrong=0")
+        .prints_times(2, "bound=0")
+        .prints_times(4, "filled=0 wrong=0");
 }
 
 #[test]
@@ -495,10 +461,7 @@ fn graphs_that_decide_on_the_gpu_see_memory_that_has_moved() {
     }
     let ended = play.end().prints("node=0").prints("captured=0").prints("instantiated=0");
     // CUDA_ERROR_NOT_SUPPORTED: such graphs are not copied.
-    let ended = ended.prints("cloned=801");
-    let out = ended.stdout();
-    assert_eq!(out.matches("ran=0").count(), 3, "{}", ended.text());
-    assert_eq!(out.matches("left=0 wrong=0").count(), 3, "{}", ended.text());
+    ended.prints("cloned=801").prints_times(3, "ran=0").prints_times(3, "left=0 wrong=0");
 }
 
 #[test]

@@ -5,8 +5,7 @@ use crate::setup::{Client, Ended, Lab};
 use acb_wire::v1::assigner_message::Kind as Say;
 use acb_wire::v1::client_message::Kind as Hear;
 use acb_wire::v1::{
-    Arena, Bound, BoundGpu, Credit, Evict, Granted, Ready, RoomKind, RoomReturn, RoomVerdict,
-    Welcome,
+    Arena, Bound, BoundGpu, Credit, Evict, Ready, RoomKind, RoomReturn, RoomVerdict, Welcome,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -85,6 +84,23 @@ impl Play {
         self.peer.room_reply(request.seq, RoomVerdict::Granted, "");
     }
 
+    /// Room for memory that stays, granted.
+    #[track_caller]
+    pub(crate) fn room(&mut self, bytes: u64) {
+        let request = self.peer.room_request();
+        assert_eq!((request.device, request.bytes, request.kind()), (0, bytes, RoomKind::Memory));
+        self.peer.room_reply(request.seq, RoomVerdict::Granted, "");
+    }
+
+    /// What status shows of memory that stays; an empty list: nothing.
+    #[track_caller]
+    pub(crate) fn shows(&mut self, kinds: &[(&str, u64)]) {
+        self.peer.wait_for_moves(|report| {
+            let told = report.fixed.iter().map(|it| (it.kind.as_str(), it.bytes));
+            told.eq(kinds.iter().copied())
+        });
+    }
+
     pub(crate) fn credit(&mut self, bytes: u64) {
         self.credit_on(0, bytes);
     }
@@ -101,18 +117,26 @@ impl Play {
         self.peer.say(Say::Evict(Evict { device, bytes }));
     }
 
-    /// Everything is asked back; what goes, and why the rest stays.
+    /// So much is asked back; this much of it stays, as that, and the rest goes.
     #[track_caller]
-    pub(crate) fn asked_back(&mut self, bytes: u64) -> (u64, String) {
-        self.evict(bytes);
+    pub(crate) fn keeps(&mut self, asked: u64, stays: u64, what: &str) {
+        self.keeps_on(0, asked, stays, what);
+    }
+
+    /// The same on another device.
+    #[track_caller]
+    pub(crate) fn keeps_on(&mut self, device: u32, asked: u64, stays: u64, what: &str) {
+        self.evict_on(device, asked);
         let mut moved = 0;
-        loop {
+        let reason = loop {
             match self.peer.hear_moves() {
                 Hear::Evicted(evicted) if evicted.failed.is_empty() => moved += evicted.bytes,
-                Hear::Evicted(evicted) => return (moved, evicted.failed),
+                Hear::Evicted(evicted) => break evicted.failed,
                 other => panic!("Evicted expected: {other:?}"),
             }
-        }
+        };
+        assert_eq!(moved, asked - stays);
+        assert!(reason.contains(&format!("{}.0 MiB ({what})", stays / MIB)), "{reason}");
     }
 
     /// Everything that was asked back has come; in how many parts.
@@ -151,8 +175,7 @@ impl Play {
     /// A lease from Acquire to Ready.
     #[track_caller]
     pub(crate) fn turn(&mut self, epoch: u64, credit: u64) -> Ready {
-        self.peer.acquire();
-        self.peer.say(Say::Granted(Granted { epoch, resident: false }));
+        self.peer.grant(epoch);
         if credit > 0 {
             self.credit(credit);
         }
@@ -168,7 +191,21 @@ impl Play {
         self.peer.wait_for_moves(|moves| moves.arena == bytes);
     }
 
-    /// The lease comes back, then memory is asked back and comes; the program goes on.
+    /// The lease comes back, then memory is asked back and comes.
+    #[track_caller]
+    pub(crate) fn page_out(&mut self, epoch: u64, bytes: u64) {
+        self.page_out_on(epoch, 0, bytes);
+    }
+
+    /// The same on another device.
+    #[track_caller]
+    pub(crate) fn page_out_on(&mut self, epoch: u64, device: u32, bytes: u64) {
+        self.take_back(epoch);
+        self.evict_on(device, bytes);
+        self.evicted(bytes);
+    }
+
+    /// The same, and the program goes on.
     #[track_caller]
     pub(crate) fn swap_out(&mut self, epoch: u64, bytes: u64) {
         self.swap_out_on(epoch, 0, bytes);
@@ -177,9 +214,7 @@ impl Play {
     /// The same on another device.
     #[track_caller]
     pub(crate) fn swap_out_on(&mut self, epoch: u64, device: u32, bytes: u64) {
-        self.take_back(epoch);
-        self.evict_on(device, bytes);
-        self.evicted(bytes);
+        self.page_out_on(epoch, device, bytes);
         self.client.tell("on");
     }
 

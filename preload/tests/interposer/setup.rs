@@ -295,6 +295,13 @@ impl Ended {
         assert!(self.stdout().contains(text), "no `{text}` in\n{}", self.text());
         self
     }
+
+    /// It prints that so often, neither more nor less.
+    #[track_caller]
+    pub(crate) fn prints_times(self, times: usize, text: &str) -> Self {
+        assert_eq!(self.stdout().matches(text).count(), times, "`{text}` in\n{}", self.text());
+        self
+    }
 }
 
 /// Waits until `condition` holds.
