@@ -1,4 +1,4 @@
-//! What programs that work in rounds have in common: the options, the record of a round, the end.
+//! What programs that work in rounds have in common: the options, the driver, the record of a round, the end.
 //!
 //! Owns: the one line of JSON a round on stdout, and the exit codes. Does not own: what is done in a
 //! round, or the distribution of lengths ([`timing`](crate::timing)).
@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use crate::driver::Driver;
 use crate::quantities::{milliseconds, seconds};
 use crate::timing::{Spread, Times};
 
@@ -70,6 +71,18 @@ impl Pace {
     /// The lengths of this task's phases.
     pub fn times(&self) -> Times {
         Times::new(self.seed(), self.cv)
+    }
+
+    /// The driver, which has as many GPUs as are wanted.
+    ///
+    /// # Errors
+    /// There is none, or it has fewer.
+    pub fn driver(&self) -> anyhow::Result<Driver> {
+        let driver = Driver::open("libcuda.so.1")?;
+        driver.init()?;
+        let found = driver.device_count()?;
+        anyhow::ensure!(found >= self.gpus, "--gpus {}: the driver shows {found}", self.gpus);
+        Ok(driver)
     }
 
     /// Whether no round of this number is to begin, so long after the first one.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use acb_workloads::quantities::{bytes, milliseconds};
 use acb_workloads::reference::{self, Steps};
+use acb_workloads::rounds::{self, Moments, Round};
 use acb_workloads::{clock, kernels};
 use clap::Parser;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -20,9 +21,7 @@ use cudarc::driver::{
     PinnedHostSlice, PushKernelArg,
 };
 use cudarc::nvrtc::Ptx;
-use serde::Serialize;
 
-const WRONG_DATA: u8 = 3;
 const SALT: u64 = 7;
 
 /// CPU and GPU phases through cudarc; checks its data in every round
@@ -52,33 +51,9 @@ struct Options {
     name: String,
 }
 
-/// As in `phases`.
-#[derive(Serialize)]
-struct Round<'a> {
-    name: &'a str,
-    pid: u32,
-    round: u64,
-    cpu_start_ns: u64,
-    gpu_wanted_ns: u64,
-    gpu_got_ns: u64,
-    gpu_done_ns: u64,
-    ok: bool,
-}
-
 fn main() -> ExitCode {
     let options = Options::parse();
-    match run(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(WRONG_DATA),
-        Err(error) => {
-            eprintln!("cudarc_rounds: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn now() -> u64 {
-    clock::monotonic().as_nanos() as u64
+    rounds::end("cudarc_rounds", &options.name, run(&options))
 }
 
 fn run(options: &Options) -> anyhow::Result<bool> {
@@ -91,22 +66,20 @@ fn run(options: &Options) -> anyhow::Result<bool> {
         round < options.rounds || options.until.as_ref().is_some_and(|file| !file.exists())
     };
     for round in (0..).take_while(|round| goes_on(*round)) {
-        let cpu_start_ns = now();
+        let cpu_start = clock::monotonic();
         std::thread::sleep(options.cpu_ms);
         let mut fresh = vec![0; words];
         reference::fill(&mut fresh, options.seed.wrapping_add(1000 * (round + 1)));
-        let gpu_wanted_ns = now();
+        let wanted = clock::monotonic();
         client.first()?;
-        let gpu_got_ns = now();
+        let got = clock::monotonic();
         let (fresh_back, kept_back) = client.gpu_phase(&fresh)?;
-        let gpu_done_ns = now();
+        let done = clock::monotonic();
         steps.apply(&mut fresh);
         steps.apply(&mut kept);
         let ok = fresh_back == fresh && kept_back == kept;
-        let (name, pid) = (options.name.as_str(), std::process::id());
-        let record =
-            Round { name, pid, round, cpu_start_ns, gpu_wanted_ns, gpu_got_ns, gpu_done_ns, ok };
-        println!("{}", serde_json::to_string(&record)?);
+        let at = Moments { cpu_start, wanted, got, done };
+        rounds::print(&Round::new(&options.name, round, at, ok))?;
         if !ok {
             return Ok(false);
         }

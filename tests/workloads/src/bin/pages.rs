@@ -103,10 +103,7 @@ fn main() -> ExitCode {
 fn run(options: &Options, name: &str) -> anyhow::Result<bool> {
     let pace = &options.pace;
     let (seed, mut times) = (pace.seed(), pace.times());
-    let driver = Driver::open("libcuda.so.1")?;
-    driver.init()?;
-    let found = driver.device_count()?;
-    anyhow::ensure!(found >= pace.gpus, "--gpus {}: the driver shows {found}", pace.gpus);
+    let driver = pace.driver()?;
     let mut gpus = (0..pace.gpus)
         .map(|ordinal| Gpu::new(&driver, ordinal, options, splitmix64(seed ^ u64::from(ordinal))))
         .collect::<Result<Vec<_>, _>>()?;
