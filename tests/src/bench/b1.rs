@@ -3,15 +3,12 @@
 //! Owns: its parameters, running it through a Slurm, and collecting the record. Does not own: the
 //! Slurm ([`crate::lab`]), what follows from the record ([`super::analysis`]).
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
+use super::client::Client;
 use super::interrupt;
 use super::record::Round;
 use crate::lab::Lab;
@@ -119,14 +116,16 @@ impl B1 {
             srun.env("LD_LIBRARY_PATH", lab.prefix().test_program("sim"));
             srun.env("SIMCUDA_CONFIG", lab.folder().join("simcuda.toml"));
         }
-        let mut job = Job::start(srun)?;
+        let (send, lines) = mpsc::channel();
+        // When it is ended, Slurm ends its tasks.
+        let mut srun = Client::start(srun, send)?;
         let mut rounds = vec![];
         let mut heard = Instant::now();
         // A round of all clients one after the other, and time for a crowded machine.
         let turn = (CPU_S + GPU_S * f64::from(self.clients(mode))) / self.scale;
         let patience = Duration::from_secs_f64(60.0 + 4.0 * turn);
         loop {
-            match job.lines.recv_timeout(Duration::from_millis(100)) {
+            match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
                     heard = Instant::now();
                     if let Some(round) = Round::parse(&line) {
@@ -141,83 +140,23 @@ impl B1 {
                 bail!(Interrupted);
             }
             if heard.elapsed() > patience {
+                srun.end();
                 bail!(
                     "no client has completed a round for {} s; srun said:\n{}",
                     patience.as_secs(),
-                    job.complaint()
+                    srun.said()
                 );
             }
         }
-        job.finish()?;
+        let status = srun.wait()?;
+        if !status.success() {
+            bail!("srun failed ({status}):\n{}", srun.said());
+        }
         let wanted = (self.clients(mode) * self.rounds(mode)) as usize;
         if rounds.len() != wanted {
             bail!("{} rounds were recorded instead of {wanted}", rounds.len());
         }
         Ok(rounds)
-    }
-}
-
-/// A running srun. Dropping it ends it; its tasks are ended by Slurm.
-struct Job {
-    srun: Child,
-    lines: mpsc::Receiver<String>,
-    errors: Option<thread::JoinHandle<String>>,
-}
-
-impl Job {
-    fn start(mut command: Command) -> Result<Self> {
-        let mut srun = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C at the terminal is for this program, which then ends srun.
-            .process_group(0)
-            .spawn()
-            .context("start srun")?;
-        let stdout = BufReader::new(srun.stdout.take().context("srun has no stdout")?);
-        let mut stderr = srun.stderr.take().context("srun has no stderr")?;
-        let (send, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if send.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let errors = thread::spawn(move || {
-            let mut bytes = vec![];
-            // What was read before an error is all there is.
-            let _ = stderr.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        Ok(Self { srun, lines, errors: Some(errors) })
-    }
-
-    /// Waits for srun; fails as it does.
-    fn finish(&mut self) -> Result<()> {
-        let status = self.srun.wait()?;
-        if !status.success() {
-            bail!("srun failed ({status}):\n{}", self.complaint());
-        }
-        Ok(())
-    }
-
-    /// Ends srun and returns what it said on stderr.
-    fn complaint(&mut self) -> String {
-        self.end();
-        self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default()
-    }
-
-    fn end(&mut self) {
-        // It may have ended by itself.
-        let _ = self.srun.kill();
-        let _ = self.srun.wait();
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod analysis;
 pub mod apart;
 pub mod b1;
+pub mod client;
 pub mod clock;
 pub mod figure;
 pub mod interrupt;

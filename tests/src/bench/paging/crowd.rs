@@ -1,18 +1,16 @@
 //! Several clients at a time, their records, and how they ended.
 //!
-//! Owns: the processes. Dropping a crowd ends it. Does not own: what the records say.
+//! Owns: what they record together, and when they are given up. Does not own: the processes ([`crate::bench::client`]).
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::Deserialize;
 
 use crate::bench::b1::Interrupted;
+use crate::bench::client::Client;
 use crate::bench::interrupt;
 use crate::bench::record::Round;
 
@@ -59,10 +57,8 @@ pub fn run(commands: Vec<Command>) -> Result<Record> {
 pub fn run_patiently(commands: Vec<Command>, patience: Duration) -> Result<Record> {
     let patience = patience.max(PATIENCE);
     let (send, lines) = mpsc::channel();
-    let mut crowd = Crowd::default();
-    for command in commands {
-        crowd.start(command, &send)?;
-    }
+    let start = |command| Client::start(command, send.clone());
+    let mut clients = commands.into_iter().map(start).collect::<Result<Vec<_>>>()?;
     drop(send);
     let mut record = Record::default();
     let mut heard = Instant::now();
@@ -82,15 +78,13 @@ pub fn run_patiently(commands: Vec<Command>, patience: Duration) -> Result<Recor
             bail!(Interrupted);
         }
         if heard.elapsed() > patience {
-            bail!(
-                "no client has said anything for {} s:\n{}",
-                patience.as_secs(),
-                crowd.complaint()
-            );
+            clients.iter_mut().for_each(Client::end);
+            let said: String = clients.iter_mut().map(Client::said).collect();
+            bail!("no client has said anything for {} s:\n{said}", patience.as_secs());
         }
     }
-    for client in &mut crowd.clients {
-        let status = client.child.wait()?;
+    for client in &mut clients {
+        let status = client.wait()?;
         if status.success() {
             continue;
         }
@@ -103,66 +97,23 @@ pub fn run_patiently(commands: Vec<Command>, patience: Duration) -> Result<Recor
     Ok(record)
 }
 
-#[derive(Default)]
-struct Crowd {
-    clients: Vec<Client>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct Client {
-    child: Child,
-    errors: Option<JoinHandle<String>>,
-}
-
-impl Crowd {
-    fn start(&mut self, mut command: Command, lines: &mpsc::Sender<String>) -> Result<()> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C at the terminal is for this program, which then ends its clients.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {command:?}"))?;
-        let stdout = BufReader::new(child.stdout.take().context("a client has no stdout")?);
-        let mut stderr = child.stderr.take().context("a client has no stderr")?;
-        let lines = lines.clone();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if lines.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let errors = thread::spawn(move || {
-            let mut bytes = vec![];
-            // What was read before an error is all there is.
-            let _ = stderr.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        self.clients.push(Client { child, errors: Some(errors) });
-        Ok(())
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
     }
 
-    fn complaint(&mut self) -> String {
-        self.clients.iter_mut().for_each(Client::end);
-        self.clients.iter_mut().map(Client::said).collect()
-    }
-}
-
-impl Client {
-    fn said(&mut self) -> String {
-        self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default()
-    }
-
-    fn end(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        self.clients.iter_mut().for_each(Client::end);
+    #[test]
+    fn wrong_data_is_told_and_any_other_failure_is_an_error() {
+        let right = shell(r#"echo '{"checked": 8}'; echo '{"end_checked": 8}'"#);
+        let wrong = shell(r#"echo '{"checked": 8, "wrong": 2}'; echo oh >&2; exit 3"#);
+        let record = run(vec![right, wrong]).unwrap();
+        assert_eq!((record.checked, record.wrong, record.complaints.as_str()), (24, 2, "oh\n"));
+        let error = run(vec![shell("echo no >&2; exit 1")]).unwrap_err().to_string();
+        assert!(error.ends_with(":\nno\n"), "{error}");
     }
 }
