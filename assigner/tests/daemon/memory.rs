@@ -95,6 +95,15 @@ impl Program {
         self.client.granted()
     }
 
+    /// Claims so much and has all of it under a lease.
+    fn works_with(&mut self, mib: u64) -> u64 {
+        self.claim(mib);
+        let epoch = self.acquire();
+        self.credited(mib);
+        self.ready(epoch);
+        epoch
+    }
+
     /// Reads until a message is what is looked for; passes over the others.
     fn until<T>(&mut self, mut wanted: impl FnMut(Kind) -> Option<T>) -> T {
         loop {
@@ -155,10 +164,7 @@ fn status(home: &Home, program: &Program) -> serde_json::Value {
 fn what_one_client_lacks_another_moves_away() {
     let home = home(&[]);
     let (mut one, mut other) = (Program::start(&home), Program::start(&home));
-    one.claim(700);
-    let epoch = one.acquire();
-    one.credited(700);
-    one.ready(epoch);
+    let epoch = one.works_with(700);
     other.claim(600);
     // More is claimed than there is: both need memory of the host.
     assert_eq!((one.arena(), other.arena()), (700, 600));
@@ -188,10 +194,7 @@ fn what_one_client_lacks_another_moves_away() {
 fn a_lease_lasts_by_what_its_memory_took() {
     let home = home(&["--quantum-ms", "1", "--switch-share", "0.02"]);
     let (mut one, mut other) = (Program::start(&home), Program::start(&home));
-    one.claim(700);
-    let epoch = one.acquire();
-    one.credited(700);
-    one.ready(epoch);
+    let epoch = one.works_with(700);
     other.claim(600);
     other.client.acquire();
     other.credited(324);
@@ -223,10 +226,7 @@ fn a_lease_lasts_by_what_its_memory_took() {
 fn a_restart_in_the_middle_of_a_switch_loses_nothing() {
     let home = home(&[]);
     let (mut one, mut other) = (Program::start(&home), Program::start(&home));
-    one.claim(900);
-    let epoch = one.acquire();
-    one.credited(900);
-    one.ready(epoch);
+    let epoch = one.works_with(900);
     other.claim(900);
     other.client.acquire();
     other.credited(124);
@@ -254,10 +254,7 @@ fn memory_of_who_sleeps_through_a_restart_stays_counted() {
     let home = home(&[]);
     let (mut one, mut other) = (Program::start(&home), Program::start(&home));
     other.claim(600);
-    one.claim(900);
-    let epoch = one.acquire();
-    one.credited(900);
-    one.ready(epoch);
+    let epoch = one.works_with(900);
     // As soon as a client has its memory, the next life knows of it.
     kill_worker(&home);
     other.come_back(0, 600, 0);
