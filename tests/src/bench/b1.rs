@@ -43,11 +43,6 @@ pub enum Mode {
     Shared,
 }
 
-/// The run was interrupted by the user.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted;
-
 impl B1 {
     /// Clients of a run.
     pub fn clients(&self, mode: Mode) -> u32 {
@@ -100,7 +95,7 @@ impl B1 {
     /// Runs one side in a Slurm and returns its record; `progress` is told of every round.
     ///
     /// # Errors
-    /// [`Interrupted`]; or a client failed, or nothing was heard of any client for long.
+    /// [`interrupt::Interrupted`]; or a client failed, or nothing was heard of any client for long.
     pub fn run(
         &self,
         lab: &Lab,
@@ -136,9 +131,7 @@ impl B1 {
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if interrupt::requested() {
-                bail!(Interrupted);
-            }
+            interrupt::check()?;
             if heard.elapsed() > patience {
                 srun.end();
                 bail!(

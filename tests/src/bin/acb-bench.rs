@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use acb_sim::read::Overrides;
 use acb_tests::bench::analysis::Comparison;
 use acb_tests::bench::apart;
-use acb_tests::bench::b1::{B1, Interrupted};
+use acb_tests::bench::b1::B1;
 use acb_tests::bench::figure::Figure;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::measure::{self, Effort};
@@ -111,17 +111,7 @@ const MEASUREMENTS: [(&[&str], Measurement); 22] = [
 ];
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Interrupted>() => {
-            eprintln!("Interrupted; everything is stopped and removed.");
-            ExitCode::from(130)
-        }
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::end("bench", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -163,9 +153,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         };
         let measured = measured.with_context(|| names.join(", "))?;
         figures.extend(measured.into_iter().filter(|figure| wanted(figure.name)));
-        if interrupt::requested() {
-            bail!(Interrupted);
-        }
+        interrupt::check()?;
     }
     if let Some(file) = &arguments.json {
         let json = serde_json::to_string_pretty(&figures)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use acb_tests::bench::analysis::Comparison;
-use acb_tests::bench::b1::{B1, Interrupted};
+use acb_tests::bench::b1::B1;
 use acb_tests::bench::interrupt;
 use acb_tests::bench::quickstart::{self, Records, Summary};
 use acb_tests::bench::terminal::{self, ColorChoice};
@@ -59,17 +59,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<Interrupted>() => {
-            eprintln!("Interrupted; everything is stopped and removed.");
-            ExitCode::from(130)
-        }
-        Err(error) => {
-            eprintln!("quickstart: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::end("quickstart", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use crate::bench::b1::Interrupted;
 use crate::bench::client::Client;
 use crate::bench::interrupt;
 use crate::bench::record::Round;
@@ -45,7 +44,7 @@ struct Checked {
 /// Runs the clients to their ends. Wrong data is told, not an error.
 ///
 /// # Errors
-/// A client fails, or is silent for long; [`Interrupted`].
+/// A client fails, or is silent for long; [`interrupt::Interrupted`].
 pub fn run(commands: Vec<Command>) -> Result<Record> {
     run_patiently(commands, PATIENCE)
 }
@@ -74,9 +73,7 @@ pub fn run_patiently(commands: Vec<Command>, patience: Duration) -> Result<Recor
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if interrupt::requested() {
-            bail!(Interrupted);
-        }
+        interrupt::check()?;
         if heard.elapsed() > patience {
             clients.iter_mut().for_each(Client::end);
             let said: String = clients.iter_mut().map(Client::said).collect();
