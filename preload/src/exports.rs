@@ -132,43 +132,17 @@ macro_rules! export {
         }
     };
     (submit $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
-        #[allow(non_snake_case, clippy::too_many_arguments)]
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
-            guard($text, || {
-                let asynchronous = false $( || hooks::submit::is_stream(&$parameter) )*;
-                hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
-                // SAFETY: parameters of a submission are what the driver's header says they are.
-                $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
-                // SAFETY: the program's own arguments, unchanged.
-                let call = move || unsafe { crate::table::real::$symbol($($parameter),*) };
-                match const { hooks::unasked::grows($text) } {
-                    true => hooks::submit::pass_growing($text, asynchronous, call),
-                    false => hooks::submit::pass($text, asynchronous, call),
-                }
-            })
-        }
+        submission! { $symbol $text $form ($($parameter: $kind),*) {} }
     };
     (copy $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
-        #[allow(non_snake_case, clippy::too_many_arguments)]
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
-            guard($text, || {
-                let asynchronous = false $( || hooks::submit::is_stream(&$parameter) )*;
-                hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
-                // SAFETY: parameters of a submission are what the driver's header says they are.
-                $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
-                if crate::pager::APART.load(std::sync::atomic::Ordering::Relaxed) {
-                    // SAFETY: the program's own arguments, unchanged.
-                    if let Some(result) = unsafe { hooks::copy::$symbol($($parameter),*) } {
-                        return result;
-                    }
+        submission! { $symbol $text $form ($($parameter: $kind),*) {
+            if crate::pager::APART.load(std::sync::atomic::Ordering::Relaxed) {
+                // SAFETY: the program's own arguments, unchanged.
+                if let Some(result) = unsafe { hooks::copy::$symbol($($parameter),*) } {
+                    return result;
                 }
-                // SAFETY: as above.
-                let call = || unsafe { crate::table::real::$symbol($($parameter),*) };
-                hooks::submit::pass($text, asynchronous, call)
-            })
-        }
+            }
+        } }
     };
     (wait $symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*)) => {
         #[allow(non_snake_case)]
@@ -193,6 +167,29 @@ macro_rules! export {
                 }
                 // SAFETY: the program's own arguments, unchanged.
                 unsafe { hooks::$class::$symbol($($parameter),*) }
+            })
+        }
+    };
+}
+
+/// A call that passes the gate, when `first` has been done.
+macro_rules! submission {
+    ($symbol:ident $text:literal $form:ident ($($parameter:ident: $kind:ty),*) { $($first:tt)* }) => {
+        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $symbol($($parameter: $kind),*) -> CuResult {
+            guard($text, || {
+                let asynchronous = false $( || hooks::submit::is_stream(&$parameter) )*;
+                hooks::submit::note_form(acb_cuda_abi::StreamForm::$form);
+                // SAFETY: parameters of a submission are what the driver's header says they are.
+                $( unsafe { hooks::submit::note_parameter(&$parameter) }; )*
+                $($first)*
+                // SAFETY: the program's own arguments, unchanged.
+                let call = move || unsafe { crate::table::real::$symbol($($parameter),*) };
+                match const { hooks::unasked::grows($text) } {
+                    true => hooks::submit::pass_growing($text, asynchronous, call),
+                    false => hooks::submit::pass($text, asynchronous, call),
+                }
             })
         }
     };
