@@ -32,7 +32,7 @@ macro_rules! create {
                     // SAFETY: the driver has just written there.
                     let context = unsafe { pctx.read() };
                     made(context, $device);
-                    libraries.count(context as usize);
+                    libraries.count_context(context as usize);
                 }
                 false => {
                     libraries.forget();
@@ -180,7 +180,7 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
         return CuResult::OUT_OF_MEMORY;
     }
     let libraries = match before {
-        true => module::Libraries::default(),
+        true => module::Promises::default(),
         false => match module::for_context(dev) {
             Some(libraries) => libraries,
             None => {
@@ -200,7 +200,7 @@ pub(crate) unsafe fn cuDevicePrimaryCtxRetain(pctx: *mut sys::CUcontext, dev: c_
             LEDGER.return_context(dev);
             libraries.forget();
         } else {
-            libraries.count(context);
+            libraries.count_context(context);
             if !before {
                 LEDGER.measure_context(context, dev);
             }

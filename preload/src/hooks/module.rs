@@ -26,32 +26,53 @@ fn known() -> MutexGuard<'static, BTreeMap<usize, u64>> {
     LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Room for the variables of all libraries in one more context.
+/// Room for variables: of all libraries in one more context, or of one more library in all contexts. Each with the library, or the
+/// context, that it is for.
 #[derive(Default)]
-pub(super) struct Libraries(Vec<(usize, Promise)>);
+pub(super) struct Promises(Vec<(usize, Promise)>);
 
 /// `None`: there is no room, and the reason has been told.
-pub(super) fn for_context(device: c_int) -> Option<Libraries> {
-    let mut all = Libraries::default();
-    let known: Vec<(usize, u64)> = known().iter().map(|(it, bytes)| (*it, *bytes)).collect();
-    for (library, bytes) in known {
-        match LEDGER.reserve_exactly("cuLibraryLoad", device, bytes) {
-            Some(promise) => all.0.push((library, promise)),
-            None => {
-                all.forget();
-                return None;
-            }
-        }
-    }
-    Some(all)
+pub(super) fn for_context(device: c_int) -> Option<Promises> {
+    let wanted = known().iter().map(|(library, bytes)| (*library, device, *bytes)).collect();
+    Promises::of("cuLibraryLoad", wanted)
 }
 
-impl Libraries {
+/// The same for a library.
+fn for_library(symbol: &str, bytes: u64) -> Option<Promises> {
+    let contexts = LEDGER.contexts().into_iter();
+    Promises::of(symbol, contexts.map(|(context, device)| (context, device, bytes)).collect())
+}
+
+impl Promises {
+    /// Of so many bytes on these devices.
+    fn of(symbol: &str, wanted: Vec<(usize, c_int, u64)>) -> Option<Self> {
+        let mut all = Promises::default();
+        for (whose, device, bytes) in wanted {
+            match LEDGER.reserve_exactly(symbol, device, bytes) {
+                Some(promise) => all.0.push((whose, promise)),
+                None => {
+                    all.forget();
+                    return None;
+                }
+            }
+        }
+        Some(all)
+    }
+
     /// The context is there.
-    pub(super) fn count(self, context: usize) {
+    pub(super) fn count_context(self, context: usize) {
         for (library, promise) in self.0 {
             LEDGER.allocated(promise, Key::Library(library, context), context);
         }
+    }
+
+    /// The library is.
+    fn count_library(self, library: sys::CUlibrary, bytes: u64) {
+        let library = library as usize;
+        for (context, promise) in self.0 {
+            LEDGER.allocated(promise, Key::Library(library, context), context);
+        }
+        known().insert(library, bytes);
     }
 
     /// It is not.
@@ -181,12 +202,12 @@ unsafe fn load_library(
         Variables::Bytes(0) => unasked::again(symbol, call),
         Variables::Bytes(bytes) => {
             let bytes = rounded(bytes);
-            let Some(promises) = Promises::of(symbol, bytes) else {
+            let Some(promises) = for_library(symbol, bytes) else {
                 return CuResult::OUT_OF_MEMORY;
             };
             let result = unasked::again(symbol, call);
             match result.is_success() {
-                true => promises.count(library(), bytes),
+                true => promises.count_library(library(), bytes),
                 false => promises.forget(),
             }
             result
@@ -205,46 +226,14 @@ unsafe fn load_library(
             if !result.is_success() || bytes == 0 {
                 return result;
             }
-            let Some(promises) = Promises::of(symbol, bytes) else {
+            let Some(promises) = for_library(symbol, bytes) else {
                 // SAFETY: what was just loaded.
                 let _ = unsafe { real::cuLibraryUnload(library()) };
                 return CuResult::OUT_OF_MEMORY;
             };
-            promises.count(library(), bytes);
+            promises.count_library(library(), bytes);
             result
         }
-    }
-}
-
-/// Room for a library's variables in all contexts that there are.
-struct Promises(Vec<(usize, Promise)>);
-
-impl Promises {
-    /// `None`: there is no room, and the reason has been told.
-    fn of(symbol: &str, bytes: u64) -> Option<Self> {
-        let mut all = Promises(Vec::new());
-        for (context, device) in LEDGER.contexts() {
-            match LEDGER.reserve_exactly(symbol, device, bytes) {
-                Some(promise) => all.0.push((context, promise)),
-                None => {
-                    all.forget();
-                    return None;
-                }
-            }
-        }
-        Some(all)
-    }
-
-    fn count(self, library: sys::CUlibrary, bytes: u64) {
-        let library = library as usize;
-        for (context, promise) in self.0 {
-            LEDGER.allocated(promise, Key::Library(library, context), context);
-        }
-        known().insert(library, bytes);
-    }
-
-    fn forget(self) {
-        self.0.into_iter().for_each(|(_, promise)| LEDGER.forget(promise));
     }
 }
 
