@@ -286,39 +286,36 @@ unsafe fn in_stream(
     })
 }
 
-fn free_in_stream(dptr: u64, hStream: sys::CUstream, form: StreamForm) -> Freed {
-    if !PAGER.is_active() {
-        return Freed::Unknown;
-    }
+/// cuMemFreeAsync, in either form.
+fn free_in_stream(
+    dptr: u64,
+    hStream: sys::CUstream,
+    form: StreamForm,
+    call: impl Fn() -> CuResult,
+) -> CuResult {
     let (stream, thread) = stream_of(hStream, form);
-    match is_captured(stream) {
-        true => Freed::Unknown,
-        false => PAGER.free_in_stream(dptr, stream, thread),
+    if PAGER.is_active()
+        && !is_captured(stream)
+        && let Freed::Done(result) = PAGER.free_in_stream(dptr, stream, thread)
+    {
+        return result;
+    }
+    match graph::captured(stream) {
+        Some(graph) => graph::free(graph, dptr, call),
+        None => free_address(dptr, call),
     }
 }
 
 pub(crate) unsafe fn cuMemFreeAsync(dptr: u64, hStream: sys::CUstream) -> CuResult {
-    if let Freed::Done(result) = free_in_stream(dptr, hStream, StreamForm::Legacy) {
-        return result;
-    }
     // SAFETY: the program's own arguments.
     let call = || unsafe { real::cuMemFreeAsync(dptr, hStream) };
-    match graph::captured(stream_of(hStream, StreamForm::Legacy).0) {
-        Some(graph) => graph::free(graph, dptr, call),
-        None => free_address(dptr, call),
-    }
+    free_in_stream(dptr, hStream, StreamForm::Legacy, call)
 }
 
 pub(crate) unsafe fn cuMemFreeAsync_ptsz(dptr: u64, hStream: sys::CUstream) -> CuResult {
-    if let Freed::Done(result) = free_in_stream(dptr, hStream, StreamForm::PerThread) {
-        return result;
-    }
     // SAFETY: the program's own arguments.
     let call = || unsafe { real::cuMemFreeAsync_ptsz(dptr, hStream) };
-    match graph::captured(stream_of(hStream, StreamForm::PerThread).0) {
-        Some(graph) => graph::free(graph, dptr, call),
-        None => free_address(dptr, call),
-    }
+    free_in_stream(dptr, hStream, StreamForm::PerThread, call)
 }
 
 // ---------------------------------------------------------------- arrays
