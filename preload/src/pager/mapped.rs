@@ -17,9 +17,6 @@ use crate::memory::size;
 use acb_cuda_abi::CuResult;
 use std::sync::MutexGuard;
 
-/// Where, and how long.
-type Gaps = Vec<(u64, u64)>;
-
 impl Pager {
     /// cuMemCreate: a name.
     pub(crate) fn create(
@@ -204,15 +201,10 @@ impl Pager {
         bytes: u64,
         rest: impl Fn(u64, u64) -> CuResult,
     ) -> Option<CuResult> {
-        let (ours, gaps) = match self.in_range(address, bytes)? {
-            Ok(found) => found,
+        let ours = match self.ours_in(address, bytes, rest)? {
+            Ok(ours) => ours,
             Err(result) => return Some(result),
         };
-        // First what the driver may refuse.
-        let others = each(gaps, rest);
-        if !others.is_success() {
-            return Some(others);
-        }
         for placed in ours {
             let Some((books, state)) = self.hold(placed.chunk) else { continue };
             drop(books);
@@ -244,14 +236,10 @@ impl Pager {
         grants: &[Grant],
         rest: impl Fn(u64, u64) -> CuResult,
     ) -> Option<CuResult> {
-        let (ours, gaps) = match self.in_range(address, bytes)? {
-            Ok(found) => found,
+        let ours = match self.ours_in(address, bytes, rest)? {
+            Ok(ours) => ours,
             Err(result) => return Some(result),
         };
-        let others = each(gaps, rest);
-        if !others.is_success() {
-            return Some(others);
-        }
         for placed in ours {
             let Some((books, state)) = self.hold(placed.chunk) else { continue };
             let owner = books.table.chunk(placed.chunk).map_or(0, |chunk| chunk.device);
@@ -327,9 +315,14 @@ impl Pager {
         self.is_active() && !self.books().names.is_free(address, bytes)
     }
 
-    /// Our mappings in a range, and what they leave of it; `None`: nothing there is ours. As with the driver it is an error if one lies there
-    /// in part.
-    fn in_range(&self, address: u64, bytes: u64) -> Option<Answer<(Vec<Placed>, Gaps)>> {
+    /// Our mappings in a range, when the driver has done what they leave of it: `rest`; `None`: nothing there is ours. As with the driver it
+    /// is an error if one lies there in part.
+    fn ours_in(
+        &self,
+        address: u64,
+        bytes: u64,
+        rest: impl Fn(u64, u64) -> CuResult,
+    ) -> Option<Answer<Vec<Placed>>> {
         if !self.is_active() {
             return None;
         }
@@ -345,7 +338,10 @@ impl Pager {
             return Some(Err(CuResult::INVALID_VALUE));
         }
         let gaps = books.names.gaps(address, bytes);
-        Some(Ok((ours, gaps)))
+        drop(books);
+        // First what the driver may refuse.
+        let others = each(gaps, rest);
+        Some(if others.is_success() { Ok(ours) } else { Err(others) })
     }
 
     /// Takes a chunk from everyone else, waiting for it; `None`: it is gone.
@@ -379,7 +375,7 @@ impl Books {
 }
 
 /// The driver's part of a range, piece by piece.
-fn each(gaps: Gaps, call: impl Fn(u64, u64) -> CuResult) -> CuResult {
+fn each(gaps: Vec<(u64, u64)>, call: impl Fn(u64, u64) -> CuResult) -> CuResult {
     let results = gaps.into_iter().map(|(address, bytes)| call(address, bytes));
     results.fold(CuResult::SUCCESS, |sum, result| if sum.is_success() { result } else { sum })
 }
