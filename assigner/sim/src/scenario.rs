@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use acb_core::gang::GangSpec;
-use acb_core::{Config, Eligible, Priority};
+use acb_core::{Config, Eligible, Gpu, Priority};
 
 use crate::random::Lengths;
 
@@ -202,4 +202,15 @@ pub enum FaultKind {
     /// A node is gone for good, with its assigner and all of its clients. Gangs with members there are ended everywhere
     /// else, after so long.
     Crash(usize, Duration),
+    /// Programs that nobody knows take memory of a GPU, as much as they find, and are gone after so long.
+    Outside {
+        /// The node.
+        node: usize,
+        /// Its GPU.
+        gpu: Gpu,
+        /// How much they want.
+        bytes: u64,
+        /// For how long.
+        lasts: Duration,
+    },
 }

@@ -1,13 +1,14 @@
 //! Scenarios made up from a seed, to look for violations in: every policy, wrong estimates, deaths, stops, restarts, late
 //! messages, tenants, queues, priorities; in half of them limits of memory, shared links, queues with a policy each; in every
 //! fourth gangs over nodes, and what goes wrong between these. There, and in another fourth, all has to be done in the end. In
-//! one of 32 nothing but fair share decides.
+//! one of 32 nothing but fair share decides. In one of nine, programs outside have memory that page-ins do not find.
 //!
 //! Owns: which scenarios there are, and making one that fails smaller. Does not own: how many are played, and on what.
 
 mod fair;
 mod finish;
 mod gangs;
+mod outside;
 mod setup;
 
 use std::time::Duration;
@@ -83,6 +84,9 @@ pub fn scenario(seed: u64) -> Scenario {
     }
     if gangs::has_gangs(seed) {
         gangs::add(&mut scenario);
+    }
+    if outside::is_missing(seed) {
+        outside::add(&mut scenario);
     }
     scenario
 }
@@ -328,6 +332,14 @@ mod tests {
             let outcome = play(&scenario(seed), 1000);
             assert_eq!(outcome.violations, [], "seed {seed}");
         }
+    }
+
+    #[test]
+    fn page_ins_find_too_little_in_some() {
+        let seeds = (0..500).filter(|seed| outside::is_missing(*seed));
+        let outcomes = seeds.map(|seed| play(&scenario(seed), 1000));
+        let short = outcomes.filter(|outcome| outcome.short > 0).count();
+        assert!(short > 10, "{short}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod fires;
 mod gang;
 mod memory;
 mod node;
+mod outside;
 mod recalls;
 mod written;
 
@@ -120,6 +121,8 @@ pub struct Outcome {
     pub switches: u64,
     /// Bytes moved to GPUs and from them.
     pub moved: (u64, u64),
+    /// Page-ins that did not find what they were credited.
+    pub short: u64,
     /// Clients that ended because their memory was denied.
     pub out_of_memory: u64,
     /// Clients that were killed; by the scenario, for nobody else kills.
@@ -178,6 +181,12 @@ enum Happening {
     Gone(usize),
     /// A chunk of a client's memory, on the GPU at this position, has been moved.
     Moved(usize, usize, Way),
+    /// Programs outside give so much of a GPU of a node back.
+    OutsideGone(usize, Gpu, u64),
+    /// Memory is missing on a GPU: what is in use there is asked, in this life of its assigner.
+    Look(usize, u32, Gpu),
+    /// The same, as it is asked now and then.
+    Watch(usize, Gpu),
     /// The deadline of a node's scheduler.
     Deadline(usize),
     /// A message of a client reaches its assigner; it was sent in this life of it.
@@ -192,7 +201,7 @@ enum Happening {
     Fault(usize),
     /// The members of gangs with members on a dead node are ended.
     EndGangs(usize),
-    /// A gang of which this member was refused is ended.
+    /// The gang of a member that has ended in an error is ended.
     EndGang(usize),
     /// A node tries to connect to the controller.
     GangConnect(usize),
@@ -338,6 +347,9 @@ impl<'s, 'w> World<'s, 'w> {
             Happening::Continue(client) => self.go_on(client),
             Happening::Gone(client) => self.gone(client),
             Happening::Moved(client, at, way) => self.moved(client, at, way),
+            Happening::OutsideGone(node, gpu, bytes) => self.go_outside(node, gpu, bytes),
+            Happening::Look(node, life, gpu) => self.look(node, life, gpu),
+            Happening::Watch(node, gpu) => self.watch_outside(node, gpu),
             Happening::Deadline(node) => self.deadline(node),
             Happening::ToAssigner(client, life, event) => self.reach_assigner(client, life, event),
             Happening::Welcome(client, life) => self.welcome(client, life),

@@ -48,6 +48,7 @@ struct Summary {
     kills: u64,
     refused: u64,
     promises: u64,
+    short: u64,
     seconds: f64,
     seeds_per_s: f64,
     seeds_violations: usize,
@@ -64,6 +65,7 @@ impl Summary {
         self.kills += outcome.kills;
         self.refused += outcome.refused.iter().flatten().count() as u64;
         self.promises += outcome.promises;
+        self.short += outcome.short;
         if let Some(violation) = outcome.violations.first() {
             let seconds = violation.at.0 as f64 / 1e9;
             self.violations.insert(seed, format!("at {seconds:.6} s: {}", violation.what));
@@ -165,7 +167,7 @@ fn progress(summary: &Summary, seeds: u64, begin: Instant) {
 fn report(summary: &Summary) {
     println!(
         "{} seeds in {:.1} s ({:.0} a second): {} events, {} leases, {} preemptions, {} promises,\n\
-         {} clients killed by the scenarios, {} requests refused",
+         {} clients killed by the scenarios, {} requests refused, {} page-ins that found too little",
         summary.seeds,
         summary.seconds,
         summary.seeds_per_s,
@@ -175,6 +177,7 @@ fn report(summary: &Summary) {
         summary.promises,
         summary.kills,
         summary.refused,
+        summary.short,
     );
     for (seed, violation) in summary.violations.iter().take(20) {
         println!("  seed {seed}: {violation}");

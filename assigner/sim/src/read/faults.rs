@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use acb_cluster_conf::fields::{Fields, boolean, string};
+use acb_cluster_conf::fields::{Fields, boolean, integer, string};
 use acb_cluster_conf::nearest;
+use acb_core::Gpu;
 use toml::Spanned;
 
-use super::{PlacedNode, Reader, or, seconds};
+use super::{PlacedNode, Reader, gibibytes, or, seconds};
 use crate::scenario::{Client, Fault, FaultKind};
 
 impl Reader<'_> {
@@ -28,6 +29,9 @@ impl Reader<'_> {
             let cut = fields.read("cut", self.problems, string);
             let crash = fields.read("crash", self.problems, string);
             let controller = fields.read("controller", self.problems, boolean);
+            let outside = fields.read("outside", self.problems, string);
+            let gpu = fields.read("gpu", self.problems, |v| integer::<u32>(v, 0, 1023, ""));
+            let memory = fields.read("memory_gib", self.problems, gibibytes);
             fields.finish(self.problems);
             let at = match at {
                 Some(at) => at.into_inner(),
@@ -37,7 +41,7 @@ impl Reader<'_> {
                 }
             };
             let lasts = or(lasts, Duration::from_secs(1));
-            let named = [&kill, &stop, &restart, &cut, &crash];
+            let named = [&kill, &stop, &restart, &cut, &crash, &outside];
             let given = controller.is_some() || named.iter().any(|name| name.is_some());
             let mut client = |name: Option<Spanned<String>>| {
                 let names = clients.iter().map(|client| client.name.as_str());
@@ -57,14 +61,25 @@ impl Reader<'_> {
                 let names = nodes.iter().map(|node| node.node.name.as_str());
                 name.and_then(|name| self.named("node", &name, names))
             };
+            let (restart, cut, crash) = (node(restart), node(cut), node(crash));
+            let outside = node(outside).and_then(|node| {
+                let gpus = nodes[node].node.config.gpus.len();
+                if let Some(gpu) = gpu.as_ref().filter(|gpu| *gpu.get_ref() as usize >= gpus) {
+                    self.say(gpu.span(), format!("the node has {gpus}, counted from 0"));
+                    return None;
+                }
+                let (gpu, bytes) = (Gpu(or(gpu, 0)), or(memory, u64::MAX));
+                Some(FaultKind::Outside { node, gpu, bytes, lasts })
+            });
             let controller = controller.filter(|dies| *dies.get_ref());
             let kinds = [
                 kill.map(FaultKind::Kill),
                 stop.map(|client| FaultKind::Stop(client, lasts)),
-                node(restart).map(|node| FaultKind::Restart(node, lasts)),
-                node(cut).map(|node| FaultKind::Cut(node, lasts)),
-                node(crash).map(|node| FaultKind::Crash(node, lasts)),
+                restart.map(|node| FaultKind::Restart(node, lasts)),
+                cut.map(|node| FaultKind::Cut(node, lasts)),
+                crash.map(|node| FaultKind::Crash(node, lasts)),
                 controller.map(|_| FaultKind::Controller(lasts)),
+                outside,
             ];
             let kinds: Vec<FaultKind> = kinds.into_iter().flatten().collect();
             match <[FaultKind; 1]>::try_from(kinds) {
@@ -77,8 +92,8 @@ impl Reader<'_> {
     }
 
     fn not_one(&mut self, place: Range<usize>, count: usize) {
-        let known = "a fault is one of `kill`, `stop` (they name a client), `restart`, `cut`, `crash` (they name a node) \
-                     and `controller = true`";
+        let known = "a fault is one of `kill`, `stop` (they name a client), `restart`, `cut`, `crash`, `outside` (they \
+                     name a node) and `controller = true`";
         match count {
             0 => drop(self.say(place, "this fault does nothing").help(known)),
             _ => drop(self.say(place, "several faults in one section").help(known)),

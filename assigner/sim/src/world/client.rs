@@ -521,11 +521,7 @@ impl World<'_, '_> {
                 self.halt(index);
                 self.over(index);
                 self.send(index, Event::Leave { client: super::node::number(index) });
-                if self.spec(index).gang.is_some() {
-                    let node = self.spec(index).node;
-                    let after = self.scenario.nodes[node].config.gangs.timing.patience;
-                    self.plan(after, Happening::EndGang(index));
-                }
+                self.fail_gang(index);
             }
         }
     }

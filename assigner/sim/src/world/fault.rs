@@ -1,4 +1,4 @@
-//! What goes wrong: death, stops, restarts of assigners.
+//! What goes wrong: death, stops, restarts of assigners, memory that is not there (`outside`).
 //!
 //! Does not own: when (`scenario`).
 
@@ -22,6 +22,9 @@ impl World<'_, '_> {
                 self.cut(node, lasts);
             }
             FaultKind::Cut(..) => {}
+            FaultKind::Outside { node, gpu, bytes, lasts } => {
+                self.come_outside(node, gpu, bytes, lasts);
+            }
             FaultKind::Crash(node, ends) => self.crash(node, ends),
         }
     }
@@ -100,6 +103,7 @@ impl World<'_, '_> {
             return;
         }
         node.life += 1;
+        node.looked_after.clear();
         self.log(|scenario| format!("{} is down", scenario.nodes[index].name));
         self.excuse(index, lasts);
         self.gang_node_down(index, Duration::ZERO);
@@ -196,7 +200,16 @@ impl World<'_, '_> {
         }
     }
 
-    /// A member was refused: those who have not heard the same by the time that the refusal is remembered end with it.
+    /// A client ends in an error: after a while, whoever has started its gang ends the others.
+    pub(super) fn fail_gang(&mut self, index: usize) {
+        let spec = &self.scenario.clients[index];
+        if spec.gang.is_some() {
+            let after = self.scenario.nodes[spec.node].config.gangs.timing.patience;
+            self.plan(after, Happening::EndGang(index));
+        }
+    }
+
+    /// A member was refused, or its memory denied: those who have not heard the same by the time that the refusal is remembered end with it.
     pub(super) fn end_gang_of(&mut self, index: usize) {
         if let Some(gang) = &self.scenario.clients[index].gang {
             for client in self.gangs.members[&gang.name].clone() {

@@ -1,6 +1,6 @@
 //! That checks fire: scenarios with schedulers that do something else than the scenario says.
 
-use acb_core::{Action, Config, Event, Policy, Priority, Scheduler};
+use acb_core::{Action, Config, Event, Policy, Priority, Scheduler, Time};
 
 use super::{Happening, Watch, World};
 use crate::read::Overrides;
@@ -269,4 +269,71 @@ fn somebody_waits_in_vain_where_turns_do_not_end() {
         let what = violated(text, |config| config.quantum = longer).expect("it waits");
         assert!(what.contains("whose holders are not recalled in time"), "{what}");
     }
+}
+
+const MISSING: &str = r#"
+title = "memory that nobody knows of"
+due_s = 60
+[[node]]
+gpus = 1
+memory_gib = 16
+chunk_mib = 1024
+[[client]]
+name = "early"
+gpu_s = 1
+rounds = 3
+memory_gib = 12
+kernel_ms = 5
+[[client]]
+name = "late"
+cpu_s = 30
+gpu_s = 1
+rounds = 1
+memory_gib = 12
+kernel_ms = 5
+[[fault]]
+at_s = 0
+outside = "node"
+memory_gib = 7
+for_s = 20
+[[fault]]
+at_s = 25
+outside = "node"
+for_s = 3
+"#;
+
+#[test]
+fn page_ins_that_find_too_little_are_done_when_the_memory_is_there() {
+    let scenario = crate::read("scenario", MISSING, Overrides::default()).expect("it makes sense");
+    let mut log = String::new();
+    let watch = Watch { log: Some(&mut log), check: true, ..Watch::default() };
+    let outcome = super::run(&scenario, watch).expect("it makes sense");
+    assert_eq!(outcome.violations, []);
+    // What nobody has been promised is tried, too; what is taken later is free again before it is needed.
+    assert_eq!(outcome.short, 3, "{log}");
+    let early = outcome.finished[0].expect("it is done").since(Time(0)).as_secs_f64();
+    assert!((23.0..25.0).contains(&early), "{early}");
+}
+
+#[test]
+fn nobody_is_done_where_nobody_looks_after_what_is_missing() {
+    let blind = |world: &mut World<'_, '_>| {
+        world.happenings.retain(|entry| {
+            !matches!(&entry.0.happening, Happening::Look(..) | Happening::Watch(..))
+        });
+    };
+    let what = violated_if(MISSING, blind).expect("its memory never comes");
+    assert_eq!(what, "nothing happens any more, but early is not done");
+}
+
+#[test]
+fn memory_is_counted_otherwise_where_it_is_not_said_that_it_is_missing() {
+    let deaf = |world: &mut World<'_, '_>| {
+        world.happenings.retain(|entry| {
+            !matches!(&entry.0.happening, Happening::ToAssigner(.., Event::Short { .. }))
+        });
+    };
+    let text = format!("{MISSING}[costs]\nmessage_us = 50\n");
+    let what = violated_if(&text, deaf).expect("it is");
+    assert!(what.contains("is counted"), "{what}");
 }

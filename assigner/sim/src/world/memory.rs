@@ -114,6 +114,7 @@ impl World<'_, '_> {
                 self.outcome.refused[index] = Some(reason.to_string());
                 self.outcome.out_of_memory += 1;
                 self.finish(index);
+                self.fail_gang(index);
             }
             RoomVerdict::Waiting { .. } => {}
         }
@@ -243,13 +244,17 @@ impl World<'_, '_> {
         let copied = bytes.min(paged.hosted);
         // New memory comes all at once.
         let bytes = if copied == 0 { paged.credit.min(paged.absent()) } else { bytes };
+        self.check_memory(node, gpu, bytes);
+        if self.is_short(index, at, bytes) {
+            return self.pump(index, at);
+        }
+        let paged = &mut self.clients[index].memory[at];
         paged.credit -= bytes;
         paged.coming = bytes;
         paged.hosted -= copied;
         paged.fresh -= bytes - copied;
         paged.clean += copied;
         self.outcome.moved.0 += copied;
-        self.check_memory(node, gpu);
         let done = self.occupy(node, gpu, copied, Way::In);
         self.plan_at(done, Happening::Moved(index, at, Way::In));
     }
@@ -306,18 +311,12 @@ impl World<'_, '_> {
         done
     }
 
-    /// No more is on a GPU than fits.
-    fn check_memory(&mut self, node: usize, gpu: Gpu) {
+    /// No more is on a GPU than fits, when so much more comes.
+    fn check_memory(&mut self, node: usize, gpu: Gpu, more: u64) {
         if !self.watch.check {
             return;
         }
-        let mut sum = 0;
-        for (client, spec) in self.clients.iter().zip(&self.scenario.clients) {
-            if spec.node == node && matches!(client.life, Life::Here | Life::Dying) {
-                let memory = client.bound.iter().zip(&client.memory);
-                sum += memory.filter(|(on, _)| **on == gpu).map(|(_, p)| p.on_gpu()).sum::<u64>();
-            }
-        }
+        let sum = self.on_gpu(node, gpu) + more;
         let capacity = self.scenario.nodes[node].config.gpus[gpu.0 as usize].memory;
         if sum > capacity {
             self.violated(format!("{sum} bytes are on {gpu}, which has {capacity}"));

@@ -2,10 +2,10 @@
 //!
 //! Does not own: what its clients do with the answers (`client`), what must be true (`check`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Scheduler, Time};
+use acb_core::{Action, ClientId, ConfigError, Epoch, Event, Gpu, Scheduler, Time};
 
 use super::{Happening, World};
 use crate::scenario;
@@ -32,6 +32,8 @@ pub(super) struct GpuTruth {
     pub(super) idle: Option<Time>,
     /// For whom it is kept, and since when.
     pub(super) kept: Option<(ClientId, Time)>,
+    /// Bytes that programs have which nobody knows.
+    pub(super) outside: u64,
 }
 
 pub(super) struct Node {
@@ -42,6 +44,8 @@ pub(super) struct Node {
     /// What is planned for its deadline.
     planned: Option<Time>,
     pub(super) gpus: Vec<GpuTruth>,
+    /// Those on which memory is missing, and somebody looks after it.
+    pub(super) looked_after: BTreeSet<Gpu>,
     /// The links to the GPUs, by number.
     pub(super) links: BTreeMap<u32, LinkTruth>,
     /// The epoch of the latest grant, over all lives.
@@ -69,6 +73,7 @@ impl Node {
             life: 0,
             planned: None,
             gpus: vec![GpuTruth::default(); node.config.gpus.len()],
+            looked_after: BTreeSet::new(),
             links: BTreeMap::new(),
             latest_epoch: None,
             writer: Writer::default(),
@@ -124,7 +129,14 @@ impl World<'_, '_> {
             Event::Join { client, .. } => Some(index(*client)),
             _ => None,
         };
+        let short = match &event {
+            Event::Short { gpu, .. } => Some(*gpu),
+            _ => None,
+        };
         self.tell(node, event);
+        if let Some(gpu) = short {
+            self.look_after(node, gpu);
+        }
         if let Some(client) = joins {
             let at = self.way_to(client);
             self.plan_at(at, Happening::Welcome(client, life));
