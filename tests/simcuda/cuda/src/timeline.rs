@@ -196,16 +196,11 @@ impl Tables {
     }
 
     /// What must end before all work so far of a stream has ended.
-    pub(crate) fn tails(
-        &self,
-        stream: Handle<Stream>,
-        context: Handle<Context>,
-        kind: StreamKind,
-    ) -> Vec<Handle<Op>> {
-        let mut tails: Vec<Handle<Op>> = Vec::new();
-        tails.extend(self.streams.get(stream).and_then(|stream| stream.tail));
-        if kind == StreamKind::Legacy
-            && let Some(context) = self.contexts.get(context)
+    pub(crate) fn tails(&self, stream: Handle<Stream>) -> Vec<Handle<Op>> {
+        let Some(stream) = self.streams.get(stream) else { return Vec::new() };
+        let mut tails: Vec<Handle<Op>> = stream.tail.into_iter().collect();
+        if stream.kind == StreamKind::Legacy
+            && let Some(context) = self.contexts.get(stream.context)
         {
             tails.extend(context.streams.iter().filter_map(|&other| {
                 let other = self.streams.get(other)?;

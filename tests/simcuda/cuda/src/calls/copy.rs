@@ -9,7 +9,7 @@ use simcuda_device::fault::FaultKind;
 use simcuda_device::layout::EngineKind;
 
 use super::shape::{End, Request, deep, flat, inside};
-use crate::code::{INVALID_HANDLE, INVALID_VALUE, Outcome, UNKNOWN};
+use crate::code::{INVALID_VALUE, Outcome, UNKNOWN};
 use crate::driver::{self, Driver};
 use crate::handles::Handle;
 use crate::kernels::span;
@@ -435,11 +435,7 @@ fn copy_by(by: Option<By>, request: Request, stream: u64, form: StreamForm, when
         || matches!((&to, &from), (Place::Pinned(_), Place::Pageable(_)))
     {
         // From host to host the caller's processor does it, when its turn has come.
-        let (context, kind) = {
-            let stream = tables.streams.get(stream).ok_or(INVALID_HANDLE)?;
-            (stream.context, stream.kind)
-        };
-        let tails = tables.tails(stream, context, kind);
+        let tails = tables.tails(stream);
         tables = driver
             .wait(tables, |tables| tails.iter().all(|&tail| !tables.timeline.is_pending(tail)));
     }

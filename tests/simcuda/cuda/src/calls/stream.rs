@@ -66,12 +66,9 @@ stream_calls! {
         let driver = driver::get()?;
         let mut tables = driver.lock();
         let handle = driver.stream(&mut tables, stream as u64, form)?;
-        let (context, kind) = {
-            let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
-            (stream.context, stream.kind)
-        };
+        let context = tables.streams.get(handle).ok_or(INVALID_HANDLE)?.context;
         tables.check_waitable(handle)?;
-        let tails = tables.tails(handle, context, kind);
+        let tails = tables.tails(handle);
         let tables = driver.wait(tables, |tables| {
             tails.iter().all(|&tail| !tables.timeline.is_pending(tail))
         });
@@ -82,13 +79,10 @@ stream_calls! {
         let driver = driver::get()?;
         let mut tables = driver.lock();
         let handle = driver.stream(&mut tables, stream as u64, form)?;
-        let (context, kind) = {
-            let stream = tables.streams.get(handle).ok_or(INVALID_HANDLE)?;
-            (stream.context, stream.kind)
-        };
+        let context = tables.streams.get(handle).ok_or(INVALID_HANDLE)?.context;
         tables.check_waitable(handle)?;
         let tables = driver.look(tables);
-        let tails = tables.tails(handle, context, kind);
+        let tails = tables.tails(handle);
         tables.context(context)?;
         if tails.iter().any(|&tail| tables.timeline.is_pending(tail)) {
             return Err(NOT_READY);
