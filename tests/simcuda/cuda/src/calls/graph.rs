@@ -109,7 +109,7 @@ calls! {
     fn cuGraphChildGraphNodeGetGraph(node: sys::CUgraphNode, graph: *mut sys::CUgraph) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        match tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?.task {
+        match tables.node(node)?.task {
             Task::Child(child) => put(graph, child.bits() as sys::CUgraph),
             _ => Err(INVALID_VALUE),
         }
@@ -144,7 +144,7 @@ calls! {
     fn cuGraphEventRecordNodeGetEvent(node: sys::CUgraphNode, event: *mut sys::CUevent) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        match tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?.task {
+        match tables.node(node)?.task {
             Task::Record(own) => put(event, own.bits() as sys::CUevent),
             _ => Err(INVALID_VALUE),
         }
@@ -153,7 +153,7 @@ calls! {
     fn cuGraphEventWaitNodeGetEvent(node: sys::CUgraphNode, event: *mut sys::CUevent) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        match tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?.task {
+        match tables.node(node)?.task {
             Task::Wait(own) => put(event, own.bits() as sys::CUevent),
             _ => Err(INVALID_VALUE),
         }
@@ -296,7 +296,7 @@ calls! {
     ) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        let node = tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?;
+        let node = tables.node(node)?;
         list(&node.after, dependencies, count)
     }
 
@@ -338,14 +338,14 @@ calls! {
     fn cuGraphNodeGetType(node: sys::CUgraphNode, kind: *mut c_uint) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        let node = tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?;
+        let node = tables.node(node)?;
         put(kind, node.task.kind())
     }
 
     fn cuGraphNodeGetContainingGraph(node: sys::CUgraphNode, graph: *mut sys::CUgraph) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        let node = tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?;
+        let node = tables.node(node)?;
         put(graph, node.graph.bits() as sys::CUgraph)
     }
 
@@ -431,6 +431,11 @@ unsafe fn plain_edges(edges: *mut sys::CUgraphEdgeData, count: *mut usize) {
 }
 
 impl Tables {
+    /// A node that a program names.
+    pub(super) fn node(&self, node: sys::CUgraphNode) -> Outcome<&Node> {
+        self.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)
+    }
+
     /// Both ends of each edge are nodes of the graph, and not the same.
     fn check_pairs(&self, graph: Handle<Graph>, pairs: &[(Handle<Node>, Handle<Node>)]) -> Outcome {
         self.graphs.get(graph).ok_or(INVALID_VALUE)?;

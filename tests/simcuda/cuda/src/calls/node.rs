@@ -229,7 +229,7 @@ calls! {
     ) {
         let driver = driver::get()?;
         let tables = driver.lock();
-        let found = tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?;
+        let found = tables.node(node)?;
         let Task::Allocate(own) = &found.task else { return Err(INVALID_VALUE) };
         if parameters.is_null() {
             return Err(INVALID_VALUE);
@@ -493,7 +493,7 @@ unsafe fn wanted_memory(
 }
 
 fn work_of(tables: &Tables, node: sys::CUgraphNode) -> Outcome<&Work> {
-    let node = tables.nodes.get(Handle::from_bits(node as u64)).ok_or(INVALID_VALUE)?;
+    let node = tables.node(node)?;
     match &node.task {
         Task::Run(submission) => Ok(&submission.work),
         _ => Err(INVALID_VALUE),
