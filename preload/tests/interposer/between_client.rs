@@ -11,7 +11,7 @@
 //! `F8` makes and maps 8 MiB for other machines and hands them over, `g8` imports and maps them. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
-use crate::client::{Cuda, Handle, NULL, function, pause};
+use crate::client::{Cuda, Handle, NULL, each_word, function};
 use std::ffi::{c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,15 +33,7 @@ pub(crate) fn play(words: &str) {
     let folder = PathBuf::from(std::env::var_os("ACB_TEST_FOLDER").expect("a folder"));
     let (event, pool, allocations) = (NULL, NULL, Vec::new());
     let mut program = Program { cuda, stream, folder, event, pool, allocations, child: None };
-    for word in words.split(' ') {
-        let (what, rest) = word.split_at(1);
-        if what == "." {
-            pause();
-        } else {
-            println!("{what}={}", program.step(what, rest));
-        }
-    }
-    println!("end");
+    each_word(words, |what, rest| program.step(what, rest));
 }
 
 struct Program {

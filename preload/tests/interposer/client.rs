@@ -4,7 +4,7 @@
 //! nothing of the interposer.
 #![allow(unsafe_code)] // FFI: CUDA programs call C functions.
 
-use std::ffi::{CStr, CString, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs::OpenOptions;
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +66,19 @@ pub(crate) fn pause() {
     std::io::stdin().lock().read_line(&mut line).expect("a line");
 }
 
+/// Does what each word says and prints the driver's answers; `.` pauses.
+pub(crate) fn each_word(words: &str, mut step: impl FnMut(&str, &str) -> c_int) {
+    for word in words.split(' ') {
+        let (what, rest) = word.split_at(1);
+        if what == "." {
+            pause();
+        } else {
+            println!("{what}={}", step(what, rest));
+        }
+    }
+    println!("end");
+}
+
 pub(crate) struct Cuda {
     pub(crate) library: usize,
 }
@@ -115,6 +128,38 @@ impl Cuda {
         };
         assert_eq!(made, 0, "cuCtxCreate");
         cuda
+    }
+
+    /// Code as text, which ends in NUL.
+    pub(crate) fn module(&self, ptx: &str) -> Handle {
+        assert!(ptx.ends_with('\0'));
+        let mut module = NULL;
+        // SAFETY: as declared.
+        unsafe {
+            let load = function!(self, "cuModuleLoadData", fn(*mut Handle, *const c_void));
+            assert_eq!(load(&raw mut module, ptx.as_ptr().cast()), 0);
+        }
+        module
+    }
+
+    pub(crate) fn kernel(&self, module: Handle, name: &CStr) -> Handle {
+        let mut kernel = NULL;
+        // SAFETY: as declared.
+        unsafe {
+            let find =
+                function!(self, "cuModuleGetFunction", fn(*mut Handle, Handle, *const c_char));
+            assert_eq!(find(&raw mut kernel, module, name.as_ptr()), 0);
+        }
+        kernel
+    }
+
+    /// Runs a kernel that takes three numbers of 64 bits, and waits for it.
+    pub(crate) fn run_kernel(&self, ptx: &str, name: &CStr, mut numbers: [u64; 3]) -> c_int {
+        let kernel = self.kernel(self.module(ptx), name);
+        let mut places = numbers.each_mut().map(|number| std::ptr::from_mut(number).cast());
+        // SAFETY: these are the kernel's parameters.
+        let launched = unsafe { self.launch_kernel(kernel, (64, 256), NULL, places.as_mut_ptr()) };
+        if launched != 0 { launched } else { self.synchronize() }
     }
 
     /// With a grid and blocks of one dimension.

@@ -11,7 +11,7 @@
 //! levels, `Z` destroys it. `.` pauses.
 #![allow(unsafe_code)] // FFI: a CUDA program calls C functions.
 
-use crate::client::{Cuda, Handle, NULL, function, pause};
+use crate::client::{Cuda, Handle, NULL, each_word, function};
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,15 +33,7 @@ pub(crate) fn play(words: &str) {
         context: NULL,
         mipmap: NULL,
     };
-    for word in words.split(' ') {
-        let (what, rest) = word.split_at(1);
-        if what == "." {
-            pause();
-        } else {
-            println!("{what}={}", program.step(what, rest));
-        }
-    }
-    println!("end");
+    each_word(words, |what, rest| program.step(what, rest));
 }
 
 /// What an image of code is written in.

@@ -30,11 +30,10 @@ struct Making<'a> {
 
 /// Makes it executable; `numbers` are the flag and how many rounds are left.
 pub(super) fn make(cuda: &Cuda, (first, bytes): (u64, usize), second: u64, numbers: u64) -> Handle {
-    let (mut module, mut graph, mut executable) = (NULL, NULL, NULL);
+    let module = cuda.module(PTX);
+    let (mut graph, mut executable) = (NULL, NULL);
     // SAFETY: as declared.
     unsafe {
-        let load = function!(cuda, "cuModuleLoadData", fn(*mut Handle, *const c_void));
-        assert_eq!(load(&raw mut module, PTX.as_ptr().cast()), 0);
         let make = function!(cuda, "cuGraphCreate", fn(*mut Handle, c_uint));
         assert_eq!(make(&raw mut graph, 0), 0);
     }
@@ -62,20 +61,6 @@ pub(super) fn make(cuda: &Cuda, (first, bytes): (u64, usize), second: u64, numbe
     executable
 }
 
-fn find(cuda: &Cuda, module: Handle, name: &std::ffi::CStr) -> Handle {
-    let mut kernel = NULL;
-    // SAFETY: as declared.
-    unsafe {
-        let find = function!(
-            cuda,
-            "cuModuleGetFunction",
-            fn(*mut Handle, Handle, *const std::ffi::c_char)
-        );
-        assert_eq!(find(&raw mut kernel, module, name.as_ptr()), 0);
-    }
-    kernel
-}
-
 fn capture(
     cuda: &Cuda,
     module: Handle,
@@ -95,10 +80,10 @@ fn capture(
         );
         assert_eq!(begin(stream, body, std::ptr::null(), std::ptr::null(), 0, 2), 0);
         let mut places = step.each_mut().map(|value| std::ptr::from_mut(value).cast());
-        let kernel = find(cuda, module, c"acb_step");
+        let kernel = cuda.kernel(module, c"acb_step");
         assert_eq!(cuda.launch_kernel(kernel, (64, 256), stream, places.as_mut_ptr()), 0);
         let mut places = condition.each_mut().map(|value| std::ptr::from_mut(value).cast());
-        let kernel = find(cuda, module, c"acb_condition");
+        let kernel = cuda.kernel(module, c"acb_condition");
         assert_eq!(cuda.launch_kernel(kernel, (1, 1), stream, places.as_mut_ptr()), 0);
         function!(cuda, "cuStreamEndCapture", fn(Handle, *mut Handle))(stream, &raw mut graph)
     }
@@ -128,7 +113,7 @@ impl Making<'_> {
         let mut places: Vec<*mut c_void> =
             arguments.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
         // CUDA_KERNEL_NODE_PARAMS: function, grid and block, shared memory, parameters.
-        let function = find(cuda, self.module, name) as u64;
+        let function = cuda.kernel(self.module, name) as u64;
         let one = 1 | 1 << 32;
         let parameters: [u64; 9] =
             [function, one, one, one, 0, places.as_mut_ptr() as u64, 0, 0, 0];

@@ -41,7 +41,7 @@ pub(super) fn write(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
     println!("write={result}");
 }
 
-pub(super) fn check(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
+fn read(cuda: &Cuda, address: u64, bytes: usize) -> (c_int, Vec<u64>) {
     let mut words = vec![0u64; bytes / 8];
     // SAFETY: as declared; the vector has that many bytes.
     let result = unsafe {
@@ -51,6 +51,11 @@ pub(super) fn check(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
             words.len() * 8,
         )
     };
+    (result, words)
+}
+
+pub(super) fn check(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
+    let (result, words) = read(cuda, address, bytes);
     let wrong = words.iter().zip(0..).filter(|(word, i)| **word != pattern(seed, *i)).count();
     println!("read={result} wrong={wrong}");
 }
@@ -64,15 +69,7 @@ pub(super) fn splitmix64(seed: u64) -> u64 {
 
 /// What `acb_fill` leaves.
 pub(super) fn check_fill(cuda: &Cuda, address: u64, bytes: usize, seed: u64) {
-    let mut words = vec![0u64; bytes / 8];
-    // SAFETY: as declared; the vector has that many bytes.
-    let result = unsafe {
-        function!(cuda, "cuMemcpyDtoH_v2", fn(*mut c_void, u64, usize))(
-            words.as_mut_ptr().cast(),
-            address,
-            words.len() * 8,
-        )
-    };
+    let (result, words) = read(cuda, address, bytes);
     let wrong = words.iter().zip(0..).filter(|(word, i)| **word != splitmix64(seed + i)).count();
     println!("filled={result} wrong={wrong}");
 }

@@ -63,24 +63,7 @@ impl<'a> Devices<'a> {
     /// A kernel of the current device.
     pub(super) fn fill(&self, address: u64, bytes: usize, seed: u64) -> c_int {
         const PTX: &str = concat!(include_str!("../../../../tests/workloads/kernels.ptx"), "\0");
-        let mut arguments = [address, bytes as u64 / 8, seed];
-        let mut places =
-            arguments.each_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>());
-        let (mut module, mut kernel) = (NULL, NULL);
-        let cuda = self.cuda;
-        // SAFETY: as declared; the kernel's three parameters are 64 bits wide.
-        unsafe {
-            let load = function!(cuda, "cuModuleLoadData", fn(*mut Handle, *const c_void));
-            assert_eq!(load(&raw mut module, PTX.as_ptr().cast()), 0);
-            let find = function!(
-                cuda,
-                "cuModuleGetFunction",
-                fn(*mut Handle, Handle, *const std::ffi::c_char)
-            );
-            assert_eq!(find(&raw mut kernel, module, c"acb_fill".as_ptr()), 0);
-            let launched = cuda.launch_kernel(kernel, (64, 256), NULL, places.as_mut_ptr());
-            if launched != 0 { launched } else { cuda.synchronize() }
-        }
+        self.cuda.run_kernel(PTX, c"acb_fill", [address, bytes as u64 / 8, seed])
     }
 
     /// From a new pool on device 1, which device 0 may use.

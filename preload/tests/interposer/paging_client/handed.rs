@@ -38,8 +38,7 @@ pub(super) fn multicast(cuda: &Cuda, bytes: usize, memory: [u64; 2], seed: u64) 
 .visible .entry acb_multicast(.param .u64 a, .param .u64 b, .param .u64 c) { ret; }\n\0";
     let properties: [u64; 4] = [2, bytes as u64, 0, 0];
     let (mut object, address) = (0, super::mapping::reserve(cuda, bytes));
-    let (mut module, mut kernel) = (NULL, NULL);
-    // SAFETY: as declared; the kernel's three parameters are 64 bits wide.
+    // SAFETY: as declared.
     unsafe {
         let make = function!(cuda, "cuMulticastCreate", fn(*mut u64, *const u64));
         assert_eq!(make(&raw mut object, properties.as_ptr()), 0);
@@ -56,19 +55,8 @@ pub(super) fn multicast(cuda: &Cuda, bytes: usize, memory: [u64; 2], seed: u64) 
         println!("opened={}", super::mapping::open_to(cuda, address, bytes, 0));
         // What is mapped lives on.
         assert_eq!(super::mapping::release(cuda, object), 0);
-        let load = function!(cuda, "cuModuleLoadData", fn(*mut Handle, *const c_void));
-        assert_eq!(load(&raw mut module, PTX.as_ptr().cast()), 0);
-        let find = function!(
-            cuda,
-            "cuModuleGetFunction",
-            fn(*mut Handle, Handle, *const std::ffi::c_char)
-        );
-        assert_eq!(find(&raw mut kernel, module, c"acb_multicast".as_ptr()), 0);
-        let mut arguments = [address, bytes as u64 / 8, seed];
-        let mut places =
-            arguments.each_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>());
-        let launched = cuda.launch_kernel(kernel, (64, 256), NULL, places.as_mut_ptr());
-        println!("kernel={}", launched.max(cuda.synchronize()));
+        let numbers = [address, bytes as u64 / 8, seed];
+        println!("kernel={}", cuda.run_kernel(PTX, c"acb_multicast", numbers));
     }
     println!("unmapped={}", super::mapping::unmap(cuda, address, bytes));
 }
