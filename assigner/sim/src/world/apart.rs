@@ -123,7 +123,7 @@ impl World<'_, '_> {
     }
 
     /// The GPUs that a client can be on before it is bound.
-    fn eligible(&self, node: usize, client: usize) -> Vec<Gpu> {
+    pub(super) fn eligible(&self, node: usize, client: usize) -> Vec<Gpu> {
         match &self.scenario.clients[client].eligible {
             Eligible::Only(gpus) => gpus.clone(),
             Eligible::All => (0..).map(Gpu).take(self.nodes[node].gpus.len()).collect(),

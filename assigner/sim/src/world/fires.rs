@@ -337,3 +337,17 @@ fn memory_is_counted_otherwise_where_it_is_not_said_that_it_is_missing() {
     let what = violated_if(&text, deaf).expect("it is");
     assert!(what.contains("is counted"), "{what}");
 }
+
+#[test]
+fn turns_end_beside_a_gang_on_other_gpus() {
+    let text =
+        TURNS.replace("gpus = 1", "gpus = 3").replace("memory_gib = 1\n", "eligible = [0]\n");
+    let gang = "[[client]]\nname = \"member\"\ncount = 2\ngang = \"g\"\ngpu_s = 1\nrounds = 1000\n";
+    let longer = std::time::Duration::from_secs(10);
+    for (places, is_seen) in [("eligible = [1, 2]", true), ("bound = false", false)] {
+        let text = format!("{text}{gang}{places}\n");
+        assert_eq!(violated(&text, |_| {}), None);
+        let what = violated(&text, |config| config.quantum = longer);
+        assert_eq!(what.is_some(), is_seen, "{what:?}");
+    }
+}

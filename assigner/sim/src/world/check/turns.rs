@@ -8,15 +8,17 @@
 //! the assigner hears and says things, so messages add nothing.
 //!
 //! Not looked at: who waits for several GPUs (others may take turns on each), or has a limit of its tenant or queue; holders of
-//! a higher level, and those of another tenant that has a guarantee; leases whose memory is not there; runs with gangs, whose
-//! rounds end in another way.
+//! a higher level, and those of another tenant that has a guarantee; leases whose memory is not there; requests for GPUs that a
+//! member of a gang has or could have: rounds end in another way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use acb_core::{Epoch, Gpu, Time};
 
 use crate::world::World;
 use crate::world::client::Life;
+use crate::world::node::index;
 
 /// More than a scheduler loses of a span by how it keeps it.
 const ROUNDING: Duration = Duration::from_millis(1);
@@ -71,14 +73,39 @@ impl World<'_, '_> {
 
     /// When somebody has waited in vain on a node, unless something happens there.
     pub(in crate::world) fn note_turns(&mut self, node: usize) {
-        if self.watch.check && self.gangs.members.is_empty() {
+        if self.watch.check {
+            let of_gangs = self.gpus_of_gangs(node);
             let clients = 0..self.clients.len();
             let starves = clients.filter_map(|client| {
-                let at = self.starves_at(node, client)?;
+                let at = self.starves_at(node, client, &of_gangs)?;
                 Some(Starves { at, client })
             });
             self.nodes[node].starves = starves.min();
         }
+    }
+
+    /// The GPUs of a node that members of gangs have or could have, until it has heard that they are gone.
+    fn gpus_of_gangs(&self, node: usize) -> BTreeSet<usize> {
+        let gpus = 0..self.nodes[node].gpus.len();
+        let scheduler = self.nodes[node].scheduler.as_ref();
+        let Some(scheduler) = scheduler.filter(|_| !self.gangs.members.is_empty()) else {
+            return BTreeSet::new();
+        };
+        let known = scheduler.snapshot().clients.into_iter().map(|it| index(it.client));
+        let known: BTreeSet<usize> = known.collect();
+        let is_there = |member: &&usize| {
+            let life = self.clients[**member].life;
+            matches!(life, Life::Here | Life::Dying) || known.contains(*member)
+        };
+        let members = self.gangs.members.values().flatten().filter(is_there);
+        let members = members.filter(|member| self.scenario.clients[**member].node == node);
+        let members: Vec<usize> = members.copied().collect();
+        // Before a member knows where it is bound, its scheduler may.
+        let could = |member: &usize, gpu: usize| match self.bound_to(*member) {
+            [] => self.eligible(node, *member).contains(&Gpu(gpu as u32)),
+            bound => bound.contains(&Gpu(gpu as u32)),
+        };
+        gpus.filter(|gpu| members.iter().any(|member| could(member, *gpu))).collect()
     }
 
     /// Nothing has happened until now: whether somebody has waited in vain.
@@ -92,7 +119,7 @@ impl World<'_, '_> {
     }
 
     /// When the time of all is over that hold the GPUs that a client waits for.
-    fn starves_at(&self, node: usize, waiting: usize) -> Option<Time> {
+    fn starves_at(&self, node: usize, waiting: usize, of_gangs: &BTreeSet<usize>) -> Option<Time> {
         let (client, spec) = (&self.clients[waiting], &self.scenario.clients[waiting]);
         let (since, _) = client.waits.filter(|_| spec.node == node && spec.gpus == 1)?;
         if client.life != Life::Here || !client.connected || self.is_limited(waiting) {
@@ -102,6 +129,9 @@ impl World<'_, '_> {
         let mut gpus = 0;
         for gpu in 0..self.nodes[node].gpus.len() {
             if self.could_use(waiting, &[gpu]) {
+                if of_gangs.contains(&gpu) {
+                    return None;
+                }
                 at = at.max(self.held_until(waiting, node, Gpu(gpu as u32))?);
                 gpus += 1;
             }
