@@ -88,6 +88,9 @@ pub fn scenario(seed: u64) -> Scenario {
     if outside::is_missing(seed) {
         outside::add(&mut scenario);
     }
+    if scenario.due.is_some() {
+        scenario.due = Some(finish::due(&scenario));
+    }
     scenario
 }
 
