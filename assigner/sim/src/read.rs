@@ -13,7 +13,7 @@ mod set;
 use std::ops::Range;
 use std::time::Duration;
 
-use acb_cluster_conf::fields::{Fault, Fields, integer, number, string};
+use acb_cluster_conf::fields::{Fault, Fields, document, integer, number, string};
 use acb_cluster_conf::{ConfigError, Problem};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -40,20 +40,13 @@ pub struct Overrides {
 /// # Errors
 /// The text is not TOML, or what it says makes no sense: all of it, at once.
 pub fn read(name: &str, text: &str, overrides: Overrides) -> Result<Scenario, ConfigError> {
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    let mut problems: Vec<Problem> = syntax
-        .iter()
-        .map(|error| Problem::new(error.span().unwrap_or(0..0), error.message()))
-        .collect();
-    // What the parser had to guess would only lead to problems that are none.
-    if problems.is_empty() {
+    let read = document(text).and_then(|document| {
+        let mut problems = Vec::new();
         let mut reader = Reader { problems: &mut problems, overrides, seed: 1, limits: Vec::new() };
         let scenario = reader.file(text, document.get_ref());
-        if problems.is_empty() {
-            return Ok(scenario);
-        }
-    }
-    Err(ConfigError::new(name, text, problems))
+        if problems.is_empty() { Ok(scenario) } else { Err(problems) }
+    });
+    read.map_err(|problems| ConfigError::new(name, text, problems))
 }
 
 struct Reader<'p> {
