@@ -152,10 +152,21 @@ fn violated_if(text: &str, mut happens: impl FnMut(&mut World<'_, '_>)) -> Optio
 
 /// Takes messages to clients out of a world.
 fn lose(world: &mut World<'_, '_>, lost: impl Fn(&Action) -> bool) {
-    world.happenings.retain(|entry| match &entry.0.happening {
-        Happening::ToClient(.., action) => !lost(action),
-        _ => true,
-    });
+    never(world, |it| matches!(it, Happening::ToClient(.., action) if lost(action)));
+}
+
+/// What does not happen.
+fn never(world: &mut World<'_, '_>, lost: impl Fn(&Happening) -> bool) {
+    world.happenings.retain(|entry| !lost(&entry.0.happening));
+}
+
+/// What no assigner hears is counted otherwise, or lost: the violation.
+fn unheard(text: &str, lost: impl Fn(&Event) -> bool) -> String {
+    let text = format!("{text}[costs]\nmessage_us = 50\n");
+    let deaf = |world: &mut World<'_, '_>| {
+        never(world, |it| matches!(it, Happening::ToAssigner(.., event) if lost(event)));
+    };
+    violated_if(&text, deaf).expect("there is one")
 }
 
 const IDLE: &str = r#"
@@ -194,13 +205,7 @@ fn a_gpu_is_idle_for_too_long_where_its_holder_is_not_told() {
 
 #[test]
 fn a_gpu_is_lost_with_the_message_that_gives_it_back() {
-    let deaf = |world: &mut World<'_, '_>| {
-        world.happenings.retain(|entry| {
-            !matches!(&entry.0.happening, Happening::ToAssigner(.., Event::Release { .. }))
-        });
-    };
-    let text = format!("{IDLE}[costs]\nmessage_us = 50\n");
-    let what = violated_if(&text, deaf).expect("it is");
+    let what = unheard(IDLE, |event| matches!(event, Event::Release { .. }));
     assert!(what.contains("GPU 0 is lost: idle does not have"), "{what}");
 }
 
@@ -318,9 +323,7 @@ fn page_ins_that_find_too_little_are_done_when_the_memory_is_there() {
 #[test]
 fn nobody_is_done_where_nobody_looks_after_what_is_missing() {
     let blind = |world: &mut World<'_, '_>| {
-        world.happenings.retain(|entry| {
-            !matches!(&entry.0.happening, Happening::Look(..) | Happening::Watch(..))
-        });
+        never(world, |it| matches!(it, Happening::Look(..) | Happening::Watch(..)));
     };
     let what = violated_if(MISSING, blind).expect("its memory never comes");
     assert_eq!(what, "nothing happens any more, but early is not done");
@@ -328,13 +331,7 @@ fn nobody_is_done_where_nobody_looks_after_what_is_missing() {
 
 #[test]
 fn memory_is_counted_otherwise_where_it_is_not_said_that_it_is_missing() {
-    let deaf = |world: &mut World<'_, '_>| {
-        world.happenings.retain(|entry| {
-            !matches!(&entry.0.happening, Happening::ToAssigner(.., Event::Short { .. }))
-        });
-    };
-    let text = format!("{MISSING}[costs]\nmessage_us = 50\n");
-    let what = violated_if(&text, deaf).expect("it is");
+    let what = unheard(MISSING, |event| matches!(event, Event::Short { .. }));
     assert!(what.contains("is counted"), "{what}");
 }
 
