@@ -70,15 +70,14 @@ impl World<'_, '_> {
         if !is_plain || client.life != Life::Here || client.stopped || !client.connected {
             return None;
         }
-        let since = since.max(node.excused);
         let idle = (0..).map(Gpu).zip(&node.gpus).filter(|(gpu, truth)| {
             let Some(idle) = truth.idle else { return false };
             let mut holders = scheduler.holders(*gpu).map(|(holder, _)| index(holder));
             let in_round = holders.any(|holder| self.scenario.clients[holder].gang.is_some());
-            let from = idle.max(since);
+            let from = idle.max(since).max(node.excused);
             let asked = match truth.kept {
                 Some((_, kept)) => from.max(kept),
-                None => since.after(ASKS_AFTER.max(from.since(since) * 2)),
+                None => from.after(ASKS_AFTER.max(from.since(since))),
             };
             let most = asked.after(self.giving_back(spec.node));
             !in_round
