@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::process::Command;
 
+const PASSWD: &str = "/etc/passwd";
+
 /// A user of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
@@ -28,11 +30,16 @@ impl Account {
         if let Some(account) = Self::named(&name)? {
             return Ok(account);
         }
+        // Of two useradd at once the second gives the account another number, after the first was seen.
+        let passwd = fs::File::open(PASSWD).and_then(|file| file.lock().map(|()| file));
+        let _one_at_a_time = passwd.with_context(|| format!("lock {PASSWD}"))?;
+        if let Some(account) = Self::named(&name)? {
+            return Ok(account);
+        }
         let output = Command::new("useradd")
             .args(["--no-create-home", "--user-group", "--shell", "/bin/bash", &name])
             .output()
             .context("run useradd")?;
-        // Another lab may have been faster.
         match Self::named(&name)? {
             Some(account) => Ok(account),
             None => bail!(
@@ -48,7 +55,7 @@ impl Account {
     /// # Errors
     /// /etc/passwd cannot be read.
     pub fn named(name: &str) -> Result<Option<Self>> {
-        let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
+        let passwd = fs::read_to_string(PASSWD).with_context(|| format!("read {PASSWD}"))?;
         Ok(passwd.lines().find_map(|line| {
             let mut fields = line.split(':');
             let found = fields.next()? == name;
@@ -56,5 +63,33 @@ impl Account {
             let gid = fields.next()?.parse().ok()?;
             found.then(|| Self { name: name.into(), uid, gid })
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::thread;
+
+    /// A number of no lab's, so that its account can be removed.
+    const OWN: u32 = 99;
+
+    #[test]
+    fn who_makes_it_at_once_has_the_same() {
+        if fs::metadata("/proc/self").unwrap().uid() != 0 {
+            eprintln!("skipped: only root makes accounts");
+            return;
+        }
+        let name = format!("acbtest{OWN}");
+        let remove = || Command::new("userdel").arg(&name).output().unwrap();
+        for _ in 0..5 {
+            remove();
+            let all = [(); 4].map(|()| thread::spawn(|| Account::test(OWN).unwrap()));
+            let all = all.map(|one| one.join().unwrap());
+            let there = Account::named(&name).unwrap().expect("it was made");
+            remove();
+            assert!(all.iter().all(|one| *one == there), "{all:?}, but {there:?}");
+        }
     }
 }
