@@ -89,6 +89,14 @@ struct Rival {
 }
 
 impl Rival {
+    /// A turn that the case before left under way is over: the next case's first call gets a whole one.
+    fn rest(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.at_it) {
+            self.done.recv_timeout(CASE).context("the rival's turn does not end")?;
+        }
+        Ok(())
+    }
+
     fn turn(&mut self) -> Result<()> {
         let patience = if self.at_it { TURN[1] } else { self.patience };
         if !self.at_it {
@@ -152,6 +160,7 @@ fn run(stage: &Stage, bytes: u64, cases: &[&str]) -> Result<BTreeMap<String, Ver
         let ran = cases.iter().try_for_each(|case| {
             {
                 let mut rival = rival.lock().unwrap_or_else(PoisonError::into_inner);
+                rival.rest()?;
                 rival.turns = 0;
                 rival.patience = if MOVED.contains(case) { MOVE } else { TURN[0] };
             }
