@@ -2,7 +2,12 @@
 
 use std::ops::Deref;
 
+use smallvec::SmallVec;
+
 use crate::ids::{ClientId, Gpu};
+
+/// What a decision notes down while it is made: no memory is asked for as long as there is no more of it than a node has GPUs.
+pub(crate) type Notes<T> = SmallVec<[T; 8]>;
 
 /// GPUs in an order.
 pub(crate) type GpuList = Few<Gpu, 3>;

@@ -18,6 +18,7 @@
 
 use std::cmp::Reverse;
 
+use crate::few::Notes;
 use crate::ids::{Gpu, Priority};
 use crate::queue::QueueId;
 use crate::scheduler::{GpuState, Scheduler, Ticket};
@@ -131,7 +132,7 @@ impl Line {
 /// Several lines, walked in the one order of all.
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
-    heads: Vec<Head>,
+    heads: Notes<Head>,
     /// The tenant of the client that was taken last: what it has been given meanwhile changes its others' ranks.
     stale: Option<TenantId>,
     /// Heads have been taken out, so that others may be the first of their tenants.
@@ -186,11 +187,11 @@ struct Head {
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     /// GPUs kept for waiting clients, by tenant.
-    tenants: Vec<(TenantId, u32)>,
+    tenants: Notes<(TenantId, u32)>,
     /// The same by queue.
-    queues: Vec<(QueueId, u32)>,
+    queues: Notes<(QueueId, u32)>,
     /// Tenants whose first request fits nowhere: their guarantees are for none behind it.
-    unfit: Vec<TenantId>,
+    unfit: Notes<TenantId>,
 }
 
 impl Given {
@@ -249,7 +250,7 @@ type Rank = (bool, Reverse<Level>, bool, bool, Used, Used, Ticket);
 impl Scheduler {
     /// Begins a walk over those who wait for one of `gpus`, or for any.
     pub(crate) fn walk(&self, gpus: impl Iterator<Item = Gpu>) -> Walk {
-        let mut heads = Vec::with_capacity(16);
+        let mut heads = Notes::new();
         let mut add = |line: Option<Gpu>, lanes: &Line| {
             heads.extend(lanes.heads().map(|(lane, place)| {
                 let (level, tenant) = (Reverse(lane.level), Used::default());
@@ -310,7 +311,7 @@ impl Scheduler {
 
     /// Ranks the heads of a tenant, or of all.
     fn rank(&self, walk: &mut Walk, given: &Given, only: Option<TenantId>) {
-        let mut known: Vec<(TenantId, Used)> = Vec::new();
+        let mut known: Notes<(TenantId, Used)> = Notes::new();
         for at in 0..walk.heads.len() {
             let head = walk.heads[at];
             let Head { lane, place, .. } = head;

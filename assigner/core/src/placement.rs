@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::event::Eligible;
+use crate::few::Notes;
 use crate::ids::Gpu;
 use crate::scheduler::{Client, Scheduler};
 use crate::span::Span;
@@ -98,17 +99,14 @@ impl Scheduler {
 
     /// Of GPUs that a client could start on now, as many as it wants: such as nobody waits for, close to each other,
     /// and preferred.
-    pub(crate) fn choose(&self, client: &Client, mut usable: Vec<Gpu>) -> Vec<Gpu> {
-        let width = client.width as usize;
-        usable.sort_by_cached_key(|&gpu| {
-            (self.gpus[gpu.index()].reserved.is_some(), self.preference(client, gpu))
-        });
-        if width > 1 {
-            let kept = |gpu: Gpu| usize::from(self.gpus[gpu.index()].reserved.is_some());
-            return self.close_together(&usable, width, kept);
+    pub(crate) fn choose(&self, client: &Client, mut usable: Notes<Gpu>) -> Notes<Gpu> {
+        let is_kept = |gpu: Gpu| self.gpus[gpu.index()].reserved.is_some();
+        let rank = |gpu: &Gpu| (is_kept(*gpu), self.preference(client, *gpu));
+        if client.width == 1 {
+            return usable.into_iter().min_by_key(rank).into_iter().collect();
         }
-        usable.truncate(width);
-        usable
+        usable.sort_by_cached_key(rank);
+        self.close_together(&usable, client.width as usize, |gpu| usize::from(is_kept(gpu)))
     }
 
     /// For GPUs that are closer to each other a client waits so much longer: closeness may cost the share of a quantum that
@@ -123,10 +121,10 @@ impl Scheduler {
         gpus: &[Gpu],
         width: usize,
         rating: impl Fn(Gpu) -> usize,
-    ) -> Vec<Gpu> {
+    ) -> Notes<Gpu> {
         let topology = &self.config.topology;
         if gpus.len() == width || topology.distances.is_empty() {
-            return gpus[..width].to_vec();
+            return Notes::from_slice(&gpus[..width]);
         }
         // From each GPU on, always the next closest: the best of these.
         let grown = (0..gpus.len()).map(|seed| {
@@ -181,7 +179,7 @@ impl Scheduler {
                 let own = self.company(client, gpu);
                 soonest.partition_point(|(other, _)| *other < own)
             };
-            gpus = self.close_together(&near, width, rank);
+            gpus = self.close_together(&near, width, rank).into_vec();
         }
         gpus.truncate(width);
         gpus.sort();

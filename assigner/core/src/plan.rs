@@ -21,10 +21,10 @@
 mod reserve;
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 
 use crate::config::{Backfill, Policy};
 use crate::event::{Action, Eligible};
+use crate::few::Notes;
 use crate::gang::{Member, Seat};
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
@@ -45,7 +45,7 @@ struct Ahead {
 
 /// GPUs that a client can start on now.
 struct Start {
-    gpus: Vec<Gpu>,
+    gpus: Notes<Gpu>,
     /// The earlier clients that it passes.
     passes: Tickets,
 }
@@ -119,7 +119,7 @@ impl Scheduler {
             let reserved = self.gpus[gpu.index()].reserved.take();
             reserved.map(|ticket| (gpu, ticket))
         });
-        let before: Vec<(Gpu, Ticket)> = before.collect();
+        let before: Notes<(Gpu, Ticket)> = before.collect();
         // One that shares a GPU can start beside a holder that does not stop.
         let is_open = |gpu: &Gpu| !self.is_stuck(*gpu) || self.is_shared(*gpu);
         let fresh = island.iter().filter(is_open).count();
@@ -128,7 +128,7 @@ impl Scheduler {
         self.queues.press_nobody();
         let mut ahead = Ahead::default();
         let mut given = Given::default();
-        let mut promises = Vec::new();
+        let mut promises: Notes<ClientId> = Notes::new();
         let mut walk = self.walk(island.iter());
         while !open.is_over() {
             let Some(next) = self.next_of(&mut walk, &given) else { break };
@@ -213,7 +213,9 @@ impl Scheduler {
 
     /// Takes promises back from those for whom nothing is kept any more: others of a higher rank have come.
     fn withdraw(&mut self, before: &[(Gpu, Ticket)], island: &GpuSet) {
-        let before: BTreeSet<Ticket> = before.iter().map(|(_, ticket)| *ticket).collect();
+        let mut before: Notes<Ticket> = before.iter().map(|(_, ticket)| *ticket).collect();
+        before.sort_unstable();
+        before.dedup();
         for ticket in &before {
             let mut kept = island.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved);
             if kept.any(|kept| kept == *ticket) {
@@ -272,12 +274,12 @@ impl Scheduler {
             // counts for others that wait elsewhere.
             return Some(GpuSet::first(self.gpus.len()));
         }
-        let mut pending: Vec<Gpu> = dirty.gpus.iter().collect();
+        let mut pending: Notes<Gpu> = dirty.gpus.iter().collect();
         let mut gpus = dirty.gpus;
         while let Some(gpu) = pending.pop() {
             for ticket in self.gpus[gpu.index()].wide.iter() {
                 let client = &self.clients[&self.queue[ticket].client];
-                pending.extend(client.bound.iter().filter(|gpu| gpus.insert(**gpu)));
+                pending.extend(client.bound.iter().copied().filter(|gpu| gpus.insert(*gpu)));
             }
         }
         Some(gpus)
@@ -297,7 +299,7 @@ impl Scheduler {
         }
         let usable = self.candidates(client).filter(|gpu| self.is_usable(*gpu, waiter));
         let gpus = if client.bound.is_empty() {
-            let usable: Vec<Gpu> = usable.collect();
+            let usable: Notes<Gpu> = usable.collect();
             if usable.len() < width {
                 return None;
             }
@@ -306,7 +308,7 @@ impl Scheduler {
             if usable.count() < width {
                 return None;
             }
-            client.bound.to_vec()
+            Notes::from_slice(&client.bound)
         };
         let mut passes = Tickets::default();
         for earlier in gpus.iter().filter_map(|gpu| self.gpus[gpu.index()].reserved) {
@@ -370,7 +372,7 @@ impl Scheduler {
         for gpu in &lease.gpus {
             self.gpus[gpu.index()].grants += 1;
         }
-        let (gpus, is_ready) = (start.gpus, lease.is_ready);
+        let (gpus, is_ready) = (start.gpus.into_vec(), lease.is_ready);
         self.install(client, lease);
         self.clients.get_mut(&client).expect("a waiting client is known").grants += 1;
         self.actions.push_back(Action::Grant { client, epoch, gpus, is_ready });

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::{Action, Cause};
+use crate::few::Notes;
 use crate::gang::{Member, NodeEvent, Seat};
 use crate::gpu_set::GpuSet;
 use crate::ids::{ClientId, Epoch, Gpu, Time};
@@ -253,7 +254,7 @@ impl Scheduler {
         let leases = gpus.iter().flat_map(|gpu| {
             self.gpus[gpu.index()].holders.iter().map(|id| (self.lease(*id).epoch, *id))
         });
-        let mut leases: Vec<(Epoch, ClientId)> = leases.collect();
+        let mut leases: Notes<(Epoch, ClientId)> = leases.collect();
         leases.sort_unstable();
         leases.dedup();
         for (_, id) in leases {
@@ -305,7 +306,7 @@ impl Scheduler {
                 black_box(self.warm_holders(self.candidates(client)));
                 let gpus = self.candidates(client).map(|gpu| &self.gpus[gpu.index()]);
                 let holders = gpus.flat_map(|gpu| gpu.holders.iter().copied());
-                let mut told: Vec<(Epoch, ClientId)> =
+                let mut told: Notes<(Epoch, ClientId)> =
                     holders.map(|id| (self.lease(id).epoch, id)).collect();
                 told.sort_unstable();
                 for (_, id) in told {
@@ -507,7 +508,7 @@ impl Scheduler {
                 waits_for_more && Some(waiter.client) != who
             })
         });
-        let kept: Vec<Gpu> = kept.collect();
+        let kept: Notes<Gpu> = kept.collect();
         self.dirty.gpus.extend(&kept);
     }
 

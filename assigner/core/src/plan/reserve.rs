@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 
 use super::Ahead;
 use crate::event::Cause;
+use crate::few::Notes;
 use crate::gang::Member;
 use crate::ids::{ClientId, Gpu};
 use crate::order::{Excess, LaneKey};
@@ -23,9 +24,9 @@ impl Scheduler {
         ticket: Ticket,
         ahead: &Ahead,
         excess: Excess,
-    ) -> Vec<Gpu> {
+    ) -> Notes<Gpu> {
         let client = &self.clients[&who.client];
-        let mut pool: Vec<Gpu> = self
+        let mut pool: Notes<Gpu> = self
             .candidates(client)
             .filter(|gpu| {
                 self.gpus[gpu.index()].reserved.is_none()
@@ -40,7 +41,7 @@ impl Scheduler {
             pool = self.beside_siblings(who.client, &pool);
         }
         let kept = match pool.len() < client.width as usize {
-            true => Vec::new(),
+            true => Notes::new(),
             false => self.soonest(who, ticket, pool, excess),
         };
         let gpus = kept.iter().map(|(gpu, _)| *gpu);
@@ -49,7 +50,7 @@ impl Scheduler {
             if let Some(reservation) = &mut waiter.reservation {
                 reservation.promised = None;
             }
-            return Vec::new();
+            return Notes::new();
         }
         let first_in_line = excess.is_none()
             && !ahead.everything
@@ -70,7 +71,7 @@ impl Scheduler {
         waiter.reservation = Some(reservation);
         waiter.kept_since = waiter.kept_since.min(self.now);
         waiter.entitled = who.entitled;
-        let kept: Vec<Gpu> = kept.into_iter().map(|(gpu, _)| gpu).collect();
+        let kept: Notes<Gpu> = kept.into_iter().map(|(gpu, _)| gpu).collect();
         for gpu in &kept {
             self.gpus[gpu.index()].reserved = Some(ticket);
         }
@@ -103,8 +104,8 @@ impl Scheduler {
 
     /// The leases in the way of a client that may have all of them recalled at once, and why, in the order of `claim`;
     /// none if one of them must be waited for.
-    pub(crate) fn takeable(&self, who: &Claimant, kept: &[Gpu]) -> Vec<(ClientId, Cause)> {
-        let mut recalls: Vec<(ClientId, Cause)> = Vec::new();
+    pub(crate) fn takeable(&self, who: &Claimant, kept: &[Gpu]) -> Notes<(ClientId, Cause)> {
+        let mut recalls: Notes<(ClientId, Cause)> = Notes::new();
         if kept.iter().any(|gpu| !self.gpus[gpu.index()].claimed.is_empty()) {
             return recalls; // who is expected back cannot be recalled
         }
@@ -117,12 +118,12 @@ impl Scheduler {
                 continue;
             }
             if !lease.is_ready {
-                return Vec::new(); // not in the middle of its page-in
+                return Notes::new(); // not in the middle of its page-in
             }
             match self.claim(who, *holder, &taken) {
                 Claim::Now(cause) => recalls.push((*holder, cause)),
                 // Its tenant would fall below its guarantee by what else is taken from it.
-                Claim::AtQuantum | Claim::Never => return Vec::new(),
+                Claim::AtQuantum | Claim::Never => return Notes::new(),
             }
         }
         recalls.sort_by_key(|(id, cause)| {
@@ -136,9 +137,9 @@ impl Scheduler {
         &self,
         who: &Claimant,
         ticket: Ticket,
-        mut pool: Vec<Gpu>,
+        mut pool: Notes<Gpu>,
         excess: Excess,
-    ) -> Vec<(Gpu, Outlook)> {
+    ) -> Notes<(Gpu, Outlook)> {
         let client = &self.clients[&who.client];
         let width = client.width as usize;
         if !client.bound.is_empty() || pool.len() == width {
@@ -146,7 +147,7 @@ impl Scheduler {
             let all = pool.iter().map(|gpu| (*gpu, self.outlook(who, *gpu, &taken)));
             return all.collect();
         }
-        let mut taken: Vec<ClientId> = Vec::new();
+        let mut taken: Notes<ClientId> = Notes::new();
         if width == 1 && excess.is_none() {
             // The usual case: what comes back when decides, the rest only between equals.
             let beside = |gpu: Gpu| &self.gpus[gpu.index()].holders;
@@ -158,7 +159,7 @@ impl Scheduler {
             });
             return least.into_iter().collect();
         }
-        let mut chosen: Vec<Gpu> = Vec::with_capacity(width);
+        let mut chosen: Notes<Gpu> = Notes::new();
         let promised = self.queue[&ticket].reservation.and_then(|reservation| reservation.promised);
         let slack = self.worth_of_closeness();
         let mut excess = excess;
@@ -168,7 +169,7 @@ impl Scheduler {
                 let helps = Reverse(excess.helped_by(left(gpu)));
                 (helps, self.outlook(who, gpu, &taken), self.preference(client, gpu))
             };
-            let keys: Vec<_> = pool.iter().map(|gpu| key(*gpu)).collect();
+            let keys: Notes<_> = pool.iter().map(|gpu| key(*gpu)).collect();
             let best = *keys.iter().min().expect("the pool is as large as what is wanted");
             let about = |at: &usize| {
                 let (helps, outlook, _) = keys[*at];
@@ -189,8 +190,8 @@ impl Scheduler {
     }
 
     /// Those who hold GPUs, each once.
-    fn holders_of(&self, gpus: &[Gpu]) -> Vec<ClientId> {
-        let mut holders = Vec::new();
+    fn holders_of(&self, gpus: &[Gpu]) -> Notes<ClientId> {
+        let mut holders = Notes::new();
         for gpu in gpus {
             self.take(&mut holders, *gpu);
         }
@@ -198,7 +199,7 @@ impl Scheduler {
     }
 
     /// Adds the holders of a GPU to those from whom something is taken: each lease once, however many GPUs it covers.
-    fn take(&self, taken: &mut Vec<ClientId>, gpu: Gpu) {
+    fn take(&self, taken: &mut Notes<ClientId>, gpu: Gpu) {
         for holder in &self.gpus[gpu.index()].holders {
             if !taken.contains(holder) {
                 taken.push(*holder);
@@ -217,7 +218,7 @@ impl Scheduler {
         if excess.is_none() {
             return excess; // the usual case
         }
-        let mut counted = taken.to_vec();
+        let mut counted: Notes<ClientId> = Notes::from_slice(taken);
         let mut left = excess;
         for holder in gpus.flat_map(|gpu| &self.gpus[gpu.index()].holders) {
             if !counted.contains(holder) {

@@ -3,13 +3,14 @@
 //! Owns: the answer, and that who is in the way under a limit makes place. Does not own: the rounds.
 
 use super::*;
+use crate::few::Notes;
 
 impl Scheduler {
     /// Of GPUs in the order of preference, those for a member that is not bound: the first that leave its gang's other
     /// members theirs. One that took the GPU of a bound one would keep its gang from starting, again and again.
-    pub(crate) fn beside_siblings(&self, id: ClientId, pool: &[Gpu]) -> Vec<Gpu> {
+    pub(crate) fn beside_siblings(&self, id: ClientId, pool: &[Gpu]) -> Notes<Gpu> {
         let client = &self.clients[&id];
-        let mut chosen = Vec::new();
+        let mut chosen = Notes::new();
         for gpu in pool {
             if chosen.len() == client.width as usize {
                 break;
@@ -20,7 +21,7 @@ impl Scheduler {
             }
         }
         // If there is none now, it waits for what it could use like everybody else.
-        if chosen.len() < client.width as usize { pool.to_vec() } else { chosen }
+        if chosen.len() < client.width as usize { Notes::from_slice(pool) } else { chosen }
     }
 
     /// True if all members of a client's gang for which nothing is kept yet can have GPUs beside these.
