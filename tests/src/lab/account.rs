@@ -4,6 +4,7 @@
 //! another lab's feet would be worse.
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 use std::fs;
 use std::process::Command;
 
@@ -31,8 +32,9 @@ impl Account {
             return Ok(account);
         }
         // Of two useradd at once the second gives the account another number, after the first was seen.
-        let passwd = fs::File::open(PASSWD).and_then(|file| file.lock().map(|()| file));
-        let _one_at_a_time = passwd.with_context(|| format!("lock {PASSWD}"))?;
+        let one_at_a_time = fs::File::open(PASSWD).with_context(|| format!("open {PASSWD}"))?;
+        flock(&one_at_a_time, FlockOperation::LockExclusive)
+            .with_context(|| format!("lock {PASSWD}"))?;
         if let Some(account) = Self::named(&name)? {
             return Ok(account);
         }
